@@ -1,0 +1,183 @@
+"""The encoder that both programs stand on: texts in, one vector each out."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+
+from coldframe import models
+from coldframe.errors import InvalidArgument
+from coldframe.longformer import Longformer, from_reference
+from coldframe.recipe import Recipe, named
+from coldframe.text import MAX_TEXT_CHARS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+# Tokens computed together: past some thousands the matrix products gain nothing more, and memory grows.
+TOKENS_PER_BATCH = 8_192
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model reads; their ends were cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as the model reads it."""
+
+    ids: list[int]
+    """At most `max_tokens`, special tokens included."""
+    seen: int
+    """How many there were before the text's end was cut off."""
+
+    @property
+    def used(self) -> int:
+        """How many are read."""
+        return len(self.ids)
+
+
+class Encoder:
+    """A Longformer, its tokenizer and a recipe. Safe to share between threads."""
+
+    def __init__(self, model: models.Model, recipe: Recipe, precision: Precision, device: Device) -> None:
+        self.device = _choose_device(device)
+        self.precision = _choose_precision(precision, self.device)
+        self.name = model.name
+        self.recipe = recipe
+        self.fingerprint = models.fingerprint(model, recipe)
+        """Hex digest of weights, tokenizer and recipe: equal for encoders whose vectors may be compared."""
+        self._tokenizer = model.tokenizer
+        self._config = model.longformer_config()
+        self._longformer = _build(model, self.precision, self.device)
+
+    @classmethod
+    def load(
+        cls, model: str, recipe: str | None = None, precision: Precision = "auto", device: Device = "auto"
+    ) -> Encoder:
+        """Loads a model by hub id, by directory, or "minilm", the embedded default.
+
+        `recipe` None is the model's own; "seed" sums the last 4 hidden layers over all tokens, not normalised.
+        `precision` "auto" is the fastest that the processor has instructions for. Raises ModelUnavailable where the
+        model cannot be had, InvalidArgument for a recipe, precision or device that there is not.
+        """
+        chosen = named(recipe) if recipe is not None else None
+        loaded = models.load(model)
+        return cls(loaded, chosen or loaded.recipe, precision, device)
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+        return self._config.hidden
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that is read whole, special tokens included."""
+        return self._config.max_tokens
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of each text, its end cut off where it is longer than the model reads.
+
+        Raises InvalidArgument for texts over 1,000,000 characters.
+        """
+        for n, text in enumerate(texts):
+            if len(text) > MAX_TEXT_CHARS:
+                raise InvalidArgument(
+                    f"text {n} has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are allowed", field="texts"
+                )
+        # A lone surrogate is no character and the tokenizer refuses it; it reads as the replacement character.
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        return [self._cut(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(clean)]
+
+    def _cut(self, ids: list[int]) -> Tokens:
+        # The closing special token stays: it is one of the two global ones.
+        kept = ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], ids[-1]]
+        return Tokens(kept, seen=len(ids))
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of the texts, (n, dim), in their order.
+
+        Warns with TruncationWarning where texts are longer than `max_tokens`.
+        """
+        tokens = self.tokenize(texts)
+        cut = sum(t.used < t.seen for t in tokens)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(tokens)} texts are longer than {self.max_tokens:,} tokens; their ends were not read",
+                TruncationWarning,
+                stacklevel=2,
+            )
+        return self.embed_ids([t.ids for t in tokens])
+
+    def embed_ids(self, documents: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Vectors of token ids, special tokens included, (n, dim). Raises InvalidArgument for ids of no text."""
+        self._check_ids(documents)
+        vectors = np.empty((len(documents), self.dim), np.float32)
+        for batch in plan_batches([len(ids) for ids in documents], TOKENS_PER_BATCH):
+            vectors[batch] = self._longformer([documents[n] for n in batch], self.recipe).float().cpu().numpy()
+        return vectors
+
+    def _check_ids(self, documents: Sequence[Sequence[int]]) -> None:
+        for n, ids in enumerate(documents):
+            if not 1 <= len(ids) <= self.max_tokens:
+                raise InvalidArgument(
+                    f"document {n} has {len(ids):,} tokens; allowed are 1 to {self.max_tokens:,}", field="documents"
+                )
+            if min(ids) < 0 or max(ids) >= self._config.vocab_size:
+                raise InvalidArgument(
+                    f"document {n} has a token id outside 0 to {self._config.vocab_size - 1:,}", field="documents"
+                )
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row numbers in batches of at most `budget` tokens, or of one document; documents of like length together."""
+    batch: list[int] = []
+    tokens = 0
+    for n in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        if batch and tokens + lengths[n] > budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(n)
+        tokens += lengths[n]
+    if batch:
+        yield batch
+
+
+def _build(model: models.Model, precision: str, device: str) -> Longformer:
+    try:
+        longformer = from_reference(model.longformer_config(), model.weights)
+    except (KeyError, ValueError) as error:
+        raise InvalidArgument(f"{model.name}'s weights do not fit its config.json: {error}", field="model") from error
+    return longformer.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _choose_device(device: str) -> str:
+    if device not in get_args(Device):
+        raise InvalidArgument(f"device {device!r} is none of {', '.join(get_args(Device))}", field="device")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InvalidArgument("device 'cuda' was asked for, and torch finds none; use 'cpu' or 'auto'", field="device")
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+def _choose_precision(precision: str, device: str) -> str:
+    if precision not in get_args(Precision):
+        raise InvalidArgument(f"precision {precision!r} is none of {', '.join(get_args(Precision))}", field="precision")
+    if precision != "auto":
+        return precision
+    return "bf16" if device == "cuda" or _cpu_computes_bf16() else "fp32"
+
+
+def _cpu_computes_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware; without that bf16 is several times slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

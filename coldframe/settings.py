@@ -1,0 +1,177 @@
+"""How the command lines are run: every flag also in a TOML file or by environment, and errors as one sentence.
+
+    flag  >  environment  >  file  >  default
+
+A file named by --config holds flags as keys, '-' or '_' alike. In a program with commands a key at the top is for
+every command that knows the flag, and a table such as [build] is for that command alone:
+
+    store = "/data/news"
+    [build]
+    clusters = 64
+
+In the environment the same flags are PREFIX_STORE, for every command, and PREFIX_BUILD_CLUSTERS, for one. Several
+values are an array in the file, and stand with spaces between them (paths: with colons) in the environment.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from coldframe.errors import ColdframeError, InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Command: TypeAlias = TyperCommand | TyperGroup
+
+
+def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None = None) -> NoReturn:
+    """Run a Typer program, of one command or several, and exit.
+
+    prog: what the usage line calls it, such as "python -m server". prefix: of its environment variables, such as
+    "COLDFRAME_SERVER". args: None takes the process's own.
+
+    Exit codes: 0, 2 for a usage error or InvalidArgument, 1 for any other ColdframeError, 130 for Ctrl-C. A
+    ColdframeError is one line on stderr; any other exception is a fault of ours and keeps its traceback.
+    """
+    try:
+        configured(app, prefix).main(args=args, prog_name=prog)
+    except ColdframeError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        sys.exit(2 if isinstance(error, InvalidArgument) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def configured(app: typer.Typer, prefix: str) -> Command:
+    """Return the app as one runnable command, with --config and environment variables on it and on its subcommands."""
+    root = cast("Command", typer.main.get_command(app))
+    for name, command in _commands(root).items():
+        prefixes = [f"{prefix}_{_normal(name).upper()}", prefix] if name else [prefix]
+        _accept_environment(command, prefixes)
+        command.epilog = "\n\n".join(filter(None, [command.epilog, _epilog(command, prefixes)]))
+    return root
+
+
+def _commands(root: Command) -> dict[str, Command]:
+    """Return the root, under the name "", and its subcommands."""
+    subcommands = cast("Mapping[str, Command]", root.commands) if isinstance(root, TyperGroup) else {}
+    return {"": root, **subcommands}
+
+
+def _normal(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
+
+
+def _options(command: Command) -> dict[str, TyperOption]:
+    """Return options by flag name. Eager ones, such as --version, are commands in disguise and no settings."""
+    options = [param for param in command.params if isinstance(param, TyperOption) and not param.is_eager]
+    return {_normal(max(option.opts, key=len)): option for option in options}
+
+
+def _accept_environment(command: Command, prefixes: Sequence[str]) -> None:
+    config = _config_option()
+    command.params.append(config)
+    for name, option in {**_options(command), "config": config}.items():
+        if option.envvar is None:
+            option.envvar = [f"{prefix}_{name.upper()}" for prefix in prefixes]
+            option.show_envvar = False  # The epilog says it once.
+
+
+def _epilog(command: Command, prefixes: Sequence[str]) -> str:
+    flag = next(iter(_options(command)), "config")
+    *alone, everywhere = (f"{prefix}_{flag.upper()}" for prefix in prefixes)
+    return (
+        "Every option can also be set in a TOML file (--config) or by environment: "
+        f"--{flag.replace('_', '-')} is {everywhere}{''.join(f', or {name} for this command alone' for name in alone)}."
+    )
+
+
+def _config_option() -> TyperOption:
+    """Make a --config option. Typer makes options from functions only, so one is made and its parameter taken."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def _(config: ConfigOption = None) -> None:
+        """Never runs."""
+
+    option = typer.main.get_command(app).params[0]
+    option.expose_value = False
+    return cast("TyperOption", option)
+
+
+def _load(context: typer.Context, path: Path | None) -> None:
+    """Make a file's values the defaults of the command at hand; being eager, it runs before they are looked up."""
+    if path is None or context.resilient_parsing:
+        return
+    root = context.find_root()
+    defaults = _defaults(_read(path), cast("Command", root.command), path)
+    own = defaults if context is root else defaults[str(context.info_name)]
+    context.default_map = {**(context.default_map or {}), **own}
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", is_eager=True, callback=_load, help="Read options from this TOML file."),
+]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or "it cannot be read"
+        raise InvalidArgument(f"configuration file {path}: {reason}.", field="config") from error
+    except ValueError as error:  # tomllib's own, and bytes that are not UTF-8
+        raise InvalidArgument(f"configuration file {path} is not TOML: {error}.", field="config") from error
+
+
+def _defaults(file: Mapping[str, Any], root: Command, path: Path) -> dict[str, Any]:
+    """Return a file's values by parameter: the root's own and, by name, those of its subcommands."""
+    commands = _commands(root)
+    tables = {key: value for key, value in file.items() if key and key in commands and isinstance(value, dict)}
+    shared = {key: value for key, value in file.items() if key not in tables}
+    _refuse_unknown(shared, {flag for command in commands.values() for flag in _options(command)}, str(path))
+    defaults: dict[str, Any] = {}
+    for name, command in commands.items():
+        table = tables.get(name, {})
+        _refuse_unknown(table, _options(command), f"{path} [{name}]")
+        values = _values(command, shared) | _values(command, table)
+        defaults |= {name: values} if name else values
+    return defaults
+
+
+def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    allowed = sorted(known)
+    for key in keys:
+        if _normal(key) not in allowed:
+            names = ", ".join(name.replace("_", "-") for name in allowed)
+            raise InvalidArgument(f"{where}: unknown key '{key}'; the keys allowed here are {names}.", field=key)
+
+
+def _values(command: Command, table: Mapping[str, Any]) -> dict[str, Any]:
+    """By parameter name, the values that the command has a flag for."""
+    options = _options(command)
+    known = {key: options[_normal(key)] for key in table if _normal(key) in options}
+    return {option.name or key: _as_typed(option, key, table[key]) for key, option in known.items()}
+
+
+def _as_typed(option: TyperOption, key: str, value: Any) -> Any:
+    """Write a TOML value as a person would type it after the flag, so that 2.5 clusters are refused and not rounded."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise InvalidArgument(f"'{key}' is {value!r} in the configuration file; give true or false.", field=key)
+        return value
+    several = option.multiple or option.nargs != 1
+    values = value if several and isinstance(value, list) else [value]
+    if any(isinstance(item, bool | list | dict) for item in values):
+        kind = "an array of texts or numbers" if several else "a text or a number"
+        raise InvalidArgument(f"'{key}' is {value!r} in the configuration file; give {kind}.", field=key)
+    return [str(item) for item in values] if several else str(value)

@@ -1,0 +1,1 @@
+"""Things to try; `make demo` runs `examples.demo`."""

@@ -1,0 +1,1 @@
+"""The rebuild job: plan -> read -> embed -> train -> add -> describe -> measure -> publish."""

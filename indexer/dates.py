@@ -1,0 +1,142 @@
+"""Dates as news feeds write them -> aware UTC datetimes.
+
+What is read, in this order: epoch seconds or milliseconds, ISO 8601, day-month-year with a month name (RFC 2822 and the
+wires: `3-MAR-1987 12:13:48.90`), and what python-dateutil makes of the rest (`August 22, 2016 12:34 IST`).
+A date without a zone is UTC. `01/02/2016` is read the American way, month first. Nothing is ever filled in from today's
+date, and nothing depends on the machine's own time zone: what does not name a year, a month and a day is not a date.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+
+from dateutil import parser
+
+# Zone names are ambiguous (IST is also Irish and Israeli, CST also Chinese, BST also Bangladeshi): this is the reading
+# news use. A name that is not here makes the date unreadable, which is better than a date that is wrong by hours.
+_ZONE_HOURS = {
+    "Z": 0.0, "UTC": 0.0, "UT": 0.0, "GMT": 0.0, "WET": 0.0,
+    "BST": 1.0, "CET": 1.0, "WEST": 1.0, "WAT": 1.0, "CEST": 2.0, "EET": 2.0, "CAT": 2.0, "SAST": 2.0,
+    "EEST": 3.0, "MSK": 3.0, "EAT": 3.0, "GST": 4.0, "PKT": 5.0, "IST": 5.5, "NPT": 5.75,
+    "ICT": 7.0, "WIB": 7.0, "HKT": 8.0, "SGT": 8.0, "AWST": 8.0, "JST": 9.0, "KST": 9.0,
+    "ACST": 9.5, "ACDT": 10.5, "AEST": 10.0, "AEDT": 11.0, "NZST": 12.0, "NZDT": 13.0,
+    "BRT": -3.0, "ART": -3.0, "ADT": -3.0, "AST": -4.0, "EDT": -4.0, "EST": -5.0, "CDT": -5.0, "CST": -6.0,
+    "MDT": -6.0, "MST": -7.0, "PDT": -7.0, "PST": -8.0, "AKDT": -8.0, "AKST": -9.0, "HST": -10.0,
+}  # fmt: skip
+_ZONES = {name: timezone(timedelta(hours=hours)) for name, hours in _ZONE_HOURS.items()}
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_END_OF_EPOCH_S = 4_133_980_800  # 2101-01-01: a larger number of seconds must be milliseconds
+_EPOCH_NUMBER = re.compile(r"\d{9,13}(\.\d*)?", re.ASCII)
+_ISO_START = re.compile(r"\d{4}(-\d\d-\d\d|\d{4})(?!\d)", re.ASCII)
+# What may follow a date: a comment (RFC 2822: `... +0530 (IST)`), control characters of a wire (Reuters: `...&#5;RM`).
+_TRAILER = re.compile(r"(\s*\([^()]*\)|&#\d+;.*)$")
+# `12:34 GMT+3` is three hours ahead of Greenwich; dateutil reads it the POSIX way, three hours behind.
+_GMT_BEFORE_OFFSET = re.compile(r"\b(GMT|UTC|UT)\s*(?=[+-]\d)", re.IGNORECASE)
+_DAY_MONTH_YEAR = re.compile(
+    r"(?:[a-z]{3,9},?\s+)?(?P<day>\d{1,2})[-\s](?P<month>[a-z]{3,9})[-\s,]\s*(?P<year>\d{4})"
+    r"(?:[\sT]\s*(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d{1,9}))?)?"
+    r"(?:\s*(?P<zone>[a-z]{1,5}|[+-]\d\d:?\d\d))?)?",
+    re.ASCII | re.IGNORECASE,
+)
+_MAX_CHARS = 100  # no date is longer; dateutil is slow on long nonsense
+# Two days that share no year, month or day: where the readings differ, dateutil has filled something in.
+_DEFAULTS = (datetime(1972, 1, 1), datetime(1973, 2, 2))
+
+
+def parse_date(value: str | int | float | datetime | date | None) -> datetime | None:
+    """Return an aware UTC datetime, or None if `value` is no full date of the years 1000 to 9999. Never raise or warn.
+
+    Numbers, and strings of 9 to 13 digits, are seconds or milliseconds since 1970, up to the year 2100.
+    """
+    try:
+        found = _read(value)
+        moment = found and _utc(found)
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment and moment.year >= 1000 else None
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _read(value: str | int | float | datetime | date | None) -> datetime | None:
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    # A float writes an epoch in milliseconds plainly up to 16 digits: far beyond the year 2100.
+    return _read_text(str(value).strip())
+
+
+def _read_text(text: str) -> datetime | None:
+    if not text or len(text) > _MAX_CHARS:
+        return None
+    if _EPOCH_NUMBER.fullmatch(text):
+        return _from_epoch(float(text))
+    if text.isdecimal() and len(text) not in (8, 14):  # 20160822 and 20160822123400 are dates, other numbers are not
+        return None
+    if _ISO_START.match(text):
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            pass  # `2016-08-22 12:34 IST` begins like ISO 8601; dateutil reads it
+    return _from_day_month_year(text) or _from_anything(_GMT_BEFORE_OFFSET.sub("", _TRAILER.sub("", text)))
+
+
+def _from_epoch(number: float) -> datetime | None:
+    seconds = number if number < _END_OF_EPOCH_S else number / 1000
+    return _EPOCH + timedelta(seconds=seconds) if seconds < _END_OF_EPOCH_S else None
+
+
+def _from_day_month_year(text: str) -> datetime | None:
+    """Read the commonest forms, 20 times faster than dateutil does; None leaves the text to it."""
+    match = _DAY_MONTH_YEAR.fullmatch(text)
+    if match is None:
+        return None
+    month = _month(match["month"].lower())
+    zone = _zone(match["zone"])
+    if month is None or (match["zone"] and zone is None):
+        return None
+    hour, minute, second = (int(match[part] or 0) for part in ("hour", "minute", "second"))
+    microsecond = int((match["fraction"] or "0")[:6].ljust(6, "0"))
+    return datetime(int(match["year"]), month, int(match["day"]), hour, minute, second, microsecond, zone)
+
+
+def _month(name: str) -> int | None:
+    return next((number for number, month in enumerate(_MONTHS, 1) if month.startswith(name)), None)
+
+
+def _zone(name: str | None) -> tzinfo | None:
+    """Find the zone of an abbreviation or of an offset such as -0500 or +05:30."""
+    if not name:
+        return None
+    if name[0] in "+-":
+        minutes = int(name[1:3]) * 60 + int(name[-2:])
+        return timezone(timedelta(minutes=-minutes if name[0] == "-" else minutes))
+    return _ZONES.get(name.upper())
+
+
+def _known_zone(name: str | None, offset_s: int | None) -> tzinfo | None:
+    """For dateutil, which would otherwise look a name up in the machine's own time zone, and warn."""
+    named = _zone(name)
+    zone = named if offset_s is None else timezone(timedelta(seconds=offset_s))
+    if (name and zone is None) or (named and zone != named):
+        raise ValueError(f"{name} is no known time zone, or not the one that its offset says")
+    return zone
+
+
+def _from_anything(text: str) -> datetime | None:
+    try:
+        first, second = (parser.parse(text, default=day, tzinfos=_known_zone) for day in _DEFAULTS)
+    except Exception:  # on odd input dateutil raises nearly anything, and none of it is of use here
+        return None
+    return first if first == second else None

@@ -1,0 +1,97 @@
+"""What a person, or a log, sees of a build while it runs, and how long each phase took."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+    from rich.progress import Task
+
+_LOG_EVERY_S = 15.0
+
+
+class Reporter:
+    """Prints phases as they pass: a bar on a terminal, a line now and then in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+        """Wall time by phase, in the order in which they ran."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Times a phase. The block may call what it is given to say what came of it."""
+        start = time.perf_counter()
+        outcome: list[str] = []
+        yield outcome.append
+        self.seconds[name] = time.perf_counter() - start
+        line = Text(f"{name:<9}", style="bold")
+        line.append(f"{self.seconds[name]:8.1f} s  ", style="dim")
+        self.console.print(line.append("; ".join(outcome), style="not bold"))
+
+    @contextmanager
+    def embedding(self, articles: int, chars: int) -> Iterator[Callable[[int, int, int], None]]:
+        """Shows articles, tokens/s and time left. The block reports articles, tokens and characters as they pass.
+
+        Time left goes by characters: texts come sorted by length, and the last article costs far more than the first.
+        """
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[articles]:,}/{task.fields[of]:,} articles"),
+            _TokensPerSecond(),
+            TimeRemainingColumn(compact=True),
+        )
+        terminal = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not terminal, expand=True) as progress:
+            task = progress.add_task("embedding", total=chars, articles=0, of=articles, tokens=0)
+            log = _Log(self.console, articles, chars)
+            done = [0, 0]
+
+            def advance(more_articles: int, more_tokens: int, more_chars: int) -> None:
+                done[0] += more_articles
+                done[1] += more_tokens
+                progress.update(task, advance=more_chars, articles=done[0], tokens=done[1])
+                if not terminal:
+                    log.advance(done[0], done[1], more_chars)
+
+            yield advance
+
+
+class _TokensPerSecond(ProgressColumn):
+    """The mean rate since the first batch."""
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.elapsed or 0.0
+        rate = task.fields["tokens"] / elapsed if elapsed else 0.0
+        return Text(f"{rate:,.0f} tokens/s")
+
+
+class _Log:
+    """The same progress for a file: one line every so many seconds."""
+
+    def __init__(self, console: Console, articles: int, chars: int) -> None:
+        self._console, self._articles, self._chars = console, articles, chars
+        self._start = self._last = time.perf_counter()
+        self._done_chars = 0
+
+    def advance(self, articles: int, tokens: int, chars: int) -> None:
+        self._done_chars += chars
+        now = time.perf_counter()
+        if now - self._last < _LOG_EVERY_S:
+            return
+        self._last = now
+        elapsed = now - self._start
+        left = elapsed * (self._chars - self._done_chars) / max(self._done_chars, 1)
+        self._console.print(
+            f"embedding {articles:,}/{self._articles:,} articles, {tokens / elapsed:,.0f} tokens/s, {left:,.0f} s left",
+            highlight=False,
+        )

@@ -1,0 +1,253 @@
+"""The corpus on disk, between reading and embedding.
+
+Files hold articles in any order and may repeat an id. The spool takes them one by one into a SQLite file and gives them
+back sorted by id, with duplicates found, in memory that does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Self, TextIO
+
+from coldframe.errors import InvalidArgument
+from coldframe.text import article_text, text_digest
+from indexer.corpus import Article, Reject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+_PROGRESS_ROWS = 500
+_encode = json.JSONEncoder(sort_keys=True).encode  # json.dumps would make an encoder for every row
+
+# TEXT compares by its UTF-8 bytes, which is the order of code points. `texts` holds each distinct embedded text once,
+# in the order in which texts are embedded; the text itself is made again from the first article that has it.
+_SCHEMA = """
+    PRAGMA journal_mode = OFF;
+    PRAGMA synchronous = OFF;
+    CREATE TABLE articles (
+        row INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        source TEXT NOT NULL,
+        line INTEGER NOT NULL,
+        published_at TEXT,
+        digest BLOB NOT NULL,
+        title TEXT NOT NULL,
+        attributes TEXT NOT NULL,
+        content TEXT NOT NULL
+    );
+    CREATE TABLE texts (
+        chars INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        first INTEGER NOT NULL,
+        PRIMARY KEY (chars, digest)
+    ) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledArticle(Article):
+    """An article with the digest (16 bytes) of its embedded text: equal for articles that share one vector."""
+
+    digest: bytes = b""
+
+
+class Spool:
+    """Articles in a scratch file. It is always begun anew, since a crash may leave it broken."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._db = sqlite3.connect(path)
+        self._db.executescript(_SCHEMA)
+        self._articles = 0
+        self._texts = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and leave it where it is."""
+        self._db.commit()
+        self._db.close()
+
+    def __len__(self) -> int:
+        return self._articles
+
+    def add(self, article: Article) -> bool:
+        """Take an article; False if its id is already there, in which case the first one stays."""
+        text = article_text(article.title, article.content)
+        digest = text_digest(text)
+        published_at = article.published_at and article.published_at.isoformat()
+        attributes = _encode(article.attributes)
+        row = (
+            article.id,
+            article.source,
+            article.line,
+            published_at,
+            digest,
+            article.title,
+            attributes,
+            article.content,
+        )
+        added = self._db.execute("INSERT OR IGNORE INTO articles VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        if not added.rowcount:
+            return False
+        self._articles += 1
+        new = self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", (len(text), digest, added.lastrowid))
+        self._texts += new.rowcount
+        return True
+
+    def distinct(self) -> int:
+        """Count the distinct embedded texts."""
+        return self._texts
+
+    def chars(self) -> int:
+        """Count the characters of the distinct embedded texts."""
+        total: int | None = self._db.execute("SELECT sum(chars) FROM texts").fetchone()[0]
+        return total or 0
+
+    def where(self, article_id: str) -> tuple[str, int] | None:
+        """Say in which source and on which line the article with this id was read; None if there is none."""
+        found: tuple[str, int] | None = self._db.execute(
+            "SELECT source, line FROM articles WHERE id = ?", (article_id,)
+        ).fetchone()
+        return found
+
+    def articles(self) -> Iterator[SpooledArticle]:
+        """Every article, ordered by the code points of its id."""
+        rows = self._db.execute(
+            "SELECT id, title, content, published_at, attributes, source, line, digest FROM articles ORDER BY id"
+        )
+        for article_id, title, content, published_at, attributes, source, line, digest in rows:
+            date = datetime.fromisoformat(published_at) if published_at else None
+            yield SpooledArticle(article_id, title, content, date, json.loads(attributes), source, line, digest)
+
+    def texts(self) -> Iterator[tuple[bytes, str]]:
+        """Each distinct embedded text once, with its digest, ordered by length in characters and digest."""
+        # CROSS JOIN keeps the order of the tables: SQLite walks the key of `texts` and sorts nothing.
+        rows = self._db.execute(
+            "SELECT texts.digest, title, content FROM texts CROSS JOIN articles ON row = first "
+            "ORDER BY texts.chars, texts.digest"
+        )
+        for digest, title, content in rows:
+            yield digest, article_text(title, content)
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of the ordered articles, the same whatever the order or the format of their files."""
+        sha = hashlib.sha256()
+        rows = self._db.execute("SELECT id, title, content, published_at, attributes FROM articles ORDER BY id")
+        for row in rows:
+            sha.update(_encode(row).encode())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class ReadStats:
+    """What came of reading a corpus, in rows. `undated` is a part of `kept`; `reasons` counts the rejected by kind."""
+
+    read: int
+    kept: int
+    rejected: int
+    undated: int
+    rejects_path: Path | None
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def fill(
+    spool: Spool,
+    rows: Iterable[Article | Reject],
+    rejects_path: Path,
+    *,
+    max_reject_share: float,
+    progress: Callable[[int], None] | None = None,
+) -> ReadStats:
+    """Put the articles into the spool and what cannot be used into `rejects_path`, one JSON object per line.
+
+    The rejects file appears whole, and only if a row was rejected; one that an earlier run left is replaced or removed.
+    `progress` is called now and then with the number of rows read so far.
+    Raises InvalidArgument if there are no rows, none that can be used, or a larger share of rejects than is allowed.
+    """
+    if not 0 <= max_reject_share <= 1:
+        raise InvalidArgument(
+            f"--max-reject-share is {max_reject_share}; it is a share, between 0 and 1.", field="max-reject-share"
+        )
+    read = undated = 0
+    reasons: Counter[str] = Counter()
+    with _rejects_file(rejects_path) as file:
+        for read, row in enumerate(rows, 1):
+            reject = row if isinstance(row, Reject) else _keep(spool, row)
+            if reject:
+                reasons[reject.kind] += 1
+                file.write(_json_line(reject))
+            elif isinstance(row, Article) and row.published_at is None:
+                undated += 1
+            if progress and read % _PROGRESS_ROWS == 0:
+                progress(read)
+    if progress:
+        progress(read)
+    rejected = reasons.total()
+    stats = ReadStats(
+        read, read - rejected, rejected, undated, rejects_path if rejected else None, dict(reasons.most_common())
+    )
+    _judge(stats, max_reject_share)
+    return stats
+
+
+def _keep(spool: Spool, article: Article) -> Reject | None:
+    if spool.add(article):
+        return None
+    source, line = spool.where(article.id) or ("", 0)
+    reason = f"duplicate id: the id {article.id!r} was already used in {source} line {line}; the first one is kept"
+    return Reject(article.source, article.line, reason, article.id)
+
+
+def _json_line(reject: Reject) -> str:
+    return json.dumps({"source": reject.source, "line": reject.line, "id": reject.id, "reason": reject.reason}) + "\n"
+
+
+@contextmanager
+def _rejects_file(path: Path) -> Iterator[TextIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if unfinished.stat().st_size:
+            unfinished.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _judge(stats: ReadStats, max_reject_share: float) -> None:
+    if stats.read == 0:
+        raise InvalidArgument(
+            "The corpus has no articles: its files hold column names only. Give --corpus a file with rows.",
+            field="corpus",
+        )
+    if stats.kept and stats.rejected <= max_reject_share * stats.read:
+        return
+    share = stats.rejected / stats.read
+    commonest = ", ".join(f"{kind} ({count:,})" for kind, count in list(stats.reasons.items())[:3])
+    raise InvalidArgument(
+        f"{stats.rejected:,} of {stats.read:,} rows ({share:.1%}) cannot be used; {max_reject_share:.1%} may be bad. "
+        f"The commonest reasons: {commonest}. {stats.rejects_path} lists them all. "
+        "Mend the rows, or allow more with --max-reject-share.",
+        field="max-reject-share",
+    )

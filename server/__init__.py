@@ -1,0 +1,1 @@
+"""The service: wire -> embed queue / search -> reply."""

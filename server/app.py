@@ -1,0 +1,163 @@
+"""The server's life: load, listen, answer, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from coldframe.client import MAX_MESSAGE_BYTES
+from coldframe.errors import InvalidArgument, NoGeneration
+from coldframe.v1 import (
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    index_service_pb2,
+    index_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
+)
+from server import services
+from server.interceptor import ErrorInterceptor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.engine import Engine
+
+_log = logging.getLogger("coldframe.server")
+
+SERVICES = tuple(
+    descriptor.full_name
+    for module in (embedding_service_pb2, search_service_pb2, cluster_service_pb2, index_service_pb2)
+    for descriptor in module.DESCRIPTOR.services_by_name.values()
+)
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Two servers on one port would share its calls in silence; the second one shall fail instead.
+    ("grpc.so_reuseport", 0),
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """HOST:PORT; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, value: str) -> Address:
+        """Raises InvalidArgument for anything that is not HOST:PORT."""
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+            raise InvalidArgument(
+                f"--listen is {value!r}; give HOST:PORT with a port of 0 to 65535, such as localhost:50051",
+                field="listen",
+            )
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Server:
+    """A gRPC server over an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+        self._health = HealthServicer()
+        self._register()
+
+    def _register(self) -> None:
+        server, engine = self._server, self._engine
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(services.EmbeddingService(engine), server)
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(services.SearchService(engine), server)
+        cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(services.ClusterService(engine), server)
+        index_service_pb2_grpc.add_IndexServiceServicer_to_server(services.IndexService(engine), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, _REFLECTION_V1)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        _enable_reflection_v1(server, (*names, reflection.SERVICE_NAME))
+
+    async def start(self, address: Address) -> Address:
+        """Listens, and returns the address with the port that was taken. Raises InvalidArgument where it cannot."""
+        try:
+            port = self._server.add_insecure_port(str(address))
+        except RuntimeError as error:
+            raise InvalidArgument(
+                f"cannot listen on {address}: the port is taken, or the host is not this machine's; choose another "
+                f"with --listen HOST:PORT",
+                field="listen",
+            ) from error
+        await self._set_health()
+        await self._server.start()
+        return Address(address.host, port)
+
+    async def become_ready(self) -> None:
+        """Waits for something to serve, and tells the health service."""
+        await self._engine.wait_and_load()
+        await self._set_health()
+        _log.info("serving generation %s", self._engine.served().generation.name)
+
+    async def _set_health(self) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if self._engine.ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in ("", *SERVICES):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no new calls, finishes those under way within `grace_s`, and ends."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+        await self._engine.close()
+
+
+def _enable_reflection_v1(server: grpc.aio.Server, names: tuple[str, ...]) -> None:
+    """grpcio-reflection speaks v1alpha only; v1 has the same messages under another service name."""
+    servicer = reflection.ReflectionServicer(names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler}),)
+    )
+
+
+async def serve(
+    engine: Engine, address: Address, *, grace_s: float = 10.0, announce: Callable[[str], None] = print
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. Raises what makes it impossible to serve at all."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    # An empty store may be filled any moment; a broken one needs a person.
+    with contextlib.suppress(NoGeneration):
+        await loop.run_in_executor(None, engine.load)
+    server = Server(engine)
+    listening = await server.start(address)
+    announce(f"listening on {listening}")
+    ready = asyncio.create_task(server.become_ready())
+    if not engine.ready:
+        announce("the store is empty; waiting for its first generation (python -m indexer build)")
+    await stopping.wait()
+    ready.cancel()
+    announce("stopping: finishing the calls under way")
+    await server.stop(grace_s)

@@ -1,0 +1,108 @@
+"""Errors on the wire: every ColdframeError as its status with standard details, everything else as INTERNAL.
+
+Beside google.rpc details (BadRequest, RetryInfo, ErrorInfo) the trailing metadata names the class, for clients that
+have no google.rpc: `coldframe-error`, `coldframe-field`, `coldframe-retry-after-ms`, percent-encoded.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import grpc
+import grpc.aio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from coldframe.errors import ColdframeError, InternalError, InvalidArgument, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from google.protobuf.message import Message
+
+_log = logging.getLogger("coldframe.server")
+_OURS = "/coldframe."
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message of its type."""
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every unary method of Coldframe's own services."""
+
+    async def intercept_service(  # noqa: D102
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(_OURS):
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            _guarded(handler.unary_unary, handler_call_details.method),
+            request_deserializer=_lenient(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    # gRPC answers INTERNAL where a deserializer raises; a broken request is the caller's fault, and is told so.
+    def read(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except (DecodeError, UnicodeDecodeError):
+            return _Malformed()
+
+    return read
+
+
+def _guarded(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            if isinstance(request, _Malformed):
+                raise InvalidArgument(f"the request's bytes are no message that {name} takes", field="request")
+            return await method(request, context)
+        except ColdframeError as error:
+            await _abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            ticket = uuid.uuid4().hex[:12]
+            _log.exception("%s failed, ticket %s", name, ticket)
+            await _abort(context, InternalError(f"the server failed; its log says why under {ticket}"))
+
+    return call
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ColdframeError) -> None:
+    code = grpc.StatusCode[error.code]
+    status = status_pb2.Status(code=code.value[0], message=error.message, details=_details(error))
+    hints = {"coldframe-error": type(error).__name__}
+    if isinstance(error, InvalidArgument):
+        hints["coldframe-field"] = error.field
+    if isinstance(error, Overloaded):
+        hints["coldframe-retry-after-ms"] = str(round(1e3 * error.retry_after_s))
+    trailing: list[tuple[str, str | bytes]] = [(key, quote(value)) for key, value in hints.items() if value]
+    trailing.append(("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(code, error.message, tuple(trailing))
+
+
+def _details(error: ColdframeError) -> list[AnyMessage]:
+    messages: list[Message] = [error_details_pb2.ErrorInfo(reason=type(error).__name__, domain="coldframe")]
+    if isinstance(error, InvalidArgument):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, Overloaded):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(1e3 * error.retry_after_s))
+        messages.append(retry)
+    packed = []
+    for message in messages:
+        packed.append(AnyMessage())
+        packed[-1].Pack(message)
+    return packed

@@ -1,0 +1,317 @@
+"""The client against a real server in this process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import grpc
+import pytest
+
+from coldframe import client as client_module
+from coldframe.client import Client
+from coldframe.errors import (
+    ColdframeError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    UnknownCluster,
+    error_classes,
+)
+from coldframe.v1.search_service_pb2 import SearchRequest
+from coldframe.v1.types_pb2 import EFFORT_BALANCED, EFFORT_EXACT, Article
+from tests.scripted import MAX_REQUEST_BYTES, Failure, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.target, timeout=10) as opened:
+        yield opened
+
+
+def test_every_seed_finds_its_neighbours(client: Client) -> None:
+    assert client.search("the economy").hits[0].article.id == "a1"
+    assert client.search(article=Article(title="Storm", content="at sea")).hits[0].article.id == "a5"
+    assert client.search(article_id="a4").hits[0].article.id == "a3"
+    assert [hit.article.id for hit in client.search(vector=[0.0, 0.0, 1.0], limit=2).hits] == ["a5", "a6"]
+
+
+def test_a_reply_says_what_answered_and_where_the_time_went(client: Client) -> None:
+    reply = client.search("the economy")
+    assert reply.served_by.model == "minilm"
+    assert reply.usage.tokens_seen == reply.usage.tokens_used == 4
+    assert reply.timing.total_ms > 0
+
+
+def test_limit_and_effort_reach_the_server(server: Server, client: Client) -> None:
+    client.search("economy", limit=3, exact=True)
+    client.search("economy")
+    first, second = server.requests
+    assert isinstance(first, SearchRequest)
+    assert isinstance(second, SearchRequest)
+    assert (first.limit, first.effort) == (3, EFFORT_EXACT)
+    assert (second.HasField("limit"), second.effort) == (False, EFFORT_BALANCED)
+
+
+def test_nearest_clusters(client: Client) -> None:
+    reply = client.nearest_clusters("sport on sunday", limit=1)
+    assert [match.cluster.id for match in reply.matches] == ["c1"]
+    assert client.nearest_clusters(article_id="a5").matches[0].cluster.id == "c2"
+
+
+def test_embed_keeps_the_order(client: Client) -> None:
+    reply = client.embed(["storm", "economy"])
+    assert [list(item.vector.values) for item in reply.embeddings] == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_index_and_cluster(client: Client) -> None:
+    assert client.index().index.article_count == 2225
+    assert [article.id for article in client.cluster("c1").cluster.representatives] == ["a3", "a4"]
+
+
+@pytest.mark.parametrize(("page_size", "calls"), [(1, 3), (2, 2), (3, 1), (None, 1)])
+def test_clusters_come_from_all_pages(server: Server, client: Client, page_size: int | None, calls: int) -> None:
+    assert [cluster.id for cluster in client.clusters(page_size=page_size)] == ["c0", "c1", "c2"]
+    assert len(server.requests) == calls
+
+
+def test_metadata_goes_with_every_call(server: Server) -> None:
+    with Client(server.target, metadata=[("Authorization", "Bearer abc")]) as client:
+        client.index()
+    assert server.metadata["authorization"] == "Bearer abc"
+
+
+# ------------------------------------------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize("ask", [Client.search, Client.nearest_clusters])
+@pytest.mark.parametrize(
+    "seeds",
+    [{}, {"text": "a", "article_id": "b"}, {"article": Article(), "vector": [1.0]}, {"text": "", "vector": []}],
+)
+def test_exactly_one_seed(server: Server, client: Client, ask: Callable[..., object], seeds: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="exactly one of text, article, article_id, vector") as caught:
+        ask(client, **seeds)
+    assert caught.value.field == "seed"
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda client: client.embed("one string"), "texts"),
+        (lambda client: client.embed(["\ud800"]), "texts"),
+        (lambda client: client.search("\ud800"), "seed.text"),
+        (lambda client: client.search("a", limit=2**40), "limit"),
+        (lambda client: client.nearest_clusters("a", limit=-(2**40)), "limit"),
+        (lambda client: client.cluster("\udcff"), "cluster_id"),
+        (lambda client: list(client.clusters(page_size=2**31)), "page_size"),
+        (lambda client: client.search("a", timeout=0), "timeout"),
+        (lambda client: client.search("a", timeout=float("nan")), "timeout"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(client: Client, call: Callable[[Client], object], field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        call(client)
+    assert caught.value.field == field
+    assert field.removeprefix("seed.") in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"target": ""}, "target"),
+        ({"target": "http://localhost:50051"}, "target"),
+        ({"timeout": -1.0}, "timeout"),
+        ({"timeout": float("inf")}, "timeout"),
+        ({"attempts": 0}, "attempts"),
+        ({"attempts": 6}, "attempts"),
+    ],
+)
+def test_a_client_checks_its_options(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Client(**options)
+    assert caught.value.field == field
+
+
+def test_a_closed_client_says_so(server: Server) -> None:
+    with Client(server.target) as client:
+        client.index()
+    client.close()
+    with pytest.raises(FailedPrecondition, match="closed"):
+        client.index()
+    assert repr(client) == f"<coldframe.Client {server.target} (closed)>"
+
+
+# -------------------------------------------------------------------------------------------- retries, deadlines
+
+
+def test_unavailable_is_tried_again(server: Server, client: Client) -> None:
+    server.failures.extend([Failure(grpc.StatusCode.UNAVAILABLE)] * 2)
+    assert client.index().index.model == "minilm"
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 4])
+def test_attempts_come_to_an_end(server: Server, attempts: int) -> None:
+    server.failures.extend([Failure(grpc.StatusCode.UNAVAILABLE)] * 9)
+    with Client(server.target, attempts=attempts) as client, pytest.raises(Unavailable):
+        client.index()
+    assert len(server.requests) == attempts
+
+
+def test_a_long_request_is_tried_again_too(server: Server, client: Client) -> None:
+    server.failures.append(Failure(grpc.StatusCode.UNAVAILABLE))
+    client.search("economy " * (MAX_REQUEST_BYTES // 10))  # past gRPC's own retry buffer of 256 KiB
+    assert len(server.requests) == 2
+
+
+RETRIED = grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code not in (grpc.StatusCode.OK, RETRIED)])
+def test_nothing_else_is_tried_again(server: Server, client: Client, code: grpc.StatusCode) -> None:
+    server.failures.append(Failure(code))
+    with pytest.raises(ColdframeError):
+        client.index()
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_restarts_is_found_again() -> None:
+    with Server() as first, Client(first.target, timeout=10) as client:
+        client.index()
+        first.__exit__()
+        with Server(first.target) as second:
+            assert client.index().index.model == "minilm"
+            assert len(second.requests) == 1
+
+
+def test_the_deadline_is_the_clients_or_the_calls(server: Server) -> None:
+    server.stalled = True
+    with Client(server.target, timeout=0.2) as client:
+        with pytest.raises(DeadlineExceeded, match=rf"no answer from {server.target} within 0\.2 s"):
+            client.index()
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.1 s"):
+            client.index(timeout=0.1)
+        server.stalled = False
+        assert client.index(timeout=None).index.model == "minilm"
+
+
+def test_an_unreachable_server() -> None:
+    with Client("localhost:1", attempts=1) as client, pytest.raises(Unavailable) as caught:
+        client.search("anything")
+    assert caught.value.message.startswith("no Coldframe server answers at localhost:1 (")
+    assert caught.value.message.endswith("start one with: python -m server --store DIR --listen localhost:1")
+
+
+# -------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("name", error_classes())
+def test_every_class_crosses_the_wire(server: Server, name: str) -> None:
+    kind = error_classes()[name]
+    message = "what was wrong, and what to do: 100 % of it."
+    server.failures.append(Failure(grpc.StatusCode[kind.code], message, (("coldframe-error", name),)))
+    with Client(server.target, attempts=1) as client, pytest.raises(kind) as caught:
+        client.index()
+    assert type(caught.value) is kind
+    assert caught.value.message == message
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_field_and_retry_after_cross_the_wire(server: Server, client: Client) -> None:
+    field = (("coldframe-error", "InvalidArgument"), ("coldframe-field", quote("seed.text[ü]")))
+    wait = (("coldframe-error", "Overloaded"), ("coldframe-retry-after-ms", "250"))
+    server.failures.append(Failure(grpc.StatusCode.INVALID_ARGUMENT, metadata=field))
+    server.failures.append(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, metadata=wait))
+    with pytest.raises(InvalidArgument) as invalid:
+        client.index()
+    with pytest.raises(Overloaded) as overloaded:
+        client.index()
+    assert invalid.value.field == "seed.text[ü]"
+    assert overloaded.value.retry_after_s == 0.25
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("INVALID_ARGUMENT", "InvalidArgument"),
+        ("NOT_FOUND", "NotFound"),
+        ("FAILED_PRECONDITION", "FailedPrecondition"),
+        ("RESOURCE_EXHAUSTED", "Overloaded"),
+        ("DATA_LOSS", "CorruptGeneration"),
+        ("DEADLINE_EXCEEDED", "DeadlineExceeded"),
+        ("INTERNAL", "InternalError"),
+        ("UNAUTHENTICATED", "Unauthenticated"),
+        ("PERMISSION_DENIED", "PermissionDenied"),
+        ("CANCELLED", "ColdframeError"),
+        ("UNIMPLEMENTED", "ColdframeError"),
+        ("UNKNOWN", "ColdframeError"),
+    ],
+)
+def test_without_metadata_the_status_decides(server: Server, client: Client, code: str, name: str) -> None:
+    server.failures.append(Failure(grpc.StatusCode[code], metadata=(("coldframe-error", "FromTheFuture"),)))
+    with pytest.raises(ColdframeError) as caught:
+        client.index()
+    assert type(caught.value).__name__ == name
+
+
+def test_unknown_ids(client: Client) -> None:
+    with pytest.raises(UnknownCluster, match="no cluster has the id 'c9'"):
+        client.cluster("c9")
+    with pytest.raises(NotFound, match="no article has the id 'a9'"):
+        client.search(article_id="a9")
+
+
+def test_a_bad_retry_after_does_no_harm(server: Server, client: Client) -> None:
+    wait = (("coldframe-error", "Overloaded"), ("coldframe-retry-after-ms", "soon"))
+    server.failures.append(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, metadata=wait))
+    with pytest.raises(Overloaded) as caught:
+        client.index()
+    assert caught.value.retry_after_s == 1.0
+
+
+def test_a_fault_of_the_servers_is_an_internal_error(server: Server, client: Client) -> None:
+    server.failures.append(Failure(grpc.StatusCode.INTERNAL, "see the log"))
+    with pytest.raises(InternalError, match="see the log"):
+        client.index()
+
+
+def test_a_message_past_the_servers_limit(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match=r"too large: 1,2\d\d,\d\d\d bytes, and at most 1,048,576 are allowed"):
+        client.search("economy " * 150_000)
+
+
+def test_a_message_past_the_clients_limit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "MAX_MESSAGE_BYTES", 100)
+    with Client(server.target) as client:
+        with pytest.raises(InvalidArgument, match="at most 100 are allowed"):
+            client.search("economy " * 100)
+        with pytest.raises(InvalidArgument, match="at most 100 are allowed"):
+            client.search("economy")  # the reply is the larger one
+    assert len(server.requests) == 1
+
+
+# -------------------------------------------------------------------------------------------------------- import
+
+
+def test_the_client_stands_on_grpc_and_protobuf_alone() -> None:
+    heavy = ["torch", "faiss", "numpy", "typer", "rich", "pyarrow", "transformers", "google.rpc"]
+    script = f"import sys, coldframe.client; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

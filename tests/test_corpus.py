@@ -1,0 +1,525 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tracemalloc
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coldframe.errors import InvalidArgument
+from coldframe.text import article_text, text_digest
+from indexer.corpus import Article, Columns, Reject, expand, read
+from indexer.spool import ReadStats, Spool, fill
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SUFFIXES = [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"]
+Row = dict[str, Any]
+
+
+def write(path: Path, rows: list[Row]) -> Path:
+    """Write rows in the format that the path's suffixes name."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({key: [row[key] for row in rows] for key in rows[0]}), buffer, row_group_size=1000)
+        data = buffer.getvalue()
+    elif name.endswith((".csv", ".tsv")):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), delimiter="," if name.endswith(".csv") else "\t")
+        writer.writeheader()
+        writer.writerows(rows)
+        data = text.getvalue().encode()
+    else:
+        data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return path
+
+
+def put(path: Path, data: str | bytes) -> Path:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def rows_of(*paths: Path, columns: Columns | None = None, **options: Any) -> list[Article | Reject]:
+    return list(read(paths, columns or Columns(), **options))
+
+
+def refusal(*paths: Path, columns: Columns | None = None) -> InvalidArgument:
+    with pytest.raises(InvalidArgument) as caught:
+        rows_of(*paths, columns=columns)
+    return caught.value
+
+
+def spooled(
+    folder: Path, *paths: Path, share: float = 1.0, rejects: str = "rejects.jsonl"
+) -> tuple[ReadStats, list[Article], str]:
+    with Spool(folder / "spool.db") as spool:
+        stats = fill(spool, read(paths, Columns()), folder / rejects, max_reject_share=share)
+        return stats, list(spool.articles()), spool.digest()
+
+
+def only_reject(rows: list[Article | Reject]) -> Reject:
+    (reject,) = (row for row in rows if isinstance(row, Reject))
+    return reject
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).map(str.strip)
+texts = st.text(st.characters(codec="utf-8"), max_size=40).map(str.strip)
+corpora = st.lists(
+    st.tuples(names.filter(bool), texts, texts.filter(bool), texts, st.none() | st.datetimes(datetime(1000, 1, 1))),
+    min_size=1,
+    max_size=7,
+)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES + [suffix + ".gz" for suffix in SUFFIXES])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(corpus=corpora)
+def test_any_articles_read_back_the_same_from_any_format(tmp_path: Path, suffix: str, corpus: list[Any]) -> None:
+    rows = [
+        {"id": id_, "title": title, "content": content, "desk": desk, "date": date and date.isoformat()}
+        for id_, title, content, desk, date in corpus
+    ]
+    wanted = [
+        Article(id_, title, content, date and date.replace(tzinfo=UTC), {"desk": desk} if desk else {})
+        for id_, title, content, desk, date in corpus
+    ]
+    assert rows_of(write(tmp_path / f"articles{suffix}", rows)) == wanted
+
+
+def test_a_csv_may_have_a_bom_crlf_ends_blank_lines_and_line_breaks_in_fields(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", '\ufeffId,Content\r\n\r\n1,"two\r\nlines"\r\n2,"a ""quoted"" word"\r\n')
+    assert rows_of(path) == [
+        Article("1", "", "two\r\nlines", None, {}),
+        Article("2", "", 'a "quoted" word', None, {}),
+    ]
+    assert [row.line for row in rows_of(path)] == [3, 5]
+
+
+def test_the_suffix_is_read_without_case(tmp_path: Path) -> None:
+    path = put(tmp_path / "A.CSV.GZ", gzip.compress(b"id,content\n1,a\n"))
+    assert rows_of(path) == [Article("1", "", "a", None, {})]
+
+
+def test_files_are_read_one_after_another(tmp_path: Path) -> None:
+    first, second = put(tmp_path / "a.csv", "id,text\n1,a\n"), put(tmp_path / "b.jsonl", '{"id": 2, "body": "b"}\n')
+    assert [(row.source, row.id) for row in rows_of(first, second)] == [("a.csv", "1"), ("b.jsonl", "2")]
+
+
+def test_parquet_values_that_are_not_text(tmp_path: Path) -> None:
+    moment = datetime(2016, 8, 22, 7, 4, tzinfo=UTC)
+    table = pa.table(
+        {
+            "id": pa.array([1, 2]),
+            "content": pa.array(["a", "b"]).dictionary_encode(),
+            "date": pa.array([moment, None], pa.timestamp("ns", "Asia/Kolkata")),
+            "score": pa.array([0.5, None]),
+            "tags": pa.array([["x", "y"], None]),
+            "seen": pa.array([2**53, None], pa.timestamp("ms")),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second = rows_of(tmp_path / "a.parquet")
+    assert isinstance(first, Article)
+    assert (first.id, first.content, first.published_at) == ("1", "a", moment)
+    assert (first.attributes["score"], first.attributes["tags"]) == ("0.5", '["x", "y"]')
+    assert second == Article("2", "", "b", None, {})
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "content": f"{n} " * 500} for n in range(4000)]
+    paths = [write(tmp_path / f"a{suffix}", rows) for suffix in (".csv", ".csv.gz", ".jsonl", ".parquet")]
+    next(read(paths[-1:], Columns()))  # imports pyarrow
+    tracemalloc.start()
+    assert sum(1 for _ in read(paths, Columns())) == 4 * len(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000  # the four files hold 40 MB
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Article_Id,Title,Content,Date",
+        "id,headline,text,published_at",
+        "DOC ID,Headline,Body,Publication Date",
+        "guid,TITLE,article,time-stamp",
+        "uuid,title,content,Published",
+        " article-id , title , content , datetime ",
+    ],
+)
+def test_the_usual_column_names_are_recognised(tmp_path: Path, header: str) -> None:
+    path = put(tmp_path / "a.csv", f"{header},Desk\n 7 , A title , some text ,2016-08-22,Sport\n")
+    assert rows_of(path) == [Article("7", "A title", "some text", datetime(2016, 8, 22, tzinfo=UTC), {"Desk": "Sport"})]
+
+
+def test_the_first_name_of_the_list_wins_and_the_others_are_attributes(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "uuid,id,text,content\nu,1,t,c\n")
+    assert rows_of(path) == [Article("1", "", "c", None, {"uuid": "u", "text": "t"})]
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "id,key,headline,lead,when\n1,k,h,l,2016-08-22\n")
+    columns = Columns(id="key", title="lead", content="headline", date="when")
+    assert rows_of(path, columns=columns) == [Article("k", "l", "h", datetime(2016, 8, 22, tzinfo=UTC), {"id": "1"})]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_without_the_columns_the_error_says_which_there_are_and_how_to_name_them(tmp_path: Path, suffix: str) -> None:
+    error = refusal(write(tmp_path / f"news{suffix}", [{"key": "1", "Summary": "a"}]))
+    assert error.field == "corpus"
+    said = (f"news{suffix}", "key, Summary", "docid", "body", "--id-column", "--title-column", "--content-column")
+    assert all(part in error.message for part in said)
+    assert "--date-column" in error.message
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("role", ["id", "title", "content", "date"])
+def test_a_named_column_that_is_not_there_is_an_error_of_its_flag(tmp_path: Path, suffix: str, role: str) -> None:
+    path = write(tmp_path / f"news{suffix}", [{"id": "1", "content": "a"}])
+    error = refusal(path, columns=Columns(**{role: "nope"}))
+    assert error.field == f"{role}-column"
+    assert "'nope'" in error.message
+    assert "id, content" in error.message
+
+
+def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
+    assert "more than one column named text" in refusal(put(tmp_path / "a.csv", "id,text,text\n1,a,b\n")).message
+
+
+def test_jsonl_rows_may_differ_in_their_keys(tmp_path: Path) -> None:
+    lines: list[Row] = [
+        {"id": 1, "content": "a", "desk": None, "words": 12, "score": 0.5, "free": True, "tags": ["é", "b"]},
+        {"docid": "2", "text": "b", "desk": " "},
+        {"id": "3", "title": "no content key"},
+        {"content": "no id key"},
+    ]
+    first, second, *bad = rows_of(write(tmp_path / "a.jsonl", lines))
+    attributes = {"words": "12", "score": "0.5", "free": "True", "tags": '["é", "b"]'}
+    assert first == Article("1", "", "a", None, attributes)
+    assert second == Article("2", "", "b", None, {})
+    assert [(row.line, row.id, row.kind) for row in bad if isinstance(row, Reject)] == [
+        (3, "3", "no content"),
+        (4, "", "no id"),
+    ]
+
+
+def test_a_date_that_cannot_be_read_stays_as_an_attribute(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "id,content,Date\n1,a,last week\n2,b,\n3,c,22 Aug 2016\n")
+    assert rows_of(path) == [
+        Article("1", "", "a", None, {"Date": "last week"}),
+        Article("2", "", "b", None, {}),
+        Article("3", "", "c", datetime(2016, 8, 22, tzinfo=UTC), {}),
+    ]
+
+
+# --- rows that cannot be used ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["", "  \t ", '"\n \n"'])
+def test_an_article_needs_a_title_or_a_content(tmp_path: Path, content: str) -> None:
+    path = put(tmp_path / "a.csv", f"id,title,content\n1,only a title,{content}\n2,  ,{content}\n")
+    article, reject = rows_of(path)
+    assert article == Article("1", "only a title", "", None, {})
+    assert isinstance(reject, Reject)
+    assert (reject.id, reject.kind) == ("2", "no text")
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "reject_id"),
+    [
+        (b"caf\xe9,t,latin-1", "not UTF-8", "caf?"),
+        (b'2,t,"two\nlines \xff"', "not UTF-8", "2"),
+        (b" ,t,no id", "empty id", ""),
+        (b"a\0b,t,c", "NUL in id", "a\0b"),
+        (b"x" * 513 + b",t,c", "id too long", "x" * 512),
+        (b"2,t", "wrong number of fields", ""),
+        (b"2,t,c,more", "wrong number of fields", ""),
+        (b"2,title," + b"x" * 96, "text too long", "2"),
+    ],
+)
+def test_a_bad_csv_row_is_rejected_alone_with_its_line(tmp_path: Path, bad: bytes, kind: str, reject_id: str) -> None:
+    path = put(tmp_path / "a.csv", b'id,title,content\n1,t,"a\nb\nc"\n' + bad + b"\n3,t,d\n")
+    rows = rows_of(path, max_text_chars=100)
+    assert [row.id for row in rows if isinstance(row, Article)] == ["1", "3"]
+    reject = only_reject(rows)
+    assert (reject.source, reject.line, reject.kind, reject.id) == ("a.csv", 5, kind, reject_id)
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (b'{"id": "2", "content": ', "not JSON"),
+        (b"[1, 2]", "not a JSON object"),
+        (b"[" * 100_000, "not JSON"),
+        (b"9" * 5000, "not JSON"),
+        (b'{"id": "2", "content": "\xff"}', "not UTF-8"),
+        (b'{"id": "2", "content": "\\ud800"}', "not UTF-8"),
+        (b'{"id": "2", "content": "a", "\\udc00": "b"}', "not UTF-8"),
+        (b'{"id": "2", "content": ["a"]}', "content is not text"),
+        (b'{"id": null, "content": "a"}', "empty id"),
+    ],
+)
+def test_a_bad_jsonl_row_is_rejected_alone_with_its_line(tmp_path: Path, bad: bytes, kind: str) -> None:
+    path = put(tmp_path / "a.jsonl", b'{"id": "1", "content": "a"}\n\n' + bad + b'\n{"id": "3", "content": "c"}\n')
+    rows = rows_of(path)
+    assert [row.id for row in rows if isinstance(row, Article)] == ["1", "3"]
+    assert (only_reject(rows).line, only_reject(rows).kind) == (3, kind)
+
+
+def test_no_depth_of_nesting_stops_the_job(tmp_path: Path) -> None:
+    nested = ["[" * depth + "]" * depth for depth in range(900, 1010)]
+    lines = [f'{{"id": "{n}", "content": "a", "date": {text}, "tags": {text}}}' for n, text in enumerate(nested)]
+    rows = rows_of(put(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert len(rows) == len(nested)
+
+
+def test_a_bad_parquet_row_is_rejected_alone_with_its_number(tmp_path: Path) -> None:
+    content = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    strings = pa.StringArray.from_buffers(3, content.buffers()[1], content.buffers()[2])
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "content": strings}), tmp_path / "a.parquet")
+    rows = rows_of(tmp_path / "a.parquet")
+    assert [row.id for row in rows] == ["1", "2", "3"]
+    assert (only_reject(rows).line, only_reject(rows).kind) == (2, "not UTF-8")
+
+
+def test_a_quote_that_is_never_closed_rejects_the_row_that_opens_it(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", 'id,content\n1,a\n2,"b\n3,c\n')
+    rows = rows_of(path)
+    assert [row.id for row in rows if isinstance(row, Article)] == ["1"]
+    assert (only_reject(rows).line, only_reject(rows).kind) == (3, "unclosed quote")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_text_of_50_mb_is_rejected_and_the_rest_is_read(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": "1", "content": "a"}, {"id": "2", "content": "x" * 50_000_000}, {"id": "3", "content": "c"}]
+    found = rows_of(write(tmp_path / f"a{suffix}", rows))
+    assert [row.id for row in found] == ["1", "2", "3"]
+    assert only_reject(found).reason == (
+        "text too long: 50,000,000 characters, at most 1,000,000 are allowed (--max-text-chars)"
+    )
+
+
+# --- files that cannot be used ---------------------------------------------------------------------------------------
+
+WHOLE_GZIP = gzip.compress(b"id,content\n" + b"".join(b"%d,text %d\n" % (n, n * n) for n in range(5000)))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.csv", b"", "empty"),
+        ("a.csv.gz", b"", "empty"),
+        ("a.csv", b"\n\n", "empty"),
+        ("a.jsonl", b"\n \n", "empty"),
+        ("a.parquet", b"", "not a Parquet file"),
+        ("a.parquet", b"id,content\n1,a\n", "not a Parquet file"),
+        ("a.parquet.gz", gzip.compress(b"PAR1 and more, PAR1"), "not a Parquet file"),
+        ("a.csv.gz", WHOLE_GZIP[: len(WHOLE_GZIP) // 2], "cut short"),
+        ("a.csv.gz", WHOLE_GZIP[:5000] + b"\0" * 50 + WHOLE_GZIP[5050:], "cut short or corrupt"),
+        ("a.csv.gz", b"id,content\n1,a\n", "not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"id": 1, "content": "a"}\n')[:-4], "cut short"),
+        ("a.parquet.gz", WHOLE_GZIP[:100], "cut short"),
+        ("a.csv", WHOLE_GZIP, "UTF-8"),
+        ("a.csv", "id,content\n1,a\n".encode("utf-16"), "UTF-8"),
+        ("a.txt", b"id,content\n1,a\n", ".csv, .tsv, .jsonl, .ndjson, .parquet"),
+        ("a.json.gz", b"{}", ".csv, .tsv, .jsonl, .ndjson, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    error = refusal(put(tmp_path / name, data))
+    assert error.field == "corpus"
+    assert str(tmp_path / name) in error.message
+    assert said in error.message
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
+    assert str(tmp_path / f"a{suffix}") in refusal(tmp_path / f"a{suffix}").message
+
+
+def test_a_format_that_is_not_known_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"notes\.doc"):
+        read([put(tmp_path / "a.csv", "id,content\n1,a\n"), put(tmp_path / "notes.doc", "")], Columns())
+
+
+def test_a_field_beyond_all_bounds_stops_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.corpus._MAX_FIELD_CHARS", 1000)
+    error = refusal(put(tmp_path / "a.csv", 'id,content\n1,a\n2,"' + "b\n" * 1000))
+    assert "a.csv, line 3" in error.message
+    assert "quote" in error.message
+
+
+def test_the_corpus_is_expanded_sorted_each_file_once(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "[1].csv"):
+        put(tmp_path / name, "")
+    (tmp_path / "deep").mkdir()
+    put(tmp_path / "deep" / "c.csv", "")
+    assert expand([str(tmp_path / "*.csv"), str(tmp_path / "a.csv"), str(tmp_path / "[1].csv")]) == [
+        tmp_path / "[1].csv",
+        tmp_path / "a.csv",
+        tmp_path / "b.csv",
+    ]
+    assert tmp_path / "deep" / "c.csv" in expand([str(tmp_path / "**" / "*.csv")])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("none/*.csv", "no such file"),
+        ("none.csv", "no such file"),
+        (".", "a folder"),
+        ("https://x.org/a.csv", "Download"),
+    ],
+)
+def test_a_corpus_that_names_no_file_is_refused(value: str, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said) as caught:
+        expand([value])
+    assert caught.value.field == "corpus"
+
+
+# --- the spool -------------------------------------------------------------------------------------------------------
+
+
+def test_articles_come_out_by_id_and_texts_by_length_each_once(tmp_path: Path) -> None:
+    articles = [
+        Article("b", "T", "long text", datetime(2016, 8, 22, tzinfo=UTC), {"desk": "Sport"}, "a.csv", 2),
+        Article("\U0001f600", "", "tiny", None, {}, "a.csv", 3),
+        Article("\uffff", "", "same\0", None, {}, "a.csv", 4),
+        Article("B", "", "same\0", None, {}, "a.csv", 5),
+    ]
+    with Spool(tmp_path / "spool.db") as spool:
+        assert [spool.add(article) for article in articles] == [True] * 4
+        found = list(spool.articles())
+        assert [article.id for article in found] == ["B", "b", "\uffff", "\U0001f600"]
+        assert (found[1].title, found[1].attributes) == ("T", {"desk": "Sport"})
+        assert (found[1].published_at, found[1].line) == (articles[0].published_at, 2)
+        assert found[0].digest == found[2].digest == text_digest(article_text("", "same\0"))
+        assert (len(spool), spool.distinct()) == (4, 3)
+        assert [text for _, text in spool.texts()] == ["tiny", "same\0", article_text("T", "long text")]
+        assert all(digest == text_digest(text) for digest, text in spool.texts())
+
+
+def test_the_first_of_two_articles_with_one_id_stays_across_files(tmp_path: Path) -> None:
+    first = put(tmp_path / "a.csv", "id,content\n1,first\n2,b\n")
+    second = put(tmp_path / "b.jsonl", '{"id": "3", "content": "c"}\n{"id": "1", "content": "second"}\n')
+    stats, articles, _ = spooled(tmp_path, first, second)
+    assert [(article.id, article.content) for article in articles] == [("1", "first"), ("2", "b"), ("3", "c")]
+    assert stats.rejects_path is not None
+    assert json.loads(stats.rejects_path.read_text()) == {
+        "source": "b.jsonl",
+        "line": 2,
+        "id": "1",
+        "reason": "duplicate id: the id '1' was already used in a.csv line 2; the first one is kept",
+    }
+
+
+def test_the_digest_is_the_corpus_whatever_its_files(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "content": f"text {n}", "desk": "Sport", "date": "2016-08-22"} for n in range(9)]
+    turned = [dict(reversed(row.items())) for row in reversed(rows)]
+    digests = {
+        spooled(tmp_path, write(tmp_path / "a.csv", rows))[2],
+        spooled(tmp_path, write(tmp_path / "a.parquet", turned))[2],
+        spooled(tmp_path, write(tmp_path / "b.jsonl", turned[:4]), write(tmp_path / "c.tsv.gz", turned[4:]))[2],
+    }
+    assert len(digests) == 1
+    changed = [{**row, "desk": "World"} for row in rows]
+    assert spooled(tmp_path, write(tmp_path / "a.csv", changed))[2] not in digests
+
+
+def test_the_counts_add_up_and_the_rejects_are_written(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", b"id,content,date\n1,a,\n,b,\n3,\xff,\n4,c,2016-08-22\n,d,\n5\n")
+    calls: list[int] = []
+    with Spool(tmp_path / "spool.db") as spool:
+        stats = fill(
+            spool, read([path], Columns()), tmp_path / "out" / "bad.jsonl", max_reject_share=0.9, progress=calls.append
+        )
+    assert (stats.read, stats.kept, stats.rejected, stats.undated) == (6, 2, 4, 1)
+    assert stats.reasons == {"empty id": 2, "not UTF-8": 1, "wrong number of fields": 1}
+    assert calls[-1] == 6
+    assert stats.rejects_path == tmp_path / "out" / "bad.jsonl"
+    lines = [json.loads(line) for line in stats.rejects_path.read_text().splitlines()]
+    assert [(line["source"], line["line"], line["id"]) for line in lines] == [
+        ("a.csv", 3, ""),
+        ("a.csv", 4, "3"),
+        ("a.csv", 6, ""),
+        ("a.csv", 7, ""),
+    ]
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["bad.jsonl"]
+
+
+def test_without_rejects_no_rejects_file_is_left(tmp_path: Path) -> None:
+    put(tmp_path / "rejects.jsonl", "of an earlier run")
+    stats, _, _ = spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n"))
+    assert stats.rejects_path is None
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.csv", "spool.db"}
+
+
+def test_a_corpus_that_breaks_off_leaves_no_rejects_file(tmp_path: Path) -> None:
+    good, bad = put(tmp_path / "a.csv", "id,content\n,a\n"), put(tmp_path / "b.csv.gz", WHOLE_GZIP[:500])
+    with pytest.raises(InvalidArgument, match="cut short"):
+        spooled(tmp_path, good, bad)
+    assert not list(tmp_path.glob("rejects*"))
+
+
+@pytest.mark.parametrize("text", ["id,content\n", "id,content\r\n\r\n"])
+def test_a_header_alone_is_no_corpus(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidArgument, match="no articles") as caught:
+        spooled(tmp_path, put(tmp_path / "a.csv", text))
+    assert caught.value.field == "corpus"
+
+
+@pytest.mark.parametrize(
+    ("bad", "share", "passes"), [(5, 0.05, True), (6, 0.05, False), (1, 0.0, False), (100, 1.0, False)]
+)
+def test_more_rejects_than_allowed_stop_the_job(tmp_path: Path, bad: int, share: float, passes: bool) -> None:
+    path = put(tmp_path / "a.csv", "id,content\n" + "".join(f"{'' if n < bad else n},text\n" for n in range(100)))
+    if passes:
+        assert spooled(tmp_path, path, share=share)[0].kept == 100 - bad
+        return
+    with pytest.raises(InvalidArgument) as caught:
+        spooled(tmp_path, path, share=share)
+    assert caught.value.field == "max-reject-share"
+    said = (
+        f"{bad:,} of 100 rows",
+        f"{share:.1%}",
+        f"empty id ({bad})",
+        str(tmp_path / "rejects.jsonl"),
+        "--max-reject-share",
+    )
+    assert all(part in caught.value.message for part in said)
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == bad
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_the_share_of_rejects_is_a_share(tmp_path: Path, share: float) -> None:
+    with pytest.raises(InvalidArgument, match="between 0 and 1"):
+        spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n"), share=share)
+
+
+def test_a_spool_that_a_crash_left_is_begun_anew(tmp_path: Path) -> None:
+    put(tmp_path / "spool.db", b"SQLite format 3\0 and then nothing of use")
+    stats, _, _ = spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n"))
+    assert stats.kept == 1
+
+
+def test_a_reader_stopped_early_lets_go_of_its_file(tmp_path: Path) -> None:
+    rows = read([write(tmp_path / "a.jsonl", [{"id": n, "content": "a"} for n in range(9)])], Columns())
+    assert len(list(islice(rows, 2))) == 2
+    del rows  # an unclosed file would be a ResourceWarning, which is an error here

@@ -1,0 +1,158 @@
+"""The encoder computes what the reference computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coldframe import models
+from coldframe.encoder import Encoder
+from coldframe.longformer import Layer, LongformerConfig, band_mask, pack
+from coldframe.recipe import RECIPES
+from tests.models import VOCABULARY, longformer_directory
+from tests.oracle import Reference, cosine, dense_attention, relative_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+LENGTHS = (1, 2, 3, 255, 256, 257, 258, 511, 512, 513, 1024, 1025, 4095, 4096)
+SEED = RECIPES["seed"]
+
+
+def documents(lengths: Sequence[int], first: int, last: int, vocabulary: range) -> list[list[int]]:
+    """Random ids of the lengths, between the two special tokens as far as they fit."""
+    rng = np.random.default_rng(7)
+    found = [rng.integers(vocabulary.start, vocabulary.stop, length).tolist() for length in lengths]
+    for ids in found:
+        ids[-1] = last
+        ids[0] = first
+    return found
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> models.Model:
+    return models.load(str(longformer_directory(tmp_path_factory.mktemp("small"))))
+
+
+@pytest.fixture(scope="module")
+def minilm() -> models.Model:
+    return models.load("minilm")
+
+
+class Case:
+    """A model, documents of every length, and what the reference makes of them."""
+
+    def __init__(self, model: models.Model, docs: list[list[int]]) -> None:
+        self.model, self.docs = model, docs
+        reference = Reference(model.config, model.weights)
+        self.wanted = np.stack([reference.seed(ids) for ids in docs])
+
+
+@pytest.fixture(scope="module")
+def small_case(small: models.Model) -> Case:
+    return Case(small, documents(LENGTHS, 0, 2, range(4, VOCABULARY)))
+
+
+@pytest.fixture(scope="module")
+def minilm_case(minilm: models.Model) -> Case:
+    return Case(minilm, documents(LENGTHS, 101, 102, range(1000, 30_000)))
+
+
+@pytest.fixture(params=["small_case", "minilm_case"])
+def case(request: pytest.FixtureRequest) -> Case:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Case)
+    return found
+
+
+def test_each_document_alone_equals_the_reference(case: Case) -> None:
+    encoder = Encoder(case.model, SEED, "fp32", "cpu")
+    alone = np.concatenate([encoder.embed_ids([ids]) for ids in case.docs])
+    assert relative_error(alone, case.wanted) <= 1e-5
+
+
+def test_documents_packed_in_shuffled_order_equal_the_reference(case: Case) -> None:
+    encoder = Encoder(case.model, SEED, "fp32", "cpu")
+    order = np.random.default_rng(3).permutation(len(case.docs))
+    packed = encoder.embed_ids([case.docs[n] for n in order])
+    assert relative_error(packed, case.wanted[order]) <= 1e-5
+
+
+def test_one_pack_of_all_documents_equals_the_reference(small_case: Case) -> None:
+    encoder = Encoder(small_case.model, SEED, "fp32", "cpu")
+    packed = encoder._longformer(small_case.docs, SEED).numpy()
+    assert relative_error(packed, small_case.wanted) <= 1e-5
+
+
+def test_bf16_points_where_the_reference_points(small_case: Case) -> None:
+    encoder = Encoder(small_case.model, SEED, "bf16", "cpu")
+    assert cosine(encoder.embed_ids(small_case.docs), small_case.wanted) >= 0.9999
+
+
+def test_bf16_minilm_points_where_the_reference_points(minilm_case: Case) -> None:
+    # All lengths up to 4,096 are in benchmarks.parity: processors without bf16 take minutes for them.
+    few = [n for n, length in enumerate(LENGTHS) if length <= 513]
+    encoder = Encoder(minilm_case.model, SEED, "bf16", "cpu")
+    found = encoder.embed_ids([minilm_case.docs[n] for n in few])
+    assert cosine(found, minilm_case.wanted[few]) >= 0.9999
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 120), min_size=1, max_size=8), window=st.sampled_from([2, 4, 16, 64]))
+def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], window: int) -> None:
+    config = LongformerConfig(50, 32, 1, 4, 64, 200, 1, (window,), 1e-5)
+    torch.manual_seed(0)
+    layer = Layer(config, window).eval().requires_grad_(False)
+    weights = {f"{part}_global.{kind}": tensor for part, kind, tensor in _global_tensors(layer)}
+    for part, weight, bias in zip(
+        ("query", "key", "value"), layer.local.qkv.weight.chunk(3), layer.local.qkv.bias.chunk(3), strict=True
+    ):
+        weights |= {f"{part}.weight": weight, f"{part}.bias": bias}
+    x, bounds = torch.randn(sum(lengths), config.hidden), pack(lengths)
+    rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
+    found = layer.local(x, bounds)
+    found[rows] = layer.global_(x, bounds, rows)
+    wanted = torch.cat([dense_attention(x[start:end], weights, config.heads, window) for start, end in bounds])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def _global_tensors(layer: Layer) -> list[tuple[str, str, torch.Tensor]]:
+    attention = layer.global_
+    # The key's bias adds the same to every score of a query: any will do, and the fast code keeps none.
+    return [
+        ("query", "weight", attention.query.weight),
+        ("query", "bias", attention.query.bias),
+        ("key", "weight", attention.key.weight),
+        ("key", "bias", torch.randn(32)),
+        ("value", "weight", attention.value.weight),
+        ("value", "bias", attention.value.bias),
+    ]
+
+
+def test_a_band_reaches_half_a_window_to_both_sides() -> None:
+    mask = band_mask(3, 2, torch.float32, torch.device("cpu"))
+    assert (mask == 0).int().tolist() == [
+        [1, 1, 1, 1, 1, 0, 0],
+        [0, 1, 1, 1, 1, 1, 0],
+        [0, 0, 1, 1, 1, 1, 1],
+    ]
+
+
+def test_minilm_equals_the_sentence_encoder_it_was_made_of(minilm: models.Model, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    original = SentenceTransformer(str(models.locate("minilm")), device="cpu")
+    original.max_seq_length = 512
+    ours = Encoder(minilm, minilm.recipe, "fp32", "cpu")
+    words = ["frost", "lettuce", "seedling", "glass", "straw", "frame", "april", "rain", "compost", "gardener"]
+    texts = [" ".join(words[(n * k) % 10] for n in range(length)) for k, length in ((1, 1), (3, 60), (7, 120))]
+    texts.append(" ".join(["frost"] * 255))
+    assert ours.tokenize(texts)[-1].used == 257
+    wanted = original.encode(texts, normalize_embeddings=True, convert_to_numpy=True)
+    assert relative_error(ours.embed(texts), wanted) <= 1e-5
