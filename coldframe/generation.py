@@ -37,7 +37,6 @@ MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN = (
     "clusters.json",
     "mean.npy",
 )
-_DIGESTED = ("format", "model", "corpus", "parameters", "files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,25 +122,26 @@ class Manifest:
         name = f"{created_at:%Y%m%dT%H%M%SZ}-{digest[:12]}"
         manifest = cls(name, created_at, digest, model, corpus, parameters, files, dict(report), source, precision)
         document = asdict(manifest) | {"created_at": created_at.isoformat()}
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        (directory / MANIFEST).write_text(text, encoding="utf-8")
+        (directory / MANIFEST).write_bytes(_sealed(document))
         return manifest
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Raises CorruptGeneration for a manifest that is missing, altered, or of another format."""
         try:
-            document = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+            raw = (directory / MANIFEST).read_bytes()
+            document = json.loads(raw.decode())
             found = document["format"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _corrupt(directory, MANIFEST, "is missing or cannot be read") from error
         if found != FORMAT:
             raise CorruptGeneration(
-                f"generation {directory.name} has format {found}, this Coldframe reads format {FORMAT}; rebuild it, "
+                f"{MANIFEST} of generation {directory.name} has format {found}, this Coldframe reads format {FORMAT}; rebuild it, "
                 f"or serve it with the Coldframe that built it"
             )
         try:
-            if _digest({key: document[key] for key in _DIGESTED}) != document["digest"]:
+            del document["sha256"]
+            if _sealed(document) != raw:
                 raise _corrupt(directory, MANIFEST, "was altered")
             parts = {
                 "created_at": datetime.fromisoformat(document["created_at"]),
@@ -156,6 +156,16 @@ class Manifest:
 
 def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _sealed(document: Mapping[str, Any]) -> bytes:
+    """The bytes of manifest.json: the document, and its own checksum at the end."""
+    checksum = hashlib.sha256(_json(document)).hexdigest()
+    return _json({**document, "sha256": checksum})
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

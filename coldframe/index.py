@@ -156,15 +156,28 @@ def nearest_centroids(
         quantizer = faiss.IndexFlatIP(centroids.shape[1])
         quantizer.add(np.ascontiguousarray(centroids))
     limit = min(limit, len(centroids))
-    fetch = min(limit + _SPARE_CENTROIDS, len(centroids))
     clusters = np.empty((len(vectors), limit), np.int64)
     similarities = np.empty((len(vectors), limit), np.float32)
     for start in range(0, len(vectors), _BLOCK):
         block = np.ascontiguousarray(vectors[start : start + _BLOCK])
+        rows = slice(start, start + len(block))
+        clusters[rows], similarities[rows] = _nearest(centroids, block, limit, quantizer)
+    return clusters, similarities
+
+
+def _nearest(
+    centroids: NDArray[np.float32], block: NDArray[np.float32], limit: int, quantizer: faiss.IndexFlat
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """`nearest_centroids` of a few vectors, (block, limit)."""
+    fetch = min(limit + _SPARE_CENTROIDS, len(centroids))
+    while True:
         _, found = quantizer.search(block, fetch)
         found = np.sort(found, axis=1)  # (block, fetch), by number
         exact = np.stack([(centroids[found[:, j]].astype(np.float64) * block).sum(axis=1) for j in range(fetch)], 1)
-        order = np.argsort(-exact, axis=1, kind="stable")[:, :limit]
-        clusters[start : start + len(block)] = np.take_along_axis(found, order, axis=1)
-        similarities[start : start + len(block)] = np.take_along_axis(exact, order, axis=1)
-    return clusters, similarities
+        order = np.argsort(-exact, axis=1, kind="stable")
+        ranked = np.take_along_axis(exact, order, axis=1)
+        # Centroids that were not fetched could tie with the last one wanted.
+        tie = ranked[:, limit - 1] - ranked[:, -1] < _FP32_NOISE
+        if fetch == len(centroids) or not tie.any():
+            return np.take_along_axis(found, order[:, :limit], axis=1), ranked[:, :limit]
+        fetch = min(4 * fetch, len(centroids))

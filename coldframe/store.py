@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +40,18 @@ class Store:
         return sorted(entry.name for entry in self._generations.iterdir() if entry.is_dir())
 
     def current(self) -> str | None:
-        """The name of the served generation; None where nothing was published yet."""
+        """The name of the served generation; None where nothing was published yet.
+
+        Raises InvalidArgument where the store is no folder.
+        """
         try:
-            return self._current.read_text(encoding="utf-8").strip() or None
+            return self._current.read_text(encoding="utf-8", errors="replace").strip() or None
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise InvalidArgument(
+                f"the store {self.path} is no folder; give the one that a build published into", field="store"
+            ) from error
 
     def directory(self, name: str) -> Path:
         """Where a generation lies. Raises InvalidArgument for a name that the store does not hold."""
@@ -70,9 +78,13 @@ class Store:
         return Generation(self.directory(chosen))
 
     def activate(self, name: str) -> None:
-        """Makes a published generation the current one, in one atomic step."""
+        """Makes a published generation the current one, in one atomic step.
+
+        Raises InvalidArgument for a name that the store does not hold, and where the store cannot be written.
+        """
         self.directory(name)
-        _replace(self._current, name + "\n")
+        with self._writing():
+            _replace(self._current, name + "\n")
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
@@ -85,23 +97,29 @@ class Store:
             drafts = self.path / "drafts"
             # What lies here now was left by a build that was killed: its lock is free, nobody will finish it.
             shutil.rmtree(drafts, ignore_errors=True)
-            drafts.mkdir()
+            with self._writing():
+                drafts.mkdir()
             try:
                 yield Path(tempfile.mkdtemp(dir=drafts))
             finally:
                 shutil.rmtree(drafts, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / "LOCK").open("w")
+            yield
         except OSError as error:
             raise InvalidArgument(
                 f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); choose a folder that you "
                 f"may write to",
                 field="store",
             ) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / "LOCK").open("w")
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,7 +148,8 @@ class Store:
 
 def _replace(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a crash, finds the old text or the new one, whole."""
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own: a person may activate a generation while a build publishes another.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -157,7 +157,7 @@ def embed_corpus(job: Job, spool: Spool, out: Path) -> tuple[NDArray[np.float32]
         say(f"{embedded.computed:,} tokens")
         cut = int((embedded.tokens_used < embedded.tokens_seen).sum())
         if cut:
-            say(f"{cut:,} articles are longer than {job.encoder.max_tokens:,} tokens and were cut")
+            say(f"the ends of {cut:,} article(s) over {job.encoder.max_tokens:,} tokens were not read")
     return vectors, embedded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_array
 
 TERMS = 10
 LABEL_TERMS = 3
@@ -20,7 +22,7 @@ REPRESENTATIVES = 5
 _ARTICLES_PER_CLUSTER = 200
 _CHARS_PER_ARTICLE = 4_000
 # Two words of two letters or more, not starting with a digit; apostrophes and hyphens stay inside a word.
-_WORD = r"(?u)\b[^\W\d_][\w'’-]*\w\b"
+_WORD = r"(?u)\b[^\W\d_][\w'\u2019-]*\w\b"
 # Reported speech and dates, which every news article has and no topic is about.
 _NEWS_WORDS = frozenset(
     [
@@ -131,13 +133,37 @@ def _representatives(vectors: NDArray[np.float32], ranked: NDArray[np.int64]) ->
 def label_terms(
     texts: Iterable[tuple[int, str]], assignment: NDArray[np.int64], clusters: int
 ) -> list[list[tuple[str, float]]]:
-    """The terms of each cluster with weights relative to the first, best first.
+    """The terms of each cluster with weights relative to the first, best first; `texts` are (row, text).
 
-    Class-based TF-IDF (Grootendorst 2022, arXiv:2203.05794, eq. 2): a term's share of its cluster, times
-    log(1 + average words per cluster / the term's count). An article counts a term once, or one article that repeats
-    a name would label its cluster.
+    Class-based TF-IDF (Grootendorst 2022, arXiv:2203.05794, section 3.3) in this form: a term's share of its cluster's
+    words, times the log of how many times larger that is than its share of all words. An article counts a term
+    1 + log(n) times, and the weight falls with the root of the share of articles that use the term, or one article
+    that repeats a name would label its cluster.
     """
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_array
+
+    rows, counts, vocabulary = _count_terms(texts)
+    if not len(vocabulary):
+        return [[] for _ in range(clusters)]
+    members = (np.ones(len(rows)), (assignment[rows], np.arange(len(rows))))
+    membership = csr_array(members, shape=(clusters, len(rows)))
+    words = (membership @ counts).tocsr()  # (clusters, vocabulary)
+    articles = (membership @ (counts > 0).astype(np.float64)).tocsr()  # the same places are filled
+    words.sort_indices()
+    articles.sort_indices()
+    share = np.asarray(words.sum(axis=0)).ravel() / words.sum()
+    sizes = np.bincount(assignment[rows], minlength=clusters)
+    terms = []
+    for number, (start, end) in enumerate(pairwise(words.indptr)):
+        columns, tf = words.indices[start:end], words.data[start:end] / words.data[start:end].sum()
+        shared = articles.data[start:end] / sizes[number]
+        terms.append(_best_terms(tf * np.log(tf / share[columns]) * np.sqrt(shared), vocabulary[columns]))
+    return terms
+
+
+def _count_terms(texts: Iterable[tuple[int, str]]) -> tuple[list[int], csr_array, NDArray[np.str_]]:
+    """Rows, sublinear counts of words and pairs of words, (articles, vocabulary), and the vocabulary."""
+    from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
     rows: list[int] = []
@@ -147,35 +173,26 @@ def label_terms(
             rows.append(row)
             yield text[:_CHARS_PER_ARTICLE]
 
-    vectorizer = CountVectorizer(
-        token_pattern=_WORD, ngram_range=(1, 2), binary=True, stop_words=sorted(ENGLISH_STOP_WORDS | _NEWS_WORDS)
-    )
+    stop_words = sorted(ENGLISH_STOP_WORDS | _NEWS_WORDS)
+    vectorizer = CountVectorizer(token_pattern=_WORD, ngram_range=(1, 2), stop_words=stop_words)
     try:
-        counts = vectorizer.fit_transform(words())  # (articles, vocabulary)
-    except ValueError:  # no article has a word: the corpus is numbers
-        return [[] for _ in range(clusters)]
-    ones = np.ones(len(rows), np.int64)
-    membership = csr_matrix((ones, (assignment[rows], np.arange(len(rows)))), shape=(clusters, len(rows)))
-    by_cluster = (membership @ counts).tocsr()  # (clusters, vocabulary)
-    total = np.asarray(by_cluster.sum(axis=0)).ravel()
-    idf = np.log1p(by_cluster.sum() / clusters / total)
-    vocabulary = vectorizer.get_feature_names_out()
-    return [_best_terms(by_cluster[number], idf, vocabulary) for number in range(clusters)]
+        counts = csr_array(vectorizer.fit_transform(words()), dtype=np.float64)
+    except ValueError:  # no text has a word: the corpus is numbers, or of stop words
+        return rows, csr_array((len(rows), 0)), np.array([], np.str_)
+    counts.data = 1 + np.log(counts.data)
+    return rows, counts, vectorizer.get_feature_names_out()
 
 
-def _best_terms(counts, idf: NDArray[np.float64], vocabulary: NDArray[np.str_]) -> list[tuple[str, float]]:  # type: ignore[no-untyped-def]
-    """The best terms of one cluster, (1, vocabulary); a term that repeats a word of a better one is left out."""
-    weights = counts.data * idf[counts.indices]
-    order = np.lexsort((vocabulary[counts.indices], -weights))
+def _best_terms(weights: NDArray[np.float64], terms: NDArray[np.str_]) -> list[tuple[str, float]]:
+    """The best terms of one cluster; a term that repeats a word of a better one is left out."""
+    order = np.lexsort((terms, -weights))
     best: list[tuple[str, float]] = []
     used: set[str] = set()
     for place in order[: 20 * TERMS]:
-        term = str(vocabulary[counts.indices[place]])
-        stems = {word.removesuffix("'s").removesuffix("s") for word in term.split()}
-        if stems & used:
-            continue
-        used |= stems
-        best.append((term, round(float(weights[place] / weights[order[0]]), 4)))
-        if len(best) == TERMS:
+        stems = {word.removesuffix("'s").removesuffix("s") for word in str(terms[place]).split()}
+        if weights[place] <= 0 or len(best) == TERMS:
             break
+        if not stems & used:
+            used |= stems
+            best.append((str(terms[place]), round(float(weights[place] / weights[order[0]]), 4)))
     return best

@@ -35,7 +35,7 @@ class Reporter:
         self.seconds[name] = time.perf_counter() - start
         line = Text(f"{name:<9}", style="bold")
         line.append(f"{self.seconds[name]:8.1f} s  ", style="dim")
-        self.console.print(line.append("; ".join(outcome), style="not bold"))
+        self.console.print(line.append("; ".join(outcome), style="not bold"), soft_wrap=True)
 
     @contextmanager
     def embedding(self, articles: int, chars: int) -> Iterator[Callable[[int, int, int], None]]:

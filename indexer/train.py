@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 # FAISS's own rule: more points per centroid change a centroid little.
 _POINTS_PER_CENTROID = 256
 _ITERATIONS = 25
-_RESTARTS = 3
+# k-means ends in a local optimum: small corpora, where a start costs nothing, get many starts and keep the best.
+_MOST_STARTS = 30
+_MULTIPLICATIONS = 1e11
 
 
 def default_clusters(distinct_texts: int) -> int:
@@ -35,7 +37,7 @@ def train(vectors: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.
         vectors.shape[1],
         clusters,
         niter=_ITERATIONS,
-        nredo=_RESTARTS,
+        nredo=_starts(count, clusters, vectors.shape[1]),
         seed=seed,
         spherical=True,
         min_points_per_centroid=1,
@@ -45,6 +47,10 @@ def train(vectors: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.
     assert kmeans.centroids is not None, "train leaves centroids"
     centroids: NDArray[np.float32] = kmeans.centroids.reshape(clusters, vectors.shape[1])
     return centroids
+
+
+def _starts(points: int, clusters: int, dim: int) -> int:
+    return int(np.clip(_MULTIPLICATIONS / (points * clusters * dim * _ITERATIONS), 1, _MOST_STARTS))
 
 
 def assign(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, TypeVar
 import faiss
 
 from coldframe.encoder import Device, Encoder, Precision
-from coldframe.errors import ColdframeError, InvalidArgument, NoGeneration, UnknownArticle
+from coldframe.errors import (
+    ColdframeError,
+    CorruptGeneration,
+    FailedPrecondition,
+    FingerprintMismatch,
+    InvalidArgument,
+    NoGeneration,
+    UnknownArticle,
+)
 from coldframe.recipe import unit
 from coldframe.text import article_text, text_digest
 from server.embed_queue import EmbedQueue
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
     from coldframe.store import Store
 
 _T = TypeVar("_T")
+_log = logging.getLogger("coldframe.server")
 
 NO_GENERATION = (
     "nothing has been published in this server's store yet; build a generation (python -m indexer build), and the "
@@ -136,14 +146,15 @@ class Engine:
         """
         tried: str | None = None
         while self._served is None:
-            current = self._store.current()
-            if current is not None and current != tried:
-                tried = current
-                try:
-                    await asyncio.get_running_loop().run_in_executor(self._search, self.load)
+            try:
+                current = self._store.current()
+                if current is not None and current != tried:
+                    tried = current
+                    await self._run(self._search, self.load)
                     return
-                except ColdframeError as error:
-                    self._refusal = error
+            except Exception as error:  # whatever it is, a server that waits must say why
+                _log.exception("cannot serve what the store holds")
+                self._refusal = _refusal(error)
             await asyncio.sleep(poll_s)
 
     @property
@@ -154,7 +165,7 @@ class Engine:
     def served(self) -> Served:
         """What answers at this moment. Raises NoGeneration, or what keeps the published one from being served."""
         if self._served is None:
-            raise self._refusal
+            raise self._refusal.with_traceback(None)  # or each raise would add to the last one's traceback
         return self._served
 
     async def tokenize(self, served: Served, texts: Sequence[str], timing: Timing) -> list[Tokens]:
@@ -233,6 +244,13 @@ class Engine:
             await self._served.queue.close()
         self._search.shutdown()
         self._tokenize.shutdown()
+
+
+def _refusal(error: Exception) -> ColdframeError:
+    """What callers hear of a generation that cannot be served: nothing of this machine, which the log names."""
+    if isinstance(error, CorruptGeneration | FingerprintMismatch):
+        return error
+    return FailedPrecondition("the published generation cannot be served here; the server's log says why")
 
 
 def seed_of_article(article_id: str, title: str, content: str) -> TextSeed:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 _OURS = "/coldframe."
+# gRPC drops a reply whose headers hold over 8 KiB. The message is there three times: percent-encoded, which may triple
+# it, and twice in the details.
+_MESSAGE_HEAD_BYTES, _MESSAGE_TAIL_BYTES = 600, 300
 
 
 class _Malformed:
@@ -80,8 +83,8 @@ def _guarded(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., 
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ColdframeError) -> None:
-    code = grpc.StatusCode[error.code]
-    status = status_pb2.Status(code=code.value[0], message=error.message, details=_details(error))
+    code, message = grpc.StatusCode[error.code], _shortened(error.message)
+    status = status_pb2.Status(code=code.value[0], message=message, details=_details(error, message))
     hints = {"coldframe-error": type(error).__name__}
     if isinstance(error, InvalidArgument):
         hints["coldframe-field"] = error.field
@@ -89,13 +92,21 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ColdframeEr
         hints["coldframe-retry-after-ms"] = str(round(1e3 * error.retry_after_s))
     trailing: list[tuple[str, str | bytes]] = [(key, quote(value)) for key, value in hints.items() if value]
     trailing.append(("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(code, error.message, tuple(trailing))
+    await context.abort(code, message, tuple(trailing))
 
 
-def _details(error: ColdframeError) -> list[AnyMessage]:
+def _shortened(message: str) -> str:
+    """The message without its middle, where it quotes something endless."""
+    raw = message.encode("utf-8", "replace")
+    if len(raw) <= _MESSAGE_HEAD_BYTES + _MESSAGE_TAIL_BYTES:
+        return message
+    return b" ... ".join((raw[:_MESSAGE_HEAD_BYTES], raw[-_MESSAGE_TAIL_BYTES:])).decode("utf-8", "ignore")
+
+
+def _details(error: ColdframeError, message: str) -> list[AnyMessage]:
     messages: list[Message] = [error_details_pb2.ErrorInfo(reason=type(error).__name__, domain="coldframe")]
     if isinstance(error, InvalidArgument):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
         messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, Overloaded):
         retry = error_details_pb2.RetryInfo()

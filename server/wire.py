@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,13 +77,14 @@ def _vector(message: types_pb2.Vector) -> NDArray[np.float32]:
             f"seed.vector.values[{bad[0]}] is {values[bad[0]]}; every value must be a finite number",
             field="seed.vector",
         )
-    # A norm that overflows fp32 is as useless as none.
-    norm = float(np.linalg.norm(values))
-    if norm == 0.0 or not math.isfinite(norm):
+    # In fp64: the squares of fp32's largest and smallest numbers are beyond fp32.
+    norm = float(np.linalg.norm(values.astype(np.float64)))
+    if norm == 0.0:
         raise InvalidArgument(
-            f"seed.vector has length {norm:g}; it must point somewhere: a finite length over 0", field="seed.vector"
+            "seed.vector is empty or all zeros; it must point somewhere: at least one value other than 0",
+            field="seed.vector",
         )
-    return values
+    return (values / norm).astype(np.float32)
 
 
 def exact(effort: int) -> bool:
