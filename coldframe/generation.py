@@ -136,8 +136,8 @@ class Manifest:
             raise _corrupt(directory, MANIFEST, "is missing or cannot be read") from error
         if found != FORMAT:
             raise CorruptGeneration(
-                f"{MANIFEST} of generation {directory.name} has format {found}, this Coldframe reads format {FORMAT}; rebuild it, "
-                f"or serve it with the Coldframe that built it"
+                f"{MANIFEST} of generation {directory.name} has format {found}, this Coldframe reads format "
+                f"{FORMAT}; rebuild it, or serve it with the Coldframe that built it"
             )
         try:
             del document["sha256"]

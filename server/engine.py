@@ -153,7 +153,7 @@ class Engine:
                     await self._run(self._search, self.load)
                     return
             except Exception as error:  # whatever it is, a server that waits must say why
-                _log.exception("cannot serve what the store holds")
+                _log.error("cannot serve: %s", error, exc_info=not isinstance(error, ColdframeError))
                 self._refusal = _refusal(error)
             await asyncio.sleep(poll_s)
 

@@ -113,7 +113,7 @@ def _details(error: ColdframeError, message: str) -> list[AnyMessage]:
         retry.retry_delay.FromMilliseconds(round(1e3 * error.retry_after_s))
         messages.append(retry)
     packed = []
-    for message in messages:
+    for detail in messages:
         packed.append(AnyMessage())
-        packed[-1].Pack(message)
+        packed[-1].Pack(detail)
     return packed

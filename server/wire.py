@@ -78,13 +78,14 @@ def _vector(message: types_pb2.Vector) -> NDArray[np.float32]:
             field="seed.vector",
         )
     # In fp64: the squares of fp32's largest and smallest numbers are beyond fp32.
-    norm = float(np.linalg.norm(values.astype(np.float64)))
+    wide = values.astype(np.float64)
+    norm = float(np.linalg.norm(wide))
     if norm == 0.0:
         raise InvalidArgument(
             "seed.vector is empty or all zeros; it must point somewhere: at least one value other than 0",
             field="seed.vector",
         )
-    return (values / norm).astype(np.float32)
+    return (wide / norm).astype(np.float32)
 
 
 def exact(effort: int) -> bool:

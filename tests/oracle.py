@@ -20,7 +20,7 @@ class Reference:
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
         self.model = transformers.LongformerModel(transformers.LongformerConfig(**config), add_pooling_layer=False)
         self.model.load_state_dict(dict(weights), strict=False)
-        self.model.eval()
+        self.model.train(False)
 
     def hidden_states(self, ids: Sequence[int]) -> list[torch.Tensor]:
         """Every hidden state of one document, (length, hidden) each; the first and the last token are global."""

@@ -1,0 +1,155 @@
+"""What a caller of `Encoder` may rely on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldframe import Encoder, InvalidArgument
+from coldframe.encoder import TruncationWarning, plan_batches
+from coldframe.recipe import RECIPES, Placement, unit
+from tests.models import longformer_directory
+from tests.oracle import relative_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return longformer_directory(tmp_path_factory.mktemp("model"), layers=4)
+
+
+@pytest.fixture(scope="module")
+def encoder(directory: Path) -> Encoder:
+    return Encoder.load(str(directory), precision="fp32", device="cpu")
+
+
+def test_texts_become_float32_vectors_in_their_order(encoder: Encoder) -> None:
+    texts = ["a b c", "d", "e f g h i j k", ""]
+    vectors = encoder.embed(texts)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (4, encoder.dim)
+    each = np.concatenate([encoder.embed([text]) for text in texts])
+    assert relative_error(vectors, each) <= 1e-6
+
+
+def test_no_texts_are_no_vectors(encoder: Encoder) -> None:
+    assert encoder.embed([]).shape == (0, encoder.dim)
+
+
+def test_ids_embed_as_their_text_does(encoder: Encoder) -> None:
+    tokens = encoder.tokenize(["a b c"])
+    assert tokens[0].ids == [0, 4, 5, 6, 2]
+    np.testing.assert_array_equal(encoder.embed_ids([tokens[0].ids]), encoder.embed(["a b c"]))
+
+
+def test_a_long_text_is_cut_at_its_end_and_never_in_silence(encoder: Encoder) -> None:
+    text = "a " * 5000
+    tokens = encoder.tokenize([text])[0]
+    assert (tokens.seen, tokens.used) == (5002, encoder.max_tokens)
+    assert tokens.ids == [0, *[4] * (encoder.max_tokens - 2), 2]
+    with pytest.warns(TruncationWarning, match="1 of 2 texts are longer than 4,096 tokens"):
+        encoder.embed([text, "b"])
+
+
+def test_a_lone_surrogate_is_read_and_not_a_crash(encoder: Encoder) -> None:
+    assert encoder.embed(["a \ud800 b"]).shape == (1, encoder.dim)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "has 0 tokens"),
+        ([0] * 4097, "4,097 tokens; allowed are 1 to 4,096"),
+        ([0, 120, 2], "0 to 119"),
+        ([-1], "0 to 119"),
+    ],
+)
+def test_ids_of_no_text_are_refused(encoder: Encoder, ids: list[int], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message) as caught:
+        encoder.embed_ids([[0, 2], ids])
+    assert caught.value.field == "documents"
+
+
+def test_a_text_beyond_all_articles_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(InvalidArgument, match="text 1 has 1,000,001 characters; at most 1,000,000"):
+        encoder.embed(["a", "x" * 1_000_001])
+
+
+@pytest.mark.parametrize("name", ["recipe", "precision", "device"])
+def test_a_choice_that_there_is_not_is_refused_with_those_there_are(directory: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="'best'") as caught:
+        Encoder.load(str(directory), **{name: "best"})  # type: ignore[arg-type]
+    assert caught.value.field == name
+
+
+def test_auto_precision_says_what_it_chose(encoder: Encoder, directory: Path) -> None:
+    assert encoder.precision == "fp32"
+    assert Encoder.load(str(directory)).precision in {"fp32", "bf16"}
+
+
+def test_the_fingerprint_follows_weights_tokenizer_and_recipe_and_nothing_else(
+    directory: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    def fingerprint(path: Path, recipe: str | None = None) -> str:
+        return Encoder.load(str(path), recipe).fingerprint
+
+    assert fingerprint(directory) == encoder.fingerprint
+    assert fingerprint(longformer_directory(tmp_path / "same", layers=4)) == encoder.fingerprint
+    other_weights = longformer_directory(tmp_path / "weights", layers=4, seed=1)
+    other_tokenizer = longformer_directory(tmp_path / "tokenizer", layers=4)
+    file = other_tokenizer / "tokenizer.json"
+    file.write_text(file.read_text().replace('"z": 29', '"Z": 29').replace('"z":29', '"Z":29'))
+    found = {
+        fingerprint(directory, "mean"),
+        fingerprint(directory, "seed-centred"),
+        fingerprint(other_weights),
+        fingerprint(other_tokenizer),
+        fingerprint(longformer_directory(tmp_path / "window", layers=4, window=16)),
+        encoder.fingerprint,
+    }
+    assert len(found) == 6
+
+
+def test_the_fingerprint_is_the_same_in_another_process(directory: Path, encoder: Encoder) -> None:
+    code = "import sys; from coldframe import Encoder; print(Encoder.load(sys.argv[1]).fingerprint)"
+    out = subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == encoder.fingerprint
+
+
+def test_recipes_are_what_they_say(directory: Path) -> None:
+    texts = ["a b c d", "e f"]
+    vectors = {name: Encoder.load(str(directory), name, "fp32").embed(texts) for name in RECIPES}
+    lengths = np.array([[6], [4]], np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors["mean"], axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors["first"], axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(vectors["seed"], vectors["seed-centred"])
+    assert np.linalg.norm(vectors["seed"] / lengths, axis=1).min() > 1, "seed keeps the length of its sum"
+
+
+def test_placement_removes_the_corpus_mean_from_articles_and_queries_alike() -> None:
+    vectors = np.random.default_rng(0).normal(3, 1, (500, 8)).astype(np.float32)
+    placement = Placement.fit(RECIPES["seed-centred"], vectors, rows=64)
+    placed = placement(vectors)
+    np.testing.assert_allclose(np.linalg.norm(placed, axis=1), 1, rtol=1e-5)
+    assert placement.mean is not None
+    np.testing.assert_allclose(placement.mean, unit(vectors).mean(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(placement(vectors[7:8]), placed[7:8])
+
+
+def test_a_vector_of_zeros_has_no_direction_and_stays() -> None:
+    assert not unit(np.zeros((2, 3), np.float32)).any()
+
+
+@given(st.lists(st.integers(1, 5000), max_size=60), st.integers(1, 8192))
+def test_batches_hold_every_document_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = list(plan_batches(lengths, budget))
+    assert sorted(n for batch in batches for n in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or sum(lengths[n] for n in batch) <= budget for batch in batches)

@@ -1,0 +1,176 @@
+"""Where weights come from, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from coldframe import Encoder, InvalidArgument, ModelUnavailable, models
+from coldframe.convert import convert_directory
+from tests.models import longformer_directory, roberta_directory
+from tests.oracle import relative_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return longformer_directory(tmp_path_factory.mktemp("original"), layers=4)
+
+
+@pytest.fixture
+def directory(original: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return models.read_weights(directory, "model")
+
+
+def edit_config(directory: Path, **changes: object) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_the_same_weights_in_any_file_are_the_same_encoder(directory: Path) -> None:
+    wanted = Encoder.load(str(directory)).fingerprint
+    state = tensors(directory)
+    (directory / "model.safetensors").unlink()
+    torch.save({f"longformer.{name}": tensor for name, tensor in state.items()}, directory / "pytorch_model.bin")
+    assert Encoder.load(str(directory)).fingerprint == wanted
+    (directory / "pytorch_model.bin").unlink()
+    _save_in_shards(directory, state)
+    assert Encoder.load(str(directory)).fingerprint == wanted
+
+
+def _save_in_shards(directory: Path, state: dict[str, torch.Tensor]) -> None:
+    names = sorted(state)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, part in shards.items():
+        models_save({name: state[name] for name in part}, directory / file)
+    where = {name: file for file, part in shards.items() for name in part}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def models_save(state: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+
+
+def test_a_bin_file_that_would_run_code_is_refused(directory: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (print, ("boom",))
+
+    (directory / "model.safetensors").unlink()
+    torch.save({"x": Bomb()}, directory / "pytorch_model.bin")
+    with pytest.raises(ModelUnavailable, match=r"pytorch_model\.bin"):
+        models.load(str(directory))
+
+
+def test_broken_directories_say_what_is_missing(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"\x10" * 64)
+    with pytest.raises(ModelUnavailable, match=r"model\.safetensors cannot be read"):
+        models.load(str(directory))
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match=r"neither model\.safetensors nor"):
+        models.load(str(directory))
+    (directory / "config.json").write_text("{")
+    with pytest.raises(ModelUnavailable, match=r"config\.json cannot be read"):
+        models.load(str(directory))
+    (directory / "config.json").unlink()
+    with pytest.raises(ModelUnavailable, match=r"config\.json is missing"):
+        models.load(str(directory))
+
+
+def test_weights_that_do_not_fit_are_refused(directory: Path) -> None:
+    edit_config(directory, intermediate_size=97)
+    with pytest.raises(InvalidArgument, match="do not fit"):
+        Encoder.load(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "is a gpt2 model"),
+        ({"hidden_act": "relu"}, "'relu'"),
+        ({"attention_window": [31] * 4}, "even"),
+        ({"attention_window": [32] * 3}, "4 even numbers"),
+    ],
+)
+def test_models_that_cannot_be_run_say_why(directory: Path, change: dict[str, object], message: str) -> None:
+    edit_config(directory, **change)
+    with pytest.raises(InvalidArgument, match=message):
+        Encoder.load(str(directory))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "nowhere", "/no/such/model", "a/b/c"])
+def test_a_directory_that_is_not_there_is_said_to_be_missing(name: str) -> None:
+    with pytest.raises(ModelUnavailable, match="no model directory"):
+        models.load(name)
+
+
+def test_without_a_network_a_hub_id_gives_one_clear_sentence(tmp_path: Path) -> None:
+    code = "from coldframe import Encoder; Encoder.load('allenai/longformer-base-4096')"
+    environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    last = out.stderr.strip().splitlines()[-1]
+    assert "hub cannot be reached; connect once to fetch it, or copy its files into a directory" in last
+
+
+def test_the_embedded_model_is_refused_when_its_file_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    with pytest.raises(ModelUnavailable, match="not the official file"):
+        models.load("minilm")
+
+
+def test_a_models_own_recipe_is_that_of_its_modules(original: Path, tmp_path: Path) -> None:
+    assert models.load("minilm").recipe.name == "mean"
+    assert models.load(str(original)).recipe.name == "seed"
+    directory = roberta_directory(tmp_path / "cls")
+    pooling = directory / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+    assert models.own_recipe(directory).name == "first"
+    pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(InvalidArgument, match="choose a recipe"):
+        models.own_recipe(directory)
+
+
+def test_a_short_reader_must_be_converted_first(tmp_path: Path) -> None:
+    directory = roberta_directory(tmp_path / "roberta")
+    with pytest.raises(InvalidArgument, match="indexer convert"):
+        models.load(str(directory))
+
+
+def test_a_converted_roberta_equals_the_original_where_that_can_read(tmp_path: Path) -> None:
+    source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
+    convert_directory(source, out, models.read_config(source, "r"), models.read_weights(source, "r"))
+    encoder = Encoder.load(str(out), precision="fp32", device="cpu")
+    assert (encoder.max_tokens, encoder.recipe.name) == (4096, "mean")
+    original = transformers.RobertaModel.from_pretrained(source, add_pooling_layer=False)
+    documents = [[0, *range(4, 4 + n), 2] for n in (0, 1, 7, 62)]
+    with torch.no_grad():
+        states = [original(torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in documents]
+    wanted = torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
+    assert relative_error(encoder.embed_ids(documents), wanted) <= 1e-5
+    assert np.isfinite(encoder.embed_ids([[0, *[5] * 4094, 2]])).all()
+
+
+def test_a_converted_directory_is_a_longformer_to_transformers_too(tmp_path: Path) -> None:
+    source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
+    convert_directory(source, out, models.read_config(source, "r"), models.read_weights(source, "r"))
+    model = transformers.AutoModel.from_pretrained(out)
+    assert type(model).__name__ == "LongformerModel"
+    with pytest.raises(InvalidArgument, match="exists already"):
+        convert_directory(source, out, models.read_config(source, "r"), models.read_weights(source, "r"))
