@@ -29,7 +29,7 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(documents))
     print(f"{model.name}, recipe seed, lengths {', '.join(map(str, LENGTHS))}")
     for precision in ("fp32", "bf16"):
-        encoder = Encoder(model, RECIPES["seed"], precision, "cpu")  # type: ignore[arg-type]
+        encoder = Encoder(model, RECIPES["seed"], precision, "cpu")
         alone = np.concatenate([encoder.embed_ids([ids]) for ids in documents])
         packed = encoder.embed_ids([documents[n] for n in order])
         for name, found, true in (("alone", alone, wanted), ("packed", packed, wanted[order])):

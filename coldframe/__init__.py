@@ -57,12 +57,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name == "Encoder":
-        from coldframe.encoder import Encoder
+if not TYPE_CHECKING:  # a type checker that saw it would believe in every name
 
-        return Encoder
-    raise AttributeError(f"module 'coldframe' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name == "Encoder":
+            from coldframe.encoder import Encoder
+
+            return Encoder
+        raise AttributeError(f"module 'coldframe' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

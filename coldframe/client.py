@@ -231,7 +231,7 @@ def _checked_attempts(attempts: int) -> int:
 
 
 def _open_channel(target: str, attempts: int, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    options = [
+    options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # A request larger than this buffer (256 KiB unless told) is silently never retried.
@@ -241,6 +241,9 @@ def _open_channel(target: str, attempts: int, credentials: grpc.ChannelCredentia
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.service_config", _service_config(attempts)),
     ]
+    if re.match(r"(localhost|127\.[\d.]+|\[::1\])(:|$)", target):
+        # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
+        options.append(("grpc.enable_http_proxy", 0))
     if credentials is None:
         return grpc.insecure_channel(target, options)
     return grpc.secure_channel(target, credentials, options)

@@ -108,7 +108,7 @@ class ClusterIndex:
             rows, scores = self._candidates(vector, min(fetch, len(self)), probes)
             if len(rows) < wanted and probes < self.clusters:
                 probes *= 2
-            elif fetch < len(rows) * 2 and len(self) > fetch and _cut_in_a_tie(scores, wanted):
+            elif len(rows) == fetch < len(self) and _cut_in_a_tie(scores, wanted):
                 fetch *= 4
             else:
                 break

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from coldframe import settings
 from coldframe.store import Store
@@ -59,7 +60,7 @@ def build(
     from indexer.corpus import Columns
     from indexer.progress import Reporter
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     config = BuildConfig(
         corpus=corpus,
         store=store,
@@ -86,9 +87,12 @@ def list_generations(store: ExistingStore) -> None:
     from coldframe.generation import Manifest
 
     found = Store(store)
-    table = Table("", "generation", "articles", "clusters", "model", "recipe", "recall@10", box=None)
+    current = found.current()
+    # A name that is cut short is of no use to `activate`: in a narrow window the other columns give way.
+    generation = Column("generation", no_wrap=True)
+    table = Table("", generation, "articles", "clusters", "model", "recipe", "recall@10", box=None)
     for name in found.names():
-        star = "*" if name == found.current() else ""
+        star = "*" if name == current else ""
         try:
             manifest = Manifest.read(found.directory(name))
         except ColdframeError as error:
@@ -99,7 +103,7 @@ def list_generations(store: ExistingStore) -> None:
         table.add_row(
             star, name, f"{corpus.articles:,}", f"{manifest.parameters.clusters:,}", model.name, model.recipe, recall
         )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table if found.names() else "The store is empty; build a generation: python -m indexer build --help")
 
 
@@ -109,10 +113,14 @@ def verify(
     generation: Annotated[str | None, typer.Option(help="Without it, all of them.")] = None,
 ) -> None:
     """Compare every file of the generations with its checksum."""
+    from coldframe.errors import NoGeneration
     from coldframe.generation import verify as verify_generation
 
     found = Store(store)
-    for name in [generation] if generation else found.names():
+    names = [generation] if generation else found.names()
+    if not names:
+        raise NoGeneration(f"there is nothing to verify: {store} holds no generation")
+    for name in names:
         verify_generation(found.directory(name))
         typer.echo(f"{name}: every file is as it was published")
 
@@ -141,11 +149,24 @@ def convert(
     """
     from coldframe import models
     from coldframe.convert import convert_directory
+    from coldframe.errors import InvalidArgument
 
     directory = models.locate(model)
-    convert_directory(directory, out, models.read_config(directory, model), models.read_weights(directory, model))
+    config, weights = models.read_config(directory, model), models.read_weights(directory, model)
+    try:
+        convert_directory(directory, out, config, weights)
+    except OSError as error:
+        raise InvalidArgument(
+            f"{out} cannot be written ({error.strerror}); name another directory", field="out"
+        ) from error
     typer.echo(f"{out} is a Longformer; build with it: python -m indexer build --model {out} ...")
 
 
+def _stop(_signal: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    # Clears the draft away; and as process 1 of a container Python would ignore the signal.
+    signal.signal(signal.SIGTERM, _stop)
     settings.run(app, prog="python -m indexer", prefix="COLDFRAME_INDEXER")

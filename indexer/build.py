@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from indexer.progress import Reporter
 
 _PLACE_ROWS = 65_536
+_MOST_SEED = 2**31 - 1  # FAISS keeps it in a C int
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def plan(config: BuildConfig, reporter: Reporter) -> Job:
             raise InvalidArgument(
                 f"--target-recall is {config.target_recall}; it must be over 0 and at most 1", field="target-recall"
             )
-        if config.seed < 0:
-            raise InvalidArgument(f"--seed is {config.seed}; it must be 0 or more", field="seed")
+        if not 0 <= config.seed <= _MOST_SEED:
+            raise InvalidArgument(f"--seed is {config.seed}; it must be 0 to {_MOST_SEED}", field="seed")
         sources = expand(config.corpus)
         encoder = Encoder.load(config.model, config.recipe, config.precision, config.device)
         say(f"{len(sources)} file(s), {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")

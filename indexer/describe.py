@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
 
@@ -22,7 +23,7 @@ REPRESENTATIVES = 5
 _ARTICLES_PER_CLUSTER = 200
 _CHARS_PER_ARTICLE = 4_000
 # Two words of two letters or more, not starting with a digit; apostrophes and hyphens stay inside a word.
-_WORD = r"(?u)\b[^\W\d_][\w'\u2019-]*\w\b"
+_WORD = r"(?u)\b[^\W\d_][\w'-]*\w\b"
 # Reported speech and dates, which every news article has and no topic is about.
 _NEWS_WORDS = frozenset(
     [
@@ -77,15 +78,19 @@ _NEWS_WORDS = frozenset(
         "october",
         "november",
         "december",
-        "it's",
-        "i'm",
-        "don't",
-        "that's",
-        "he's",
-        "didn't",
-        "isn't",
     ]
 )
+# ENGLISH_STOP_WORDS knows no apostrophes.
+_CONTRACTIONS = frozenset(
+    [
+        "i'm", "i've", "i'd", "i'll", "you're", "you've", "you'd", "you'll", "he's", "he'd", "he'll", "she's", "she'd",
+        "she'll", "it's", "it'd", "it'll", "we're", "we've", "we'd", "we'll", "they're", "they've", "they'd", "they'll",
+        "that's", "that'd", "that'll", "there's", "there'd", "there'll", "here's", "what's", "who's", "who'd", "who'll",
+        "where's", "when's", "how's", "why's", "let's", "isn't", "aren't", "wasn't", "weren't", "don't", "doesn't",
+        "didn't", "haven't", "hasn't", "hadn't", "can't", "couldn't", "won't", "wouldn't", "shan't", "shouldn't",
+        "mustn't", "mightn't", "needn't", "ain't",
+    ]
+)  # fmt: skip
 
 
 def describe(
@@ -153,11 +158,14 @@ def label_terms(
     articles.sort_indices()
     share = np.asarray(words.sum(axis=0)).ravel() / words.sum()
     sizes = np.bincount(assignment[rows], minlength=clusters)
+    alone = np.count_nonzero(np.diff(words.indptr)) == 1
     terms = []
     for number, (start, end) in enumerate(pairwise(words.indptr)):
         columns, tf = words.indices[start:end], words.data[start:end] / words.data[start:end].sum()
         shared = articles.data[start:end] / sizes[number]
-        terms.append(_best_terms(tf * np.log(tf / share[columns]) * np.sqrt(shared), vocabulary[columns]))
+        # The only cluster with words has none to be told from: its commonest describe it.
+        telling = np.ones(len(tf)) if alone else np.log(tf / share[columns])
+        terms.append(_best_terms(tf * telling * np.sqrt(shared), vocabulary[columns]))
     return terms
 
 
@@ -171,9 +179,10 @@ def _count_terms(texts: Iterable[tuple[int, str]]) -> tuple[list[int], csr_array
     def words() -> Iterator[str]:
         for row, text in texts:
             rows.append(row)
-            yield text[:_CHARS_PER_ARTICLE]
+            # One way to write what looks the same: letters with their accents, the typewriter's apostrophe.
+            yield normalize("NFC", text[:_CHARS_PER_ARTICLE]).replace("\u2019", "'")
 
-    stop_words = sorted(ENGLISH_STOP_WORDS | _NEWS_WORDS)
+    stop_words = sorted(ENGLISH_STOP_WORDS | _NEWS_WORDS | _CONTRACTIONS)
     vectorizer = CountVectorizer(token_pattern=_WORD, ngram_range=(1, 2), stop_words=stop_words)
     try:
         counts = csr_array(vectorizer.fit_transform(words()), dtype=np.float64)

@@ -76,7 +76,7 @@ class _TokensPerSecond(ProgressColumn):
 
 
 class _Log:
-    """The same progress for a file: one line every so many seconds."""
+    """The same progress for a file: one line every so many seconds, and one at the end."""
 
     def __init__(self, console: Console, articles: int, chars: int) -> None:
         self._console, self._articles, self._chars = console, articles, chars
@@ -86,7 +86,7 @@ class _Log:
     def advance(self, articles: int, tokens: int, chars: int) -> None:
         self._done_chars += chars
         now = time.perf_counter()
-        if now - self._last < _LOG_EVERY_S:
+        if now - self._last < _LOG_EVERY_S and self._done_chars < self._chars:
             return
         self._last = now
         elapsed = now - self._start

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Self, TextIO
@@ -220,9 +220,9 @@ def _json_line(reject: Reject) -> str:
 
 @contextmanager
 def _rejects_file(path: Path) -> Iterator[TextIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
+    unfinished = path.parent / f"{path.name}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("w", encoding="utf-8") as file:
             yield file
             file.flush()
@@ -231,8 +231,14 @@ def _rejects_file(path: Path) -> Iterator[TextIO]:
             unfinished.replace(path)
         else:
             path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InvalidArgument(
+            f"the rejects file {path} cannot be written ({error.strerror}); name another one with --rejects",
+            field="rejects",
+        ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def _judge(stats: ReadStats, max_reject_share: float) -> None:

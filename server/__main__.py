@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -43,5 +44,11 @@ def main(
     asyncio.run(serve(engine, address, grace_s=grace, announce=announce))
 
 
+def _stop_at_once(_signal: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
 if __name__ == "__main__":
+    # Until the server drains on SIGTERM by itself: as process 1 of a container Python would ignore it.
+    signal.signal(signal.SIGTERM, _stop_at_once)
     settings.run(app, prog="python -m server", prefix="COLDFRAME_SERVER")

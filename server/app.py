@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,8 +98,9 @@ class Server:
     async def start(self, address: Address) -> Address:
         """Listens, and returns the address with the port that was taken. Raises InvalidArgument where it cannot."""
         try:
+            _require_free(address)
             port = self._server.add_insecure_port(str(address))
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise InvalidArgument(
                 f"cannot listen on {address}: the port is taken, or the host is not this machine's; choose another "
                 f"with --listen HOST:PORT",
@@ -125,6 +128,24 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
         await self._engine.close()
+
+
+def _require_free(address: Address) -> None:
+    """Raises OSError where the port is taken on any of the host's addresses, or the host has none.
+
+    gRPC is content with one of them: where another program has 127.0.0.1 it would take localhost's ::1 and say nothing.
+    """
+    host = address.host.strip("[]")
+    for family, kind, protocol, _, place in socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind(place)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise
 
 
 def _enable_reflection_v1(server: grpc.aio.Server, names: tuple[str, ...]) -> None:

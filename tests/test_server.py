@@ -1,13 +1,8 @@
-"""The service over real gRPC in this process: answers beside brute force, refusals, errors, load, health, reflection."""
+"""The service over real gRPC in this process: answers beside brute force, and refusals of bad requests."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import itertools
-import shutil
-import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,38 +10,21 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 from coldframe import Client
 from coldframe.client import MAX_MESSAGE_BYTES
-from coldframe.errors import (
-    ColdframeError,
-    CorruptGeneration,
-    FailedPrecondition,
-    InternalError,
-    InvalidArgument,
-    NoGeneration,
-    Overloaded,
-    UnknownArticle,
-    UnknownCluster,
-    error_classes,
-)
+from coldframe.errors import UnknownArticle, UnknownCluster
 from coldframe.recipe import unit
 from coldframe.store import Store
 from coldframe.v1.cluster_service_pb2 import GetClusterRequest, ListClustersRequest, ListClustersResponse
-from coldframe.v1.embedding_service_pb2 import EmbedRequest, EmbedResponse
-from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
+from coldframe.v1.embedding_service_pb2 import EmbedRequest
 from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.search_service_pb2 import NearestClustersRequest, SearchRequest
 from coldframe.v1.types_pb2 import Article, Effort, Seed, Vector
-from server.app import SERVICES
-from server.embed_queue import EmbedQueue
-from server.engine import Engine, Served
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -54,7 +32,9 @@ if TYPE_CHECKING:
 
     from coldframe import Encoder
     from coldframe.generation import Generation
-    from tests.conftest import Background, Sample
+    from tests.conftest import Sample
+
+    BruteForce = Callable[[NDArray[np.float32]], tuple[list[str], NDArray[np.float32]]]
 
 METHODS = {
     EmbedRequest: "/coldframe.v1.EmbeddingService/Embed",
@@ -64,7 +44,10 @@ METHODS = {
     GetClusterRequest: "/coldframe.v1.ClusterService/GetCluster",
     GetIndexRequest: "/coldframe.v1.IndexService/GetIndex",
 }
-OPTIONS = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),  # no proxy can reach this machine itself
+]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +75,7 @@ class Refusal:
 
 def refusal(channel: grpc.Channel, method: str, raw: bytes) -> Refusal:
     with pytest.raises(grpc.RpcError) as raised:
-        channel.unary_unary(method)(raw, timeout=60)
+        cast("Any", channel.unary_unary(method))(raw, timeout=60)  # the stubs know of no call without serializers
     # Raises unless code and message are the same in the details as in the status.
     status = rpc_status.from_call(raised.value)
     assert status is not None, raised.value
@@ -115,10 +98,14 @@ def refused(channel: grpc.Channel, request: Message) -> Refusal:
 # ------------------------------------------------------------------------------------------------- clusters of a seed
 
 
-def test_every_articles_own_text_puts_its_cluster_first(client: Client, articles: list[Sample]) -> None:
+def test_every_articles_own_text_puts_its_cluster_first(
+    client: Client, generation: Generation, articles: list[Sample]
+) -> None:
+    assert len(articles) == len(generation.articles) == 43
     for article in articles:
-        own = client.search(article_id=article.id).hits  # raises where the index does not have it
-        assert article.id not in {hit.article.id for hit in own}
+        row = generation.articles.row_of(article.id)
+        assert row is not None
+        own = generation.clusters[generation.articles[row].cluster].id
         answers = [
             client.nearest_clusters(article.text),
             client.nearest_clusters(f"\n {article.text}\t"),
@@ -126,13 +113,7 @@ def test_every_articles_own_text_puts_its_cluster_first(client: Client, articles
             client.nearest_clusters(article=Article(id="new", title=f" {article.title} ", content=article.content)),
             client.nearest_clusters(article_id=article.id),
         ]
-        holder = client.search(vector=vector_of(client, article), limit=1, exact=True).hits[0].article.cluster_id
-        assert {answer.matches[0].cluster.id for answer in answers} == {holder}
-        assert [match.cluster.id for match in answers[0].matches] == [m.cluster.id for m in answers[2].matches]
-
-
-def vector_of(client: Client, article: Sample) -> list[float]:
-    return [*client.embed([article.text]).embeddings[0].vector.values]
+        assert {answer.matches[0].cluster.id for answer in answers} == {own}
 
 
 def test_the_nearest_clusters_are_those_of_numpy(client: Client, generation: Generation) -> None:
@@ -155,29 +136,34 @@ def random_vectors(count: int, seed: int) -> NDArray[np.float32]:
     return (random.standard_normal((count, 384)) * lengths).astype(np.float32)
 
 
-def brute_force(generation: Generation, vector: NDArray[np.float32]) -> tuple[list[str], NDArray[np.float32]]:
-    """Every id, best first and equal scores by id, and the scores."""
-    rows = np.stack([generation.index.vector(row) for row in range(len(generation.articles))])
-    scores = (rows.astype(np.float64) @ unit(vector).astype(np.float64)).astype(np.float32)
-    ids = [generation.articles[row].id for row in range(len(rows))]
-    order = sorted(range(len(rows)), key=lambda row: (-scores[row], ids[row]))
-    return [ids[row] for row in order], scores[order]
+@pytest.fixture(scope="module")
+def brute_force(store_path: Path, generation: Generation) -> BruteForce:
+    """For a vector every id, best first and equal scores by id, and the scores."""
+    rows = np.load(Store(store_path).directory(generation.name) / "vectors.npy").astype(np.float64)
+    ids = generation.articles.column("id").to_pylist()
+
+    def search(vector: NDArray[np.float32]) -> tuple[list[str], NDArray[np.float32]]:
+        scores = (rows @ unit(vector).astype(np.float64)).astype(np.float32)
+        order = sorted(range(len(rows)), key=lambda row: (-scores[row], ids[row]))
+        return [ids[row] for row in order], scores[order]
+
+    return search
 
 
-def test_an_exact_search_by_vector_is_brute_force(client: Client, generation: Generation) -> None:
+def test_an_exact_search_by_vector_is_brute_force(client: Client, brute_force: BruteForce) -> None:
     for n, vector in enumerate(random_vectors(200, 6)):
         limit = 1 + n % 50
         hits = client.search(vector=vector.tolist(), limit=limit, exact=True).hits
-        ids, scores = brute_force(generation, vector)
+        ids, scores = brute_force(vector)
         assert [hit.article.id for hit in hits] == ids[:limit]
         np.testing.assert_allclose([hit.score for hit in hits], scores[:limit], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-22, 1.0, 1e22, 1e36])
-def test_only_the_direction_of_a_vector_counts(client: Client, generation: Generation, scale: float) -> None:
+def test_only_the_direction_of_a_vector_counts(client: Client, brute_force: BruteForce, scale: float) -> None:
     vector = np.sign(random_vectors(1, 7)[0])
     hits = client.search(vector=(vector * np.float32(scale)).tolist(), limit=40, exact=True).hits
-    ids, scores = brute_force(generation, vector)
+    ids, scores = brute_force(vector)
     assert [hit.article.id for hit in hits] == ids[:40]
     np.testing.assert_allclose([hit.score for hit in hits], scores[:40], rtol=0, atol=1e-6)
 
@@ -217,7 +203,7 @@ def test_a_hit_shows_the_article(client: Client, articles: list[Sample]) -> None
         shown = hits[0].article
         assert (shown.id, shown.title) == (article.id, article.title)
         assert " ".join(article.content.split()).startswith(shown.excerpt.removesuffix("…"))
-        assert shown.attributes["author"] == f"Author of {article.id}"
+        assert shown.attributes["Author"] == f"Author of {article.id}"
         assert shown.HasField("published_at") == bool(article.date)
 
 
@@ -304,7 +290,7 @@ def test_a_clusters_representatives_belong_to_it_the_medoid_first(client: Client
 
 def test_every_reply_names_what_answered_and_where_the_time_went(client: Client, generation: Generation) -> None:
     model = generation.manifest.model
-    replies = [
+    replies: list[Any] = [
         client.index(),
         client.embed(["rain"]),
         client.search("rain"),
@@ -317,8 +303,7 @@ def test_every_reply_names_what_answered_and_where_the_time_went(client: Client,
         assert (by.generation, by.model, by.fingerprint) == (generation.name, "minilm", model.fingerprint)
         parts = timing.tokenize_ms, timing.queue_ms, timing.embed_ms, timing.search_ms
         assert min(parts) >= 0
-        assert 0 < sum(parts) + timing.total_ms
-        assert timing.total_ms >= sum(parts) * (1 - 1e-6)
+        assert 0 < timing.total_ms >= sum(parts) * (1 - 1e-6)
     searched = client.search("rain").timing
     assert min(searched.tokenize_ms, searched.embed_ms, searched.search_ms) > 0
     assert client.search("rain").usage.tokens_seen == 3
@@ -372,7 +357,7 @@ BAD: dict[str, tuple[Message, str, str]] = {
     "limit -1": (SearchRequest(seed=Seed(text="x"), limit=-1), "limit", "1 to 1,000"),
     "limit 1001": (NearestClustersRequest(seed=Seed(text="x"), limit=1001), "limit", "1 to 1,000"),
     "limit 2**31-1": (SearchRequest(seed=Seed(text="x"), limit=2**31 - 1), "limit", "is 2147483647; allowed are 1 to"),
-    "effort": (SearchRequest(seed=Seed(text="x"), effort=cast("Effort", 99)), "effort", "EFFORT_EXACT"),
+    "effort": (SearchRequest(seed=Seed(text="x"), effort=cast("Effort.ValueType", 99)), "effort", "EFFORT_EXACT"),
     "no texts": (EmbedRequest(), "texts", "1 to 256"),
     "257 texts": (EmbedRequest(texts=["x"] * 257), "texts", "257 entries; allowed are 1 to 256"),
     "one empty text": (EmbedRequest(texts=["x", " "]), "texts[1]", "1 to 1,000,000 characters"),
@@ -409,13 +394,16 @@ def test_a_page_past_the_end_is_refused(channel: grpc.Channel, generation: Gener
 
 
 @pytest.mark.parametrize("method", METHODS.values())
-@pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0a\x05\x0a\x03\xff\xfe\xfd", bytes(range(256))])
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff", bytes(range(256)), b"GET / HTTP/1.1"])
 def test_bytes_that_are_no_request_are_the_callers_fault(channel: grpc.Channel, method: str, raw: bytes) -> None:
-    if raw.startswith(b"\x0a") and method == METHODS[GetIndexRequest]:
-        pytest.skip("to a message without fields these are fields of the future")
     found = refusal(channel, method, raw)
-    assert found.code == "INVALID_ARGUMENT"
-    assert found.fields
+    assert (found.code, found.fields) == ("INVALID_ARGUMENT", ["request"])
+
+
+@pytest.mark.parametrize("kind", [EmbedRequest, GetClusterRequest])
+def test_text_that_is_not_utf_8_is_the_callers_fault(channel: grpc.Channel, kind: type[Message]) -> None:
+    found = refusal(channel, METHODS[kind], b"\x0a\x03\xff\xfe\xfd")
+    assert (found.code, found.fields) == ("INVALID_ARGUMENT", ["request"])
 
 
 @pytest.mark.parametrize("unknown", ["no-such", "c9999", "Ω" * 100, "🗞" * 25_000, "\x00\n%", "x" * 100_000])

@@ -191,12 +191,17 @@ def test_a_current_that_names_no_generation_is_corrupt(store: Store, content: by
 # ----------------------------------------------------------------------------------------------------------- drafts
 
 
+def fail_in_a_draft(store: Store) -> None:
+    with store.draft() as draft:
+        (draft / "half").write_text("written")
+        raise ZeroDivisionError
+
+
 def test_a_draft_that_fails_leaves_the_store_as_it_was(store: Store) -> None:
     before = publish(store)
-    with pytest.raises(ZeroDivisionError), store.draft() as draft:
-        (draft / "half").write_text("written")
-        1 / 0  # noqa: B018
-    assert not draft.exists()
+    with pytest.raises(ZeroDivisionError):
+        fail_in_a_draft(store)
+    assert not (store.path / "drafts").exists()
     assert (store.names(), store.current()) == ([before], before)
 
 
@@ -408,7 +413,7 @@ _rows = st.builds(
 
 
 @given(rows=st.lists(_rows, min_size=1, max_size=12, unique_by=lambda row: row.id))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_come_back_as_they_were_written(tmp_path: Path, rows: list[ArticleRow]) -> None:
     rows = sorted(rows, key=lambda row: row.id)
     table = written(tmp_path / ARTICLES, rows)

@@ -1,0 +1,73 @@
+"""Builds that take a fraction of a second, and what their results are held against.
+
+A random Longformer of `tests.models` reads words of single letters: articles of such words cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from indexer.build import BuildConfig, run
+from indexer.progress import Reporter
+from tests.models import LETTERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from coldframe.generation import Manifest
+    from tests.corpus_files import Row
+
+
+def letters(count: int, seed: int = 0) -> list[Row]:
+    """Articles of 20 to 60 words, each of one of three subjects: a third of the alphabet is its own."""
+    rng = np.random.default_rng(seed)
+    own = [LETTERS[start : start + 8] for start in (0, 8, 16)]
+    return [
+        {
+            "id": f"{n:03}",
+            "title": f"{LETTERS[n % 26]} {LETTERS[n // 26]}",
+            "content": " ".join(rng.choice([*(own[n % 3] * 3), *LETTERS], int(rng.integers(20, 61)))),
+            "date": f"2026-01-{1 + n % 28:02}",
+            "desk": "abc"[n % 3],
+        }
+        for n in range(count)
+    ]
+
+
+def build(store: Path, *corpus: Path, **options: Any) -> Manifest:
+    """Builds a generation in this process, in fp32, and says nothing."""
+    config = BuildConfig(corpus=[str(path) for path in corpus], store=store, **{"precision": "fp32"} | options)
+    return run(config, Reporter(Console(file=io.StringIO())))
+
+
+def recall_at_10(
+    vectors: NDArray[np.float32], centroids: NDArray[np.float32], assignment: NDArray[np.int64], probes: int
+) -> float:
+    """The share of the 10 nearest other rows that lie in the lists visited, over all rows, by the book.
+
+    A search that finds fewer rows than it wants in its lists visits twice as many, and so on.
+    """
+    wide = vectors.astype(np.float64)
+    near = np.argsort(-_dots(wide, wide).astype(np.float32), axis=1, kind="stable")  # equal ones by row
+    lists = np.argsort(-_dots(wide, centroids.astype(np.float64)), axis=1, kind="stable")
+    wanted = found = 0
+    for row in range(len(vectors)):
+        others = near[row][near[row] != row]
+        visited = probes
+        while np.isin(assignment, lists[row, :visited]).sum() < min(11, len(vectors)) and visited < len(centroids):
+            visited *= 2
+        seen = others[np.isin(assignment[others], lists[row, :visited])]
+        wanted += len(others[:10])
+        found += len(set(seen[:10].tolist()) & set(others[:10].tolist()))
+    return found / wanted if wanted else 1.0
+
+
+def _dots(rows: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inner products, (rows, others), summed in one order, so that equal rows have equal ones."""
+    return np.stack([(others * row).sum(axis=1) for row in rows])
