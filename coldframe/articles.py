@@ -108,7 +108,8 @@ class Articles:
 
     def __getitem__(self, row: int) -> ArticleRow:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        fields = self._batches[number].slice(row - int(self._starts[number]), 1).to_pylist()[0]
+        batch, offset = self._batches[number], row - int(self._starts[number])
+        fields = {name: column[offset].as_py() for name, column in zip(_SCHEMA.names, batch.columns, strict=True)}
         return ArticleRow(**{**fields, "attributes": dict(fields["attributes"])})
 
     def row_of(self, article_id: str) -> int | None:

@@ -96,4 +96,12 @@ def convert_directory(source: Path, out: Path, config: dict[str, Any], weights: 
         if (source / name).is_file():
             (partial / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, partial / name)
+    _lengthen_tokenizer(partial / "tokenizer_config.json")
     partial.rename(out)
+
+
+def _lengthen_tokenizer(path: Path) -> None:
+    """Other programs cut texts where the tokenizer's configuration says so, at 512 tokens as a rule."""
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": MAX_TOKENS}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -60,7 +60,7 @@ class CorpusInfo:
     distinct_texts: int
     rejected: int
     truncated: int
-    """Texts longer than `max_tokens`, whose ends were not read."""
+    """Articles longer than `max_tokens`, whose ends were not read."""
     tokens: int
     """Embedded, each distinct text once."""
 

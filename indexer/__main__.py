@@ -113,16 +113,23 @@ def verify(
     generation: Annotated[str | None, typer.Option(help="Without it, all of them.")] = None,
 ) -> None:
     """Compare every file of the generations with its checksum."""
-    from coldframe.errors import NoGeneration
+    from coldframe.errors import ColdframeError, CorruptGeneration, NoGeneration
     from coldframe.generation import verify as verify_generation
 
     found = Store(store)
     names = [generation] if generation else found.names()
     if not names:
         raise NoGeneration(f"there is nothing to verify: {store} holds no generation")
+    broken: ColdframeError | None = None
     for name in names:
-        verify_generation(found.directory(name))
-        typer.echo(f"{name}: every file is as it was published")
+        try:
+            verify_generation(found.directory(name))
+            typer.echo(f"{name}: every file is as it was published")
+        except CorruptGeneration as error:
+            typer.echo(f"{name}: {error.message}")
+            broken = error
+    if broken is not None:
+        raise broken
 
 
 @app.command()

@@ -222,7 +222,7 @@ def _text_fault(row: _Row, roles: _Roles, chars: int, max_chars: int) -> str | N
     if chars == 0:
         return "no text: title and content are both empty"
     if chars > max_chars:
-        return f"text too long: {chars:,} characters, at most {max_chars:,} are allowed (--max-text-chars)"
+        return f"text too long: {chars:,} characters, at most {max_chars:,} are allowed"
     return None
 
 

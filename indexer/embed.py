@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from coldframe.encoder import Encoder
     from indexer.spool import Spool
 
-# Texts taken from the spool at a time: enough to fill batches of tokens, little enough to forget.
-_CHARS_PER_CHUNK = 256_000
+# Texts taken from the spool at a time, about two batches of tokens: progress is reported after each.
+_CHARS_PER_CHUNK = 65_536
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,11 @@ class Address:
     def parse(cls, value: str) -> Address:
         """Raises InvalidArgument for anything that is not HOST:PORT."""
         host, colon, port = value.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+        bare = host.removeprefix("[").removesuffix("]")
+        if not colon or not bare or not port.isdecimal() or int(port) > 65_535 or (":" in bare and bare == host):
             raise InvalidArgument(
-                f"--listen is {value!r}; give HOST:PORT with a port of 0 to 65535, such as localhost:50051",
+                f"--listen is {value!r}; give HOST:PORT with a port of 0 to 65535, such as localhost:50051 or "
+                f"[::1]:50051",
                 field="listen",
             )
         return cls(host, int(port))
@@ -97,15 +99,11 @@ class Server:
 
     async def start(self, address: Address) -> Address:
         """Listens, and returns the address with the port that was taken. Raises InvalidArgument where it cannot."""
+        require_free(address)
         try:
-            _require_free(address)
             port = self._server.add_insecure_port(str(address))
-        except (OSError, RuntimeError) as error:
-            raise InvalidArgument(
-                f"cannot listen on {address}: the port is taken, or the host is not this machine's; choose another "
-                f"with --listen HOST:PORT",
-                field="listen",
-            ) from error
+        except RuntimeError as error:
+            raise _taken(address) from error
         await self._set_health()
         await self._server.start()
         return Address(address.host, port)
@@ -130,13 +128,16 @@ class Server:
         await self._engine.close()
 
 
-def _require_free(address: Address) -> None:
-    """Raises OSError where the port is taken on any of the host's addresses, or the host has none.
+def require_free(address: Address) -> None:
+    """Raises InvalidArgument where the port is taken on any of the host's addresses, or the host has none.
 
     gRPC is content with one of them: where another program has 127.0.0.1 it would take localhost's ::1 and say nothing.
     """
-    host = address.host.strip("[]")
-    for family, kind, protocol, _, place in socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM):
+    try:
+        places = socket.getaddrinfo(address.host.strip("[]"), address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise _taken(address) from error
+    for family, kind, protocol, _, place in places:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
@@ -145,7 +146,15 @@ def _require_free(address: Address) -> None:
                 probe.bind(place)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise
+                    raise _taken(address) from error
+
+
+def _taken(address: Address) -> InvalidArgument:
+    return InvalidArgument(
+        f"cannot listen on {address}: the port is taken, or the host is not this machine's; choose another with "
+        f"--listen HOST:PORT",
+        field="listen",
+    )
 
 
 def _enable_reflection_v1(server: grpc.aio.Server, names: tuple[str, ...]) -> None:
@@ -169,6 +178,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    require_free(address)  # said at once, and not after a model was loaded
     # An empty store may be filled any moment; a broken one needs a person.
     with contextlib.suppress(NoGeneration):
         await loop.run_in_executor(None, engine.load)

@@ -118,9 +118,9 @@ def test_a_term_that_repeats_a_word_of_a_better_one_is_left_out() -> None:
 
 
 def test_one_article_that_repeats_a_name_does_not_label_its_cluster() -> None:
-    texts = write_texts(TOPICS, FILLER)
-    texts[0] = "zebulon " * 40
-    assert "zebulon" not in describe_texts(texts, np.repeat(np.arange(4), 8).tolist())[0].label
+    texts = ["lava ash", "lava crater", "lava smoke", "lava ground", "steam", "zebulon " * 60, "penalty", "striker"]
+    volcano, _ = describe_texts(texts, [0] * 6 + [1] * 2)
+    assert volcano.label.startswith("lava")
 
 
 def test_letters_with_accents_are_read_the_same_however_they_are_encoded() -> None:

@@ -204,15 +204,15 @@ def test_the_program_without_a_command_lists_its_commands() -> None:
 # --- list, verify, activate ------------------------------------------------------------------------------------------
 
 
-def test_list_shows_whole_names_and_a_star_at_the_current_one(desk: Desk) -> None:
-    answer = run("list", "--store", desk.store)
+def test_list_shows_whole_names_in_a_narrow_window_and_a_star_at_the_current_one(desk: Desk) -> None:
+    answer = run("list", "--store", desk.store, COLUMNS="60")
     assert (answer.code, answer.err) == (0, "")
     lines = {
         manifest.name: line for line in answer.out.splitlines() for manifest in both(desk) if manifest.name in line
     }
     assert [name for name, line in lines.items() if line.split()[0] == "*"] == [desk.second.name]
     assert list(lines) == [desk.first.name, desk.second.name]
-    assert "seed" in lines[desk.first.name]
+    assert lines[desk.first.name].split()[1:3] == ["30", "5"]
 
 
 def both(desk: Desk) -> tuple[Manifest, Manifest]:
