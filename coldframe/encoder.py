@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from coldframe import models
-from coldframe.errors import InvalidArgument
+from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.longformer import Longformer, from_reference
 from coldframe.recipe import Recipe, named
 from coldframe.text import MAX_TEXT_CHARS
@@ -87,8 +87,13 @@ class Encoder:
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of each text, its end cut off where it is longer than the model reads.
 
-        Raises InvalidArgument for texts over 1,000,000 characters.
+        Raises InvalidArgument for texts over 1,000,000 characters, ModelUnavailable for a model of weights alone.
         """
+        if self._tokenizer is None:
+            raise ModelUnavailable(
+                f"{self.name} has no tokenizer, so it embeds token ids and no texts; put its tokenizer.json beside "
+                f"its weights"
+            )
         for n, text in enumerate(texts):
             if len(text) > MAX_TEXT_CHARS:
                 raise InvalidArgument(

@@ -27,6 +27,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "1_Pooling/*"]
 # Prefixes under which checkpoints keep the bare encoder; "" is the encoder saved alone.
 _PREFIXES = ("", "longformer.", "bert.", "roberta.", "model.")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 _FIRST_KEY = "embeddings.word_embeddings.weight"
 
 
@@ -38,7 +39,8 @@ class Model:
     config: dict[str, Any]
     """The model's config.json, of a Longformer."""
     weights: dict[str, torch.Tensor]
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: tokenizers.Tokenizer | None
+    """None for a directory of weights alone, which embeds token ids and no texts."""
     recipe: Recipe
     """The model's own."""
 
@@ -182,13 +184,18 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise ModelUnavailable(f"{file.name} holds more than tensors and is not loaded; use safetensors") from error
 
 
-def read_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer:
-    """The model's tokenizer, cutting and padding nothing."""
+def read_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer | None:
+    """The model's tokenizer, cutting and padding nothing; None where the directory has no file of one."""
     import tokenizers
 
     file = directory / "tokenizer.json"
+    if not any((directory / other).is_file() for other in _TOKENIZER_FILES):
+        return None
     if file.is_file():
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise ModelUnavailable(f"{name}'s tokenizer.json cannot be read; fetch the model again") from error
     else:
         tokenizer = _convert_slow_tokenizer(directory, name)
     tokenizer.no_truncation()
@@ -204,7 +211,7 @@ def _convert_slow_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer:
     try:
         backend = transformers.AutoTokenizer.from_pretrained(directory).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelUnavailable(f"{name} has no tokenizer that can be read: no tokenizer.json in {directory}") from error
+        raise ModelUnavailable(f"{name}'s tokenizer cannot be read; save it again as tokenizer.json") from error
     assert isinstance(backend, tokenizers.Tokenizer)
     return backend
 
@@ -262,7 +269,7 @@ def fingerprint(model: Model, recipe: Recipe) -> str:
     digest = hashlib.sha256()
     config = model.longformer_config()
     digest.update(json.dumps([str(config), recipe.describe()], sort_keys=True).encode())
-    digest.update(model.tokenizer.to_str().encode())
+    digest.update(model.tokenizer.to_str().encode() if model.tokenizer else b"")
     for key in sorted(model.weights):
         digest.update(key.encode())
         digest.update(model.weights[key].contiguous().numpy().data)

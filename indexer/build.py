@@ -121,6 +121,7 @@ def plan(config: BuildConfig, reporter: Reporter) -> Job:
             raise InvalidArgument(f"--seed is {config.seed}; it must be 0 to {_MOST_SEED}", field="seed")
         sources = expand(config.corpus)
         encoder = Encoder.load(config.model, config.recipe, config.precision, config.device)
+        encoder.tokenize(["a model of weights alone is refused here"])
         say(f"{len(sources)} file(s), {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")
     return Job(config, sources, encoder, reporter)
 

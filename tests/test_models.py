@@ -80,6 +80,9 @@ def test_a_bin_file_that_would_run_code_is_refused(directory: Path) -> None:
 
 
 def test_broken_directories_say_what_is_missing(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelUnavailable, match=r"tokenizer\.json cannot be read"):
+        models.load(str(directory))
     (directory / "model.safetensors").write_bytes(b"\x10" * 64)
     with pytest.raises(ModelUnavailable, match=r"model\.safetensors cannot be read"):
         models.load(str(directory))
@@ -92,6 +95,15 @@ def test_broken_directories_say_what_is_missing(directory: Path) -> None:
     (directory / "config.json").unlink()
     with pytest.raises(ModelUnavailable, match=r"config\.json is missing"):
         models.load(str(directory))
+
+
+def test_weights_alone_embed_ids_and_no_texts(directory: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+    (directory / "tokenizer_config.json").unlink(missing_ok=True)
+    encoder = Encoder.load(str(directory), "seed")
+    assert encoder.embed_ids([[0, 5, 2]]).shape == (1, encoder.dim)
+    with pytest.raises(ModelUnavailable, match=r"put its tokenizer\.json"):
+        encoder.embed(["a"])
 
 
 def test_weights_that_do_not_fit_are_refused(directory: Path) -> None:
