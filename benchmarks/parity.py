@@ -38,6 +38,7 @@ def main() -> None:
 
 
 def _document(model: models.Model, length: int) -> list[int]:
+    assert model.tokenizer is not None, "the benchmark takes its special tokens from there"
     special = model.tokenizer.encode("").ids
     body = np.random.default_rng(length).integers(1000, model.config["vocab_size"], max(length - 2, 0)).tolist()
     return [special[0], *body, special[-1]][:length]
