@@ -492,5 +492,6 @@ def test_an_address_that_is_none_says_what_one_looks_like(value: str) -> None:
 def test_a_bad_listen_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here("--store", tmp_path, "--listen", "localhost") == 2
     assert capsys.readouterr().err == (
-        "error: --listen is 'localhost'; give HOST:PORT with a port of 0 to 65535, such as localhost:50051\n"
+        "error: --listen is 'localhost'; give HOST:PORT with a port of 0 to 65535, such as localhost:50051 or "
+        "[::1]:50051\n"
     )
