@@ -60,6 +60,10 @@ class ClusterIndex:
             raise CorruptGeneration(f"{path.name} is no FAISS index; verify the store and rebuild") from error
         if not isinstance(ivf, faiss.IndexIVF) or (ivf.ntotal, ivf.d) != vectors.shape:
             raise CorruptGeneration(f"{path.name} does not hold the rows of vectors.npy; verify the store and rebuild")
+        assert ivf.invlists is not None, "an index that was written has lists"
+        lists = faiss.downcast_InvertedLists(ivf.invlists)
+        if isinstance(lists, faiss.OnDiskInvertedLists):
+            lists.prefetch_nthread = 0  # else every search starts 32 threads that touch its lists' pages
         return cls(ivf, vectors)
 
     def write(self, path: Path) -> None:

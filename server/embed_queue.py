@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from coldframe.errors import Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
@@ -52,14 +52,14 @@ class _Done:
 
 
 class EmbedQueue:
-    """The line before an encoder. `close` it when the server stops; who still waits is served first."""
+    """The line before an encoder, which computes on `thread`. `drain` it when the server stops."""
 
-    def __init__(self, encoder: Encoder, max_waiting_tokens: int = MAX_WAITING_TOKENS) -> None:
+    def __init__(self, encoder: Encoder, thread: Executor, max_waiting_tokens: int = MAX_WAITING_TOKENS) -> None:
         self._encoder = encoder
+        self._thread = thread
         self._max_waiting_tokens = max_waiting_tokens
         self._line: deque[_Waiting] = deque()
         self._waiting_tokens = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._worker: asyncio.Task[None] | None = None
 
     async def embed(self, texts: Sequence[Tokens]) -> Embedded:
@@ -117,8 +117,7 @@ class EmbedQueue:
             batch.append(item)
         return batch
 
-    async def close(self) -> None:
-        """Serves who waits and lets the thread go."""
+    async def drain(self) -> None:
+        """Serves who still waits."""
         if self._worker is not None:
             await self._worker
-        self._thread.shutdown()

@@ -130,15 +130,22 @@ class Engine:
         # One OpenMP thread per query: under load the queries themselves fill the cores.
         self._search = ThreadPoolExecutor(threads, "search", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._tokenize = ThreadPoolExecutor(1, "tokenize")
+        # All that torch does, loading included, it does on this thread. Each thread that computes gets a team of OpenMP
+        # threads of its own; with two teams for the same cores every hand-over sleeps, and a short text takes twice as
+        # long (docs/decisions/0008-one-thread-computes.md).
+        self._compute = ThreadPoolExecutor(1, "compute")
 
     def load(self) -> None:
         """Opens the current generation and its encoder; blocks. Raises what makes it impossible to serve."""
+        self._served = self._compute.submit(self._open).result()
+
+    def _open(self) -> Served:
         generation = self._store.open()
         manifest = generation.manifest
         encoder = Encoder.load(self._model or manifest.source, manifest.model.recipe, self._precision, self._device)
         generation.require(encoder.fingerprint)
         encoder.embed(["warm"])
-        self._served = Served(generation, encoder, EmbedQueue(encoder))
+        return Served(generation, encoder, EmbedQueue(encoder, self._compute))
 
     async def wait_and_load(self, poll_s: float = 1.0) -> None:
         """Waits for the first generation of an empty store and opens it. What cannot be opened becomes the answer to
@@ -241,7 +248,8 @@ class Engine:
     async def close(self) -> None:
         """Ends the threads once their work is done."""
         if self._served is not None:
-            await self._served.queue.close()
+            await self._served.queue.drain()
+        self._compute.shutdown()
         self._search.shutdown()
         self._tokenize.shutdown()
 

@@ -173,7 +173,7 @@ class Crowded(Engine):
     def __init__(self, generation: Generation, encoder: Encoder, store: Store) -> None:
         super().__init__(store)
         self.door = Door(encoder)
-        self.queue = EmbedQueue(cast("Encoder", self.door), max_waiting_tokens=20)
+        self.queue = EmbedQueue(cast("Encoder", self.door), self._compute, max_waiting_tokens=20)
         self.gone = threading.Semaphore(0)
         self._fixed = Served(generation, encoder, self.queue)
 
@@ -189,7 +189,7 @@ class Crowded(Engine):
             self.gone.release()
 
     async def close(self) -> None:
-        await self.queue.close()
+        await self.queue.drain()
         await super().close()
 
 
