@@ -98,6 +98,8 @@ class Articles:
             self._batches = _open_batches(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise CorruptGeneration(f"{path.name} cannot be read; verify the store and rebuild") from error
+        # Made once: a batch makes new column objects each time it is asked.
+        self._columns = [list(zip(_SCHEMA.names, batch.columns, strict=True)) for batch in self._batches]
         self._starts = np.cumsum([0] + [batch.num_rows for batch in self._batches])
         self._first_ids = [batch.column("id")[0].as_py() for batch in self._batches]
         self._digests = np.concatenate([_first_words(batch.column("text_digest")) for batch in self._batches])
@@ -108,9 +110,10 @@ class Articles:
 
     def __getitem__(self, row: int) -> ArticleRow:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        batch, offset = self._batches[number], row - int(self._starts[number])
-        fields = {name: column[offset].as_py() for name, column in zip(_SCHEMA.names, batch.columns, strict=True)}
-        return ArticleRow(**{**fields, "attributes": dict(fields["attributes"])})
+        offset = row - int(self._starts[number])
+        fields = {name: column[offset].as_py() for name, column in self._columns[number]}
+        fields["attributes"] = dict(fields["attributes"])
+        return ArticleRow(**fields)
 
     def row_of(self, article_id: str) -> int | None:
         """The row of an id; None where there is none."""
