@@ -90,7 +90,7 @@ def list_generations(store: ExistingStore) -> None:
     current = found.current()
     # A name that is cut short is of no use to `activate`: in a narrow window the other columns give way.
     generation = Column("generation", no_wrap=True)
-    table = Table("", generation, "articles", "clusters", "model", "recipe", "recall@10", box=None)
+    table = Table("", generation, "articles", "clusters", "model", "recipe", "recall", box=None)
     for name in found.names():
         star = "*" if name == current else ""
         try:
