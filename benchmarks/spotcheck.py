@@ -1,7 +1,8 @@
 """Read with your own eyes: python -m benchmarks.spotcheck --corpus FILE --server HOST:PORT [--articles 20]
 
-Draws articles of a corpus that is being served, sends each as an article the server has never seen (its id left
-out), and prints its headline, its clusters' labels and its nearest neighbour's headline, for a person to judge.
+Draws articles of a corpus that is being served, has the server embed each anew (a seed text that it knows would get
+its stored vector), and prints its headline, the labels of the clusters nearest to that vector and its nearest
+neighbour's headline, for a person to judge.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 from pathlib import Path
 
 from coldframe import Client
-from coldframe.v1.types_pb2 import Article
+from coldframe.text import article_text
 from indexer import corpus
 
 
@@ -27,16 +28,15 @@ def main() -> None:
     own = 0
     with Client(args.server, timeout=120) as client:
         for row in random.Random(args.seed).sample(rows, args.articles):
-            article = Article(title=row.title, content=row.content)
-            clusters = client.nearest_clusters(article=article, limit=2).matches
-            neighbours = client.search(article=article, limit=2).hits
-            own += any(
-                hit.article.id == row.id and hit.article.cluster_id == clusters[0].cluster.id for hit in neighbours
-            )
+            vector = client.embed([article_text(row.title, row.content)]).embeddings[0].vector.values
+            clusters = client.nearest_clusters(vector=vector, limit=2).matches
+            held = client.nearest_clusters(article_id=row.id, limit=1).matches[0]  # by the vector in the index
+            own += held.cluster.id == clusters[0].cluster.id
+            neighbours = client.search(article_id=row.id, limit=1).hits
             print(f"{row.id}  {row.title}")
             for match in clusters:
                 print(f"    {match.similarity:.3f}  {match.cluster.label}")
-            print(f"    like: {next(hit.article.title for hit in neighbours if hit.article.id != row.id)}")
+            print(f"    like: {neighbours[0].article.title}")
     print(f"nearest cluster is the article's own: {own} of {args.articles}")
 
 

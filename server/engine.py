@@ -21,7 +21,6 @@ from coldframe.errors import (
     NoGeneration,
     UnknownArticle,
 )
-from coldframe.recipe import unit
 from coldframe.text import article_text, text_digest
 from server.embed_queue import EmbedQueue
 
@@ -85,7 +84,7 @@ class RowSeed:
 
 @dataclass(frozen=True, slots=True)
 class VectorSeed:
-    """A vector, (dim,), not zero."""
+    """A vector, (dim,), of unit length."""
 
     vector: NDArray[np.float32]
 
@@ -157,7 +156,7 @@ class Engine:
                 current = self._store.current()
                 if current is not None and current != tried:
                     tried = current
-                    await self._run(self._search, self.load)
+                    self._served = await self._run(self._compute, self._open)
                     return
             except Exception as error:  # whatever it is, a server that waits must say why
                 _log.error("cannot serve: %s", error, exc_info=not isinstance(error, ColdframeError))
@@ -201,7 +200,7 @@ class Engine:
                     f"seed.vector has {len(seed.vector)} values; this index's vectors have {index.dim}",
                     field="seed.vector",
                 )
-            return Query(unit(seed.vector))
+            return Query(seed.vector)
         if isinstance(seed, RowSeed):
             row = articles.row_of(seed.article_id)
             if row is None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# Where the attention of a model with window 512 changes its form, and the ends of what it reads.
+LENGTHS = (1, 2, 3, 255, 256, 257, 258, 511, 512, 513, 1024, 1025, 4095, 4096)
+
 
 class Reference:
     """`transformers.LongformerModel` run as the notebook ran it: one document at a time, recipe "seed"."""

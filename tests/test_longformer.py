@@ -15,13 +15,12 @@ from coldframe.encoder import Encoder
 from coldframe.longformer import Layer, LongformerConfig, band_mask, pack
 from coldframe.recipe import RECIPES
 from tests.models import VOCABULARY, longformer_directory
-from tests.oracle import Reference, cosine, dense_attention, relative_error
+from tests.oracle import LENGTHS, Reference, cosine, dense_attention, relative_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-LENGTHS = (1, 2, 3, 255, 256, 257, 258, 511, 512, 513, 1024, 1025, 4095, 4096)
 SEED = RECIPES["seed"]
 
 
