@@ -11,8 +11,9 @@ import torch
 
 from coldframe import models
 from coldframe.errors import InvalidArgument, ModelUnavailable
+from coldframe.linear import prepare
 from coldframe.longformer import Longformer, from_reference
-from coldframe.recipe import Recipe, named
+from coldframe.recipe import Recipe, named, unit
 from coldframe.text import MAX_TEXT_CHARS
 
 if TYPE_CHECKING:
@@ -20,15 +21,31 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 
 # Tokens computed together: past some thousands the matrix products gain nothing more, and memory grows.
 TOKENS_PER_BATCH = 8_192
 
 
+# A model whose int8 vectors turn further from its unrounded ones than this cosine is not run in int8.
+INT8_COSINE = 0.995
+# Narrower models gain nothing from int8: rounding the activations costs what the products save.
+_INT8_PAYS_FROM = 512
+_INT8_TRIAL = (
+    "The harbour authority reopened the northern quay on Tuesday, eleven weeks after the storm that sank two barges.",
+    "Shares in the chip maker fell 4.2% after it cut its forecast; analysts had expected a quarter of record sales. "
+    * 4,
+    "She kicked twice in the last lap, and the crowd rose. 'I never looked back,' she said, 'not once.' " * 12,
+)
+
+
 class TruncationWarning(UserWarning):
     """Texts were longer than the model reads; their ends were cut off."""
+
+
+class PrecisionWarning(UserWarning):
+    """A model was asked to run in int8 and does not bear it; it runs in a higher precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +68,16 @@ class Encoder:
 
     def __init__(self, model: models.Model, recipe: Recipe, precision: Precision, device: Device) -> None:
         self.device = _choose_device(device)
-        self.precision = _choose_precision(precision, self.device)
         self.name = model.name
         self.recipe = recipe
         self.fingerprint = models.fingerprint(model, recipe)
         """Hex digest of weights, tokenizer and recipe: equal for encoders whose vectors may be compared."""
         self._tokenizer = model.tokenizer
         self._config = model.longformer_config()
+        self.precision = _choose_precision(precision, self.device, self._config.hidden)
         self._longformer = _build(model, self.precision, self.device)
+        if self.precision == "int8":
+            self._require_int8(model)
 
     @classmethod
     def load(
@@ -73,6 +92,21 @@ class Encoder:
         chosen = named(recipe) if recipe is not None else None
         loaded = models.load(model)
         return cls(loaded, chosen or loaded.recipe, precision, device)
+
+    def _require_int8(self, model: models.Model) -> None:
+        """Goes back to the next precision where the model's int8 vectors are not those of its unrounded weights."""
+        documents = [t.ids for t in self.tokenize(_INT8_TRIAL)] if self._tokenizer else _random_ids(model)
+        rounded = self.embed_ids(documents)
+        wide = "bf16" if _cpu_computes_bf16() else "fp32"
+        int8, self._longformer = self._longformer, _build(model, wide, self.device)
+        plain = self.embed_ids(documents)
+        cosine = float((unit(rounded) * unit(plain)).sum(axis=1).min())
+        if cosine >= INT8_COSINE:
+            self._longformer = int8
+            return
+        self.precision = wide
+        message = f"{self.name} loses too much in int8 (cosine {cosine:.4f}, needed {INT8_COSINE}); it runs in {wide}"
+        warnings.warn(message, PrecisionWarning, stacklevel=4)
 
     @property
     def dim(self) -> int:
@@ -162,7 +196,17 @@ def _build(model: models.Model, precision: str, device: str) -> Longformer:
         longformer = from_reference(model.longformer_config(), model.weights)
     except (KeyError, ValueError) as error:
         raise InvalidArgument(f"{model.name}'s weights do not fit its config.json: {error}", field="model") from error
-    return longformer.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    longformer = longformer.to(device, torch.float32 if precision == "fp32" else torch.bfloat16)
+    if device == "cpu":
+        prepare(longformer, precision)
+    return longformer
+
+
+def _random_ids(model: models.Model) -> list[list[int]]:
+    """Three documents for a model that has no tokenizer."""
+    config = model.longformer_config()
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, config.vocab_size, min(length, config.max_tokens)).tolist() for length in (20, 100, 300)]
 
 
 def _choose_device(device: str) -> str:
@@ -174,12 +218,28 @@ def _choose_device(device: str) -> str:
     return "cuda" if available and device != "cpu" else "cpu"
 
 
-def _choose_precision(precision: str, device: str) -> str:
+def _choose_precision(precision: str, device: str, hidden: int) -> str:
     if precision not in get_args(Precision):
         raise InvalidArgument(f"precision {precision!r} is none of {', '.join(get_args(Precision))}", field="precision")
+    if precision == "int8" and device == "cuda":
+        raise InvalidArgument(
+            "precision 'int8' runs on the CPU only; use 'bf16' on a GPU, or 'auto'", field="precision"
+        )
     if precision != "auto":
         return precision
-    return "bf16" if device == "cuda" or _cpu_computes_bf16() else "fp32"
+    if device == "cuda":
+        return "bf16"
+    if _cpu_computes_int8() and hidden >= _INT8_PAYS_FROM:
+        return "int8"
+    return "bf16" if _cpu_computes_bf16() else "fp32"
+
+
+def _cpu_computes_int8() -> bool:
+    """Whether the processor multiplies bytes in hardware (VNNI, AMX), and torch was built to use it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("amx_int8"))
 
 
 def _cpu_computes_bf16() -> bool:

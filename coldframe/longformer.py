@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from coldframe.linear import Linear
 from coldframe.recipe import Pooler, Recipe
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 Bounds = list[tuple[int, int]]
 """Where each packed document starts and ends, (start, end) rows of the token matrix."""
 
-# Queries per block of the band: measured, see docs/decisions/0003-banded-attention-in-blocks.md.
+# Measured, see docs/decisions/0003-banded-attention-in-blocks.md: queries per block of the band; documents up to
+# DENSE tokens are one block; and what follows attention goes by ROWS tokens, which stay in the processor's cache.
 BLOCK = 128
+DENSE = 600
+ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -81,51 +84,69 @@ class LocalAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.hidden // config.heads
         self.reach = window // 2
-        self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
+        self.qkv = Linear(config.hidden, 3 * config.hidden)  # queries come scaled, see `from_reference`
 
     def forward(self, x: Tensor, bounds: Bounds) -> Tensor:
         qkv = self.qkv(x).view(-1, 3, self.heads, self.head_dim)  # (tokens, 3, heads, head_dim)
         out = torch.empty_like(x).view(-1, self.heads, self.head_dim)  # (tokens, heads, head_dim)
         for start, end in bounds:
-            q, k, v = qkv[start:end].permute(1, 2, 0, 3)  # each (heads, length, head_dim)
+            q, k, v = qkv[start:end].permute(1, 2, 0, 3).contiguous()  # each (heads, length, head_dim)
             rows = out[start:end].transpose(0, 1)  # (heads, length, head_dim), a view to write through
-            if end - start <= self.reach + 1:
-                rows.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
+            if end - start <= max(DENSE, self.reach + 1):
+                self._dense(q, k, v, rows)
             else:
                 self._band(q, k, v, rows)
         return out.view_as(x)  # (tokens, hidden)
 
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """All queries against all keys; what lies beyond the window is masked."""
+        length = q.shape[1]
+        scores = torch.bmm(q, k.transpose(1, 2))  # (heads, length, length)
+        beyond = length - self.reach - 1  # queries whose window does not reach the last key
+        if beyond > 0:
+            # Keys 0 and length - 1 are global: the first column is left out, the last one is beyond no query.
+            behind, ahead = triangles(beyond, q.dtype, q.device)
+            scores[:, -beyond:, 1 : beyond + 1] += behind
+            scores[:, : beyond - 1, self.reach + 1 : -1] += ahead[:-1, :-1]
+        torch.softmax(scores, dim=-1, out=scores)
+        out.copy_(torch.bmm(scores, v))  # (heads, length, head_dim)
+
     def _band(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
-        length, reach, scale = q.shape[1], self.reach, self.head_dim**-0.5
-        mask = band_mask(BLOCK, reach, q.dtype, q.device)  # (BLOCK, BLOCK + 2 reach)
+        length, reach = q.shape[1], self.reach
+        behind, ahead = triangles(reach + 2 * BLOCK, q.dtype, q.device)
         ends = [0, length - 1]
-        to_globals = torch.matmul(q, k[:, ends].transpose(1, 2)) * scale  # (heads, length, 2)
-        v_globals = v[:, ends]  # (heads, 2, head_dim)
+        k_ends, v_ends = k[:, ends], v[:, ends]  # (heads, 2, head_dim)
         for first in range(0, length, BLOCK):
             last = min(first + BLOCK, length)
             # The global keys have columns of their own; the band leaves them out, so that each counts once.
             low, high = max(first - reach, 1), min(last + reach, length - 1)
-            offset = low - (first - reach)
-            band = mask[: last - first, offset : offset + high - low]  # (block, span)
-            near = torch.baddbmm(band, q[:, first:last], k[:, low:high].transpose(1, 2), alpha=scale)
-            scores = torch.cat([to_globals[:, first:last], near], dim=-1)  # (heads, block, 2 + span)
-            weights = torch.softmax(scores, dim=-1)
-            out[:, first:last] = torch.baddbmm(
-                torch.bmm(weights[..., :2], v_globals), weights[..., 2:], v[:, low:high]
-            )  # (heads, block, head_dim)
+            keys = torch.cat([k_ends, k[:, low:high]], dim=1)  # (heads, 2 + span, head_dim)
+            scores = torch.bmm(q[:, first:last], keys.transpose(1, 2))  # (heads, block, 2 + span)
+            late, early = last - 1 - reach - low, first + reach + 1 - low  # columns that some query may not see
+            if late > 0:
+                shift = low - (first - reach)
+                scores[..., 2 : 2 + late] += behind[: last - first, shift : shift + late]
+            if early < high - low:
+                scores[..., 2 + early :] += ahead[: last - first, : high - low - early]
+            torch.softmax(scores, dim=-1, out=scores)
+            out[:, first:last] = torch.bmm(scores, torch.cat([v_ends, v[:, low:high]], dim=1))
+
+
+def triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What lies before and after the windows of consecutive queries: masks of -inf and zero, (size, size) each.
+
+    Query i is a row. The first mask's columns are keys from the first query's window on: those with j < i are behind
+    it. The second's are the keys that follow the first query's window: those with j >= i are ahead.
+    """
+    behind, ahead = _triangles(-(-size // 1024) * 1024, dtype, device)
+    return behind[:size, :size], ahead[:size, :size]
 
 
 @functools.lru_cache(maxsize=16)
-def band_mask(block: int, reach: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zero where key column j of a block is at most `reach` from query row i, else -inf; (block, block + 2 reach).
-
-    Column j stands for the key j - reach places after the block's first query. Every interior block shares it.
-    """
-    i = torch.arange(block, device=device)[:, None]
-    j = torch.arange(block + 2 * reach, device=device)[None, :]
-    far = (j < i) | (j > i + 2 * reach)
-    return torch.zeros(far.shape, dtype=dtype, device=device).masked_fill_(far, -torch.inf)
+def _triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    full = torch.full((size, size), -torch.inf, dtype=dtype, device=device)
+    return full.tril(-1), full.triu()
 
 
 class GlobalAttention(nn.Module):
@@ -166,19 +187,20 @@ class Layer(nn.Module):
         super().__init__()
         self.local = LocalAttention(config, window)
         self.global_ = GlobalAttention(config)
-        self.attention_out = nn.Linear(config.hidden, config.hidden)
+        self.attention_out = Linear(config.hidden, config.hidden)
         self.attention_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
-        self.feed_in = nn.Linear(config.hidden, config.intermediate)
-        self.feed_out = nn.Linear(config.intermediate, config.hidden)
+        self.feed_in = Linear(config.hidden, config.intermediate, gelu=True)
+        self.feed_out = Linear(config.intermediate, config.hidden)
         self.feed_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
 
     def forward(self, x: Tensor, bounds: Bounds, global_rows: Tensor) -> Tensor:
+        """Writes the next hidden state over `x`, (tokens, hidden)."""
         attended = self.local(x, bounds)  # (tokens, hidden)
         attended[global_rows] = self.global_(x, bounds, global_rows)
-        x = self.attention_norm(x + self.attention_out(attended))
-        fed = self.feed_out(F.gelu(self.feed_in(x)))  # (tokens, intermediate) -> (tokens, hidden)
-        normed: Tensor = self.feed_norm(x + fed)
-        return normed
+        for rows, part in zip(torch.split(x, ROWS), torch.split(attended, ROWS), strict=True):
+            mixed = self.attention_norm(self.attention_out(part, rows))  # (rows, hidden)
+            rows.copy_(self.feed_norm(self.feed_out(self.feed_in(mixed), mixed)))
+        return x
 
 
 class Longformer(nn.Module):
@@ -248,8 +270,11 @@ def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) ->
         for kind in ("weight", "bias"):
             for module, name in _LAYER_MODULES.items():
                 state[f"{ours}{module}.{kind}"] = reference[f"{theirs}{name}.{kind}"]
-            parts = [reference[f"{theirs}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            state[f"{ours}local.qkv.{kind}"] = torch.cat(parts)
+            query, key, value = (
+                reference[f"{theirs}attention.self.{part}.{kind}"] for part in ("query", "key", "value")
+            )
+            # Attention divides its scores by the root of the head size: done here, once, to the queries.
+            state[f"{ours}local.qkv.{kind}"] = torch.cat([query * (config.hidden // config.heads) ** -0.5, key, value])
         state[f"{ours}global_.key.weight"] = reference[f"{theirs}attention.self.key_global.weight"]
     with torch.device("meta"):
         model = Longformer(config)

@@ -23,7 +23,7 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="Where the model is, if no longer where the build found it.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     grace: Annotated[
         float, typer.Option(help="Seconds that calls under way have to finish when the server stops.")

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldframe import Encoder, InvalidArgument
-from coldframe.encoder import TruncationWarning, plan_batches
+from coldframe import Encoder, InvalidArgument, models
+from coldframe.encoder import PrecisionWarning, TruncationWarning, plan_batches
 from coldframe.recipe import RECIPES, Placement, unit
 from tests.models import longformer_directory
-from tests.oracle import relative_error
+from tests.oracle import cosine, relative_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encoder(directory: Path) -> Encoder:
     return Encoder.load(str(directory), precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Encoder:
+    return Encoder.load("minilm", precision="fp32", device="cpu")
 
 
 def test_texts_become_float32_vectors_in_their_order(encoder: Encoder) -> None:
@@ -92,7 +97,27 @@ def test_a_choice_that_there_is_not_is_refused_with_those_there_are(directory: P
 
 def test_auto_precision_says_what_it_chose(encoder: Encoder, directory: Path) -> None:
     assert encoder.precision == "fp32"
-    assert Encoder.load(str(directory)).precision in {"fp32", "bf16"}
+    assert Encoder.load(str(directory)).precision in {"fp32", "bf16", "int8"}
+
+
+def test_int8_points_where_fp32_points(minilm: Encoder) -> None:
+    texts = ["Frost is due tonight.", "Cover the lettuces with glass. " * 30, "The bus is late. " * 120]
+    int8 = Encoder.load("minilm", precision="int8", device="cpu")
+    assert int8.precision == "int8"
+    assert cosine(int8.embed(texts), minilm.embed(texts)) >= 0.995
+
+
+def test_a_model_that_does_not_bear_int8_runs_in_more_and_says_so(tmp_path: Path) -> None:
+    model = models.load(str(longformer_directory(tmp_path / "model")))
+    # One input of each output dwarfs the others, whose weights all round to zero.
+    for name, weight in model.weights.items():
+        if name.endswith(("query.weight", "key.weight", "value.weight", "dense.weight")):
+            weight[:, 0] *= 1000
+    with pytest.warns(PrecisionWarning, match=r"loses too much in int8 \(cosine -?0\.\d+, needed 0.995\); it runs in"):
+        encoder = Encoder(model, RECIPES["seed"], "int8", "cpu")
+    assert encoder.precision in {"bf16", "fp32"}
+    wanted = Encoder(model, RECIPES["seed"], "bf16" if encoder.precision == "bf16" else "fp32", "cpu")
+    np.testing.assert_array_equal(encoder.embed(["a b c"]), wanted.embed(["a b c"]))
 
 
 def test_the_fingerprint_follows_weights_tokenizer_and_recipe_and_nothing_else(

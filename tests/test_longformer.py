@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldframe import models
+from coldframe import longformer, models
 from coldframe.encoder import Encoder
-from coldframe.longformer import Layer, LongformerConfig, band_mask, pack
+from coldframe.longformer import Layer, LongformerConfig, pack, triangles
 from coldframe.recipe import RECIPES
 from tests.models import VOCABULARY, longformer_directory
 from tests.oracle import LENGTHS, Reference, cosine, dense_attention, relative_error
@@ -103,8 +103,13 @@ def test_bf16_minilm_points_where_the_reference_points(minilm_case: Case) -> Non
 
 
 @settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(1, 120), min_size=1, max_size=8), window=st.sampled_from([2, 4, 16, 64]))
-def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], window: int) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 120), min_size=1, max_size=8),
+    window=st.sampled_from([2, 4, 16, 64]),
+    dense=st.sampled_from([0, 40, 600]),
+    block=st.sampled_from([8, 32, 128]),
+)
+def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], window: int, dense: int, block: int) -> None:
     config = LongformerConfig(50, 32, 1, 4, 64, 200, 1, (window,), 1e-5)
     torch.manual_seed(0)
     layer = Layer(config, window).eval().requires_grad_(False)
@@ -112,10 +117,14 @@ def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], windo
     for part, weight, bias in zip(
         ("query", "key", "value"), layer.local.qkv.weight.chunk(3), layer.local.qkv.bias.chunk(3), strict=True
     ):
-        weights |= {f"{part}.weight": weight, f"{part}.bias": bias}
+        scale = (config.hidden // config.heads) ** 0.5 if part == "query" else 1  # the fast code's queries come scaled
+        weights |= {f"{part}.weight": weight * scale, f"{part}.bias": bias * scale}
     x, bounds = torch.randn(sum(lengths), config.hidden), pack(lengths)
     rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
-    found = layer.local(x, bounds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(longformer, "DENSE", dense)
+        patch.setattr(longformer, "BLOCK", block)
+        found = layer.local(x, bounds)
     found[rows] = layer.global_(x, bounds, rows)
     wanted = torch.cat([dense_attention(x[start:end], weights, config.heads, window) for start, end in bounds])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -134,13 +143,10 @@ def _global_tensors(layer: Layer) -> list[tuple[str, str, torch.Tensor]]:
     ]
 
 
-def test_a_band_reaches_half_a_window_to_both_sides() -> None:
-    mask = band_mask(3, 2, torch.float32, torch.device("cpu"))
-    assert (mask == 0).int().tolist() == [
-        [1, 1, 1, 1, 1, 0, 0],
-        [0, 1, 1, 1, 1, 1, 0],
-        [0, 0, 1, 1, 1, 1, 1],
-    ]
+def test_masks_leave_each_query_its_window() -> None:
+    behind, ahead = triangles(3, torch.float32, torch.device("cpu"))
+    assert (behind == 0).int().tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
+    assert (ahead == 0).int().tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
 
 
 def test_minilm_equals_the_sentence_encoder_it_was_made_of(minilm: models.Model, tmp_path: Path) -> None:

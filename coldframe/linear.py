@@ -1,0 +1,107 @@
+"""Linear layers at the speed of the processor: oneDNN with weights laid out once, in fp32, bf16 or int8.
+
+A model is made of `Linear`, plain PyTorch. `prepare` puts a faster twin in the place of each, where the processor has
+one; the twins compute the same product, with GELU or a residual sum as part of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Weights are laid out for products of about so many rows; other numbers of rows use the same layout.
+_ROWS = 512
+_ZERO_POINT = 128  # int8 activations are stored as 1 to 255: VNNI multiplies unsigned by signed
+_LEVELS = 127
+
+
+class Linear(nn.Linear):
+    """x W' + b, then GELU where `gelu`."""
+
+    def __init__(self, inputs: int, outputs: int, *, gelu: bool = False) -> None:
+        super().__init__(inputs, outputs)
+        self.gelu = gelu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(rows, inputs) -> (rows, outputs); `residual`, (rows, outputs), is added at the end."""
+        y = F.linear(x, self.weight, self.bias)
+        if self.gelu:
+            y = F.gelu(y)
+        return y if residual is None else y + residual
+
+
+class PackedLinear(nn.Module):
+    """fp32 or bf16 by oneDNN: its own order of the weights, GELU and the residual sum inside the product."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        # No parameter: the packed layout is opaque and cannot be copied, moved or saved.
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+        self.bias = linear.bias
+        self.activation = "gelu" if linear.gelu else "none"
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(rows, inputs) -> (rows, outputs)."""
+        run = torch.ops.mkldnn._linear_pointwise
+        if residual is not None and self.activation == "none":
+            y: Tensor = run.binary(x, residual, self.packed, self.bias, "add")
+            return y
+        y = run(x, self.packed, self.bias, self.activation, [], "none")
+        return y if residual is None else y + residual
+
+
+class Int8Linear(nn.Module):
+    """int8 products summed in int32: one scale per output for the weights, one per token for the activations.
+
+    Dettmers et al. 2022 (arXiv:2208.07339), section 2, call this vector-wise quantisation. Bias, GELU and residual
+    stay in the precision of `x`.
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()  # (outputs, inputs)
+        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / _LEVELS  # (outputs,)
+        rounded = (weight / scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
+        self.scales, self.zeros = scales, torch.zeros(len(scales), dtype=torch.int32)
+        self.bias = linear.bias
+        self.gelu = linear.gelu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(rows, inputs) -> (rows, outputs)."""
+        rounded, step = _round_rows(x)
+        product = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, _ZERO_POINT, self.packed, self.scales, self.zeros, None, 1.0, 0, x.dtype, "none", [], ""
+        )  # (rows, outputs)
+        y = torch.addcmul(self.bias, product, step)
+        if self.gelu:
+            y = F.gelu(y)
+        return y if residual is None else y.add_(residual)
+
+
+def _round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as unsigned bytes around `_ZERO_POINT`, (rows, inputs), and the size of a step in each, (rows, 1)."""
+    wide = x.float()  # (rows, inputs)
+    largest = torch.maximum(wide.amax(dim=-1, keepdim=True), -wide.amin(dim=-1, keepdim=True))
+    step = largest.clamp_min_(1e-6) / _LEVELS
+    # A float of this size has no room for a fraction: the sum rounds, and its last byte is the result. Converting
+    # floats to bytes instead takes three times as long.
+    placed = (wide * (1 / step)).add_(2.0**23 + _ZERO_POINT)
+    return placed.view(torch.int32).to(torch.uint8), step.to(x.dtype)
+
+
+def prepare(model: nn.Module, precision: str) -> None:
+    """Replaces every `Linear` of a model on the CPU by the twin for `precision`, where the processor has one."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    twin = Int8Linear if precision == "int8" else PackedLinear
+    for module in model.modules():
+        linears: Mapping[str, nn.Module] = {n: m for n, m in module.named_children() if isinstance(m, Linear)}
+        for name, linear in linears.items():
+            setattr(module, name, twin(linear))  # type: ignore[arg-type]  # the plain weights are freed with it
