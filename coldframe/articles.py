@@ -35,6 +35,9 @@ _SCHEMA = pa.schema(
         pa.field("tokens_seen", pa.int32(), nullable=False),
         pa.field("tokens_used", pa.int32(), nullable=False),
         pa.field("text_digest", pa.binary(16), nullable=False),
+        pa.field("story", pa.int32(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+        pa.field("outlier", pa.bool_(), nullable=False),
     ]
 )
 _ROWS_PER_BATCH = 8_192
@@ -55,6 +58,12 @@ class ArticleRow:
     tokens_used: int
     """Less than `tokens_seen` where the text's end was cut off."""
     text_digest: bytes
+    story: int
+    """Row of the first article that tells the same story; its own where none tells it before."""
+    similarity: float
+    """To the centroid of its cluster."""
+    outlier: bool
+    """Whether it lies farther from the centroid than the members of its cluster usually do."""
 
 
 def excerpt(content: str) -> str:

@@ -111,7 +111,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Length of every vector."""
-        return self._config.hidden
+        return self.recipe.dim(self._config.hidden)
 
     @property
     def max_tokens(self) -> int:
@@ -159,10 +159,17 @@ class Encoder:
 
     def embed_ids(self, documents: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Vectors of token ids, special tokens included, (n, dim). Raises InvalidArgument for ids of no text."""
+        return self.embed_ids_by(documents, [self.recipe])[0]
+
+    def embed_ids_by(self, documents: Sequence[Sequence[int]], recipes: Sequence[Recipe]) -> list[NDArray[np.float32]]:
+        """The same by several recipes at once, for the price of one: for each, (n, recipe.dim(hidden))."""
         self._check_ids(documents)
-        vectors = np.empty((len(documents), self.dim), np.float32)
+        hidden = self._config.hidden
+        vectors = [np.empty((len(documents), recipe.dim(hidden)), np.float32) for recipe in recipes]
         for batch in plan_batches([len(ids) for ids in documents], TOKENS_PER_BATCH):
-            vectors[batch] = self._longformer([documents[n] for n in batch], self.recipe).float().cpu().numpy()
+            found = self._longformer([documents[n] for n in batch], recipes)
+            for rows, part in zip(vectors, found, strict=True):
+                rows[batch] = part.float().cpu().numpy()
         return vectors
 
     def _check_ids(self, documents: Sequence[Sequence[int]]) -> None:

@@ -4,6 +4,7 @@
     index.faiss      the IVF index                     vectors.npy     unit vectors by row, fp32
     articles.arrow   row -> id, title, excerpt, ...    clusters.json   list -> id, label, terms, medoid, ...
     mean.npy         the corpus mean, where the recipe removes it
+    report.html      what was built, for people to look at
 
 A generation is written in a draft folder and renamed into place when it is whole (`coldframe.store`).
 """
@@ -19,24 +20,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coldframe.articles import Articles
-from coldframe.clusters import Cluster, read_clusters
+from coldframe.clusters import Cluster, ClusterTable, read_clusters
 from coldframe.errors import CorruptGeneration, FingerprintMismatch
 from coldframe.index import ClusterIndex
 from coldframe.recipe import Placement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-FORMAT = 1
-MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN = (
+FORMAT = 2
+MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
     "manifest.json",
     "index.faiss",
     "vectors.npy",
     "articles.arrow",
     "clusters.json",
     "mean.npy",
+    "report.html",
 )
+_FILES = (INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT)
+_DECIDES_NOTHING = {REPORT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,14 @@ class Parameters:
     seed: int
     probes: int
     """Lists that a balanced search visits."""
+    storage: str
+    """How the lists hold their vectors: flat, fp16, sq8 or pq<M>."""
+    story_similarity: float
+    """Articles at least so similar may tell one story."""
+    story_window_days: float
+    """If they were published within so many days."""
+    min_cluster_similarity: float
+    """Centroids of two generations at least so similar may be the same cluster."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +100,14 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     """File name -> {"size": bytes, "sha256": hex}."""
     report: dict[str, Any]
-    """What was measured: recall, cluster health, seconds per phase."""
+    """What was measured: recall, cluster health, stories, lineage, drift, seconds and memory per phase."""
     source: str
     """Where the server finds the model: "minilm", a hub id or a directory."""
     precision: str
+    requested: dict[str, Any]
+    """What the build was asked for, from which the parameters came: the same again, of the same corpus, is a no-op."""
+    held: list[str]
+    """Why it was kept and not published; empty for one that passed, or that was published all the same."""
     format: int = FORMAT
 
     @classmethod
@@ -105,10 +121,11 @@ class Manifest:
         report: Mapping[str, Any],
         source: str,
         precision: str,
+        requested: Mapping[str, Any],
+        held: Sequence[str] = (),
     ) -> Manifest:
         """Takes checksums of the files in `directory`, names the generation and writes its manifest there."""
-        names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
-        files = {name: _describe_file(directory / name) for name in names}
+        files = {name: _describe_file(directory / name) for name in sorted(_FILES) if (directory / name).exists()}
         created_at = datetime.now(UTC).replace(microsecond=0)
         digest = _digest(
             {
@@ -116,11 +133,24 @@ class Manifest:
                 "model": asdict(model),
                 "corpus": asdict(corpus),
                 "parameters": asdict(parameters),
-                "files": files,
+                "files": {name: file for name, file in files.items() if name not in _DECIDES_NOTHING},
             }
         )
         name = f"{created_at:%Y%m%dT%H%M%SZ}-{digest[:12]}"
-        manifest = cls(name, created_at, digest, model, corpus, parameters, files, dict(report), source, precision)
+        manifest = cls(
+            name=name,
+            created_at=created_at,
+            digest=digest,
+            model=model,
+            corpus=corpus,
+            parameters=parameters,
+            files=files,
+            report=json.loads(json.dumps(report)),
+            source=source,
+            precision=precision,
+            requested=json.loads(json.dumps(requested)),
+            held=list(held),
+        )
         document = asdict(manifest) | {"created_at": created_at.isoformat()}
         (directory / MANIFEST).write_bytes(_sealed(document))
         return manifest
@@ -202,13 +232,13 @@ class Generation:
         self.manifest = verify(directory)
         try:
             vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
-            mean = np.load(directory / MEAN, allow_pickle=False) if MEAN in self.manifest.files else None
+            self.placement = Placement.load(directory)
         except (OSError, ValueError, EOFError) as error:
             raise _corrupt(directory, VECTORS, "cannot be read") from error
         self.index = ClusterIndex.read(directory / INDEX, vectors)
         self.articles = Articles(directory / ARTICLES)
-        self.clusters: list[Cluster] = read_clusters(directory / CLUSTERS)
-        self.placement = Placement(mean)
+        self.table: ClusterTable = read_clusters(directory / CLUSTERS)
+        self.clusters: list[Cluster] = self.table.clusters
         self.numbers = {cluster.id: number for number, cluster in enumerate(self.clusters)}
         """Cluster id -> number of its list."""
 

@@ -1,8 +1,9 @@
 """The vectors of a generation behind a FAISS inverted file whose lists are the clusters.
 
 Vectors and centroids have unit length, so that inner product is cosine similarity. FAISS proposes candidates in
-fp32; what is answered is scored again in fp64 and ordered by score, then row. Rows are sorted by article id, so
-equal scores come in the order of ids, and an exact search equals brute force to the last place.
+fp32 or from smaller codes (`coldframe.storage`); what is answered is scored again in fp64 from the stored vectors and
+ordered by score, then row. Rows are sorted by article id, so equal scores come in the order of ids, and an exact
+search equals brute force to the last place.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import faiss
 import numpy as np
 
+from coldframe import storage as kinds
 from coldframe.errors import CorruptGeneration
 
 if TYPE_CHECKING:
@@ -22,34 +24,46 @@ if TYPE_CHECKING:
 
 # Scores that differ by less may come in either order from fp32: candidates this close to the cut are looked at too.
 _FP32_NOISE = 1e-5
+_SPARE_ROWS = 8
 _SPARE_CENTROIDS = 2
 _BLOCK = 2_048
+_SCAN_BLOCK = 16_384
 
 
 class ClusterIndex:
     """An IVF index over `vectors`, (n, dim), of unit length; `centroids` is (clusters, dim)."""
 
-    def __init__(self, ivf: faiss.IndexIVF, vectors: NDArray[np.float32]) -> None:
+    def __init__(self, ivf: faiss.IndexIVF, vectors: NDArray[np.float32], storage: str) -> None:
         self._ivf = ivf
-        self._vectors = vectors
         self._quantizer = cast("faiss.IndexFlat", faiss.downcast_index(ivf.quantizer))
+        self._overfetch = kinds.overfetch(storage, ivf.d)
+        self.vectors = vectors
+        """The stored vectors, by row; a mapped file where the index was read."""
         self.centroids: NDArray[np.float32] = self._quantizer.reconstruct_n(0, ivf.nlist)
+        self.storage = storage
+        """How the lists keep their vectors: "flat", "fp16", "sq8" or "pq<M>"."""
 
     @classmethod
     def build(
-        cls, centroids: NDArray[np.float32], vectors: NDArray[np.float32], assignment: NDArray[np.int64]
+        cls,
+        centroids: NDArray[np.float32],
+        vectors: NDArray[np.float32],
+        assignment: NDArray[np.int64],
+        storage: str = "flat",
+        seed: int = 0,
     ) -> ClusterIndex:
-        """Puts each row into the list it is assigned to; `assignment` is (n,), by `nearest_centroids`."""
-        quantizer = faiss.IndexFlatIP(centroids.shape[1])
-        quantizer.add(np.ascontiguousarray(centroids))
-        ivf = faiss.IndexIVFFlat(quantizer, centroids.shape[1], len(centroids), faiss.METRIC_INNER_PRODUCT)
-        ivf.is_trained = True
-        for start in range(0, len(vectors), _BLOCK):
-            block = np.ascontiguousarray(vectors[start : start + _BLOCK])
-            lists = np.ascontiguousarray(assignment[start : start + _BLOCK])
+        """Puts each row into the list it is assigned to; `assignment` is (n,), by `nearest_centroids`.
+
+        `seed` draws the sample that pq learns from. Raises InvalidArgument for a storage that cannot be.
+        """
+        ivf = kinds.new_lists(storage, centroids)
+        kinds.fit_codes(ivf, centroids, vectors, assignment, seed)
+        _reserve(ivf, np.bincount(assignment, minlength=len(centroids)))
+        for start, block in kinds.blocks(vectors, _BLOCK):
+            lists = np.ascontiguousarray(assignment[start : start + len(block)])
             # add() would assign again, by another code path; 1 row in 100 then disagrees about its list.
             ivf.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(lists))
-        return cls(ivf, vectors)
+        return cls(ivf, vectors, storage)
 
     @classmethod
     def read(cls, path: Path, vectors: NDArray[np.float32]) -> ClusterIndex:
@@ -58,13 +72,14 @@ class ClusterIndex:
             ivf = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
             raise CorruptGeneration(f"{path.name} is no FAISS index; verify the store and rebuild") from error
-        if not isinstance(ivf, faiss.IndexIVF) or (ivf.ntotal, ivf.d) != vectors.shape:
+        storage = kinds.storage_of(ivf)
+        if storage is None or (ivf.ntotal, ivf.d) != vectors.shape:
             raise CorruptGeneration(f"{path.name} does not hold the rows of vectors.npy; verify the store and rebuild")
-        assert ivf.invlists is not None, "an index that was written has lists"
-        lists = faiss.downcast_InvertedLists(ivf.invlists)
+        assert isinstance(ivf, faiss.IndexIVF), "which has a storage"
+        lists = _lists(ivf)
         if isinstance(lists, faiss.OnDiskInvertedLists):
             lists.prefetch_nthread = 0  # else every search starts 32 threads that touch its lists' pages
-        return cls(ivf, vectors)
+        return cls(ivf, vectors, storage)
 
     def write(self, path: Path) -> None:
         """Writes the index; the vectors are the generation's own file."""
@@ -83,14 +98,22 @@ class ClusterIndex:
         """Length of every vector."""
         return int(self._ivf.d)
 
+    @property
+    def bytes(self) -> int:
+        """What the lists take in memory: codes and the numbers of rows."""
+        return kinds.storage_bytes(self.storage, len(self), self.dim)
+
     def vector(self, row: int) -> NDArray[np.float32]:
         """The vector of a row, (dim,)."""
-        return np.array(self._vectors[row])
+        return np.array(self.vectors[row])
+
+    def similarities(self, rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cosine similarities of some rows to a vector, (n,), to the same bits as a search finds."""
+        return _dots(self.vectors, rows, vector)
 
     def members(self, cluster: int) -> NDArray[np.int64]:
         """Rows in a cluster's list, ascending."""
-        lists = self._ivf.invlists
-        assert lists is not None, "an index that was built or read has lists"
+        lists = _lists(self._ivf)
         return np.sort(faiss.rev_swig_ptr(lists.get_ids(cluster), lists.list_size(cluster)).copy())
 
     def nearest_clusters(
@@ -104,15 +127,16 @@ class ClusterIndex:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest rows to one vector, (dim,): at most `limit` of them, best first, with their similarities.
 
-        Visits `probes` lists, and more where those hold fewer than `limit` rows. `hidden` rows are left out.
+        Visits `probes` lists, and more where those hold fewer than `limit` rows. `hidden` rows are left out. With
+        all lists visited it is exact, whatever the storage.
         """
         wanted = min(limit + len(hidden), len(self))
-        fetch = wanted + 8
+        fetch = self._overfetch * limit + len(hidden) + _SPARE_ROWS
         while True:
-            rows, scores = self._candidates(vector, min(fetch, len(self)), probes)
+            rows, scores, tie = self._candidates(vector, min(fetch, len(self)), wanted, probes)
             if len(rows) < wanted and probes < self.clusters:
                 probes *= 2
-            elif len(rows) == fetch < len(self) and _cut_in_a_tie(scores, wanted):
+            elif len(rows) == fetch < len(self) and tie:
                 fetch *= 4
             else:
                 break
@@ -121,28 +145,99 @@ class ClusterIndex:
             rows, scores = rows[kept], scores[kept]
         return rows[:limit], scores[:limit]
 
-    def _candidates(
-        self, vector: NDArray[np.float32], fetch: int, probes: int
+    def exact(
+        self, vector: NDArray[np.float32], limit: int, hidden: AbstractSet[int] = frozenset()
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        # Parameters travel with the call: index.nprobe is shared by all threads.
-        parameters = faiss.SearchParametersIVF(nprobe=min(probes, self.clusters))  # type: ignore[call-arg]
-        _, found = self._ivf.search(np.ascontiguousarray(vector[None]), fetch, params=parameters)
-        rows = np.sort(found[0][found[0] >= 0])
-        scores = _dots(self._vectors[rows], vector)
+        """`search` that can miss nothing: of every list, or of the stored vectors where the lists keep codes."""
+        return self.search(vector, limit, self.clusters, hidden)
+
+    def _candidates(
+        self, vector: NDArray[np.float32], fetch: int, wanted: int, probes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
+        """Rows by score, their scores, and whether rows that were not fetched could tie with those wanted."""
+        found, proposed = self._propose(vector[None], fetch, probes)
+        order = np.argsort(found)
+        rows, guesses = found[order], proposed[order]
+        scores = _dots(self.vectors, rows, vector)
         order = np.argsort(-scores, kind="stable")  # rows ascend, so equal scores stay in the order of ids
-        return rows[order], scores[order]
+        guesses = guesses[order]
+        # Equal vectors have equal codes: only what was proposed last can have equals that were not fetched.
+        tie = 0 < wanted <= len(rows) and bool(guesses[:wanted].min() - guesses.min() < _FP32_NOISE)
+        return rows[order], scores[order], tie
+
+    def _propose(
+        self, query: NDArray[np.float32], fetch: int, probes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Up to `fetch` rows of the lists visited, and their scores as the codes tell them."""
+        if probes >= self.clusters and self.storage != "flat":
+            found, scores = self.nearest_rows(query, fetch)
+        else:
+            # Parameters travel with the call: index.nprobe is shared by all threads.
+            parameters = faiss.SearchParametersIVF(nprobe=min(probes, self.clusters))  # type: ignore[call-arg]
+            scores, found = self._ivf.search(np.ascontiguousarray(query), fetch, params=parameters)
+        there = found[0] >= 0
+        return found[0][there], scores[0][there]
+
+    def nearest_rows(self, queries: NDArray[np.float32], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest rows by brute force over the stored vectors, (q, limit), -1 where there are none.
+
+        Reads the file once for all queries, (q, dim). Similarities are fp32 products; those that differ by less than
+        1e-5 may come in either order.
+        """
+        best = faiss.ResultHeap(len(queries), limit, keep_max=True)
+        for start, block in kinds.blocks(self.vectors, _SCAN_BLOCK):
+            scores, found = faiss.knn(queries, block, min(limit, len(block)), faiss.METRIC_INNER_PRODUCT)
+            best.add_result(scores, found + start)
+        best.finalize()
+        return best.I, best.D
+
+    def search_many(
+        self, queries: NDArray[np.float32], limit: int, probes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest rows to many vectors, (q, dim), for work offline: rows, (q, limit), -1 where there are none.
+
+        Takes the lists one after the other, all queries of a list in one matrix product with its stored vectors, on
+        all threads: the answer does not depend on the storage, and the more queries, the less each costs. Visits
+        exactly `probes` lists. Similarities, (q, limit), are fp32 products: those that differ by less than 1e-5 may
+        come in either order, and so may lists at the edge of the visited.
+        """
+        queries = np.ascontiguousarray(queries)
+        _, visited = self._quantizer.search(queries, min(probes, self.clusters))
+        order = np.argsort(visited, axis=None, kind="stable")
+        asking = order // max(visited.shape[1], 1)  # queries, by the list that they visit
+        ends = np.cumsum(np.bincount(visited.ravel(), minlength=self.clusters))
+        best = faiss.ResultHeap(len(queries), limit, keep_max=True)
+        for cluster, subset in enumerate(np.split(asking, ends[:-1])):
+            members = self.members(cluster)
+            if len(subset) and len(members):
+                vectors, wanted = self.vectors[members], min(limit, len(members))
+                scores, found = faiss.knn(queries[subset], vectors, wanted, faiss.METRIC_INNER_PRODUCT)
+                best.add_result_subset(subset, scores, members[found])
+        best.finalize()
+        kinds.release(self.vectors)
+        return best.I, best.D
 
 
-def _cut_in_a_tie(scores: NDArray[np.float32], wanted: int) -> bool:
-    """Whether rows that were not fetched could tie with the last one wanted."""
-    return 0 < wanted <= len(scores) and bool(scores[wanted - 1] - scores[-1] < _FP32_NOISE)
+def _lists(ivf: faiss.IndexIVF) -> faiss.InvertedLists:
+    assert ivf.invlists is not None, "an index that was built or read has lists"
+    return faiss.downcast_InvertedLists(ivf.invlists)
 
 
-def _dots(rows: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inner products, (n,): summed in fp64 in one order for every row, so equal rows have equal scores."""
-    products = rows.astype(np.float64) * vector.astype(np.float64)
-    sums: NDArray[np.float64] = products.sum(axis=1)
-    return sums.astype(np.float32)
+def _reserve(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> None:
+    """Gives each list the memory that it will need: one that grows as it fills takes up to twice as much."""
+    lists = _lists(ivf)
+    for cluster, size in enumerate(sizes.tolist()):
+        lists.resize(cluster, size)
+        lists.resize(cluster, 0)
+
+
+def _dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inner products of some rows, (n,): summed in fp64 in one order for every row, so equal rows have equal scores."""
+    scores = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        scores[block] = (vectors[rows[block]].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
+    return scores
 
 
 def nearest_centroids(

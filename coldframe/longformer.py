@@ -204,7 +204,7 @@ class Layer(nn.Module):
 
 
 class Longformer(nn.Module):
-    """The encoder without heads: packed token ids in, one vector per document out."""
+    """The encoder without heads: packed token ids in, one vector per document and recipe out."""
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
@@ -213,22 +213,24 @@ class Longformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, window) for window in config.windows)
 
     @torch.inference_mode()
-    def forward(self, documents: Sequence[Sequence[int]], recipe: Recipe) -> Tensor:
+    def forward(self, documents: Sequence[Sequence[int]], recipes: Sequence[Recipe]) -> list[Tensor]:
         """Token ids of each document, special tokens included, none longer than `config.max_tokens`.
 
-        Returns fp32 vectors, (documents, hidden), as the recipe makes them.
+        Returns fp32 vectors for each recipe, (documents, recipe.dim(hidden)).
         """
         device = self.embeddings.word.weight.device
         ids = torch.tensor([i for document in documents for i in document], dtype=torch.long, device=device)
         bounds = pack([len(document) for document in documents])
         global_rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)], device=device)
-        pooler = Pooler(recipe, bounds, total_states=1 + len(self.layers))
+        poolers = [Pooler(recipe, bounds, total_states=1 + len(self.layers), ids=ids) for recipe in recipes]
         x = self.embeddings(ids, bounds)  # (tokens, hidden)
-        pooler.see(x)
+        for pooler in poolers:
+            pooler.see(x)
         for layer in self.layers:
             x = layer(x, bounds, global_rows)
-            pooler.see(x)
-        return pooler.vectors()
+            for pooler in poolers:
+                pooler.see(x)
+        return [pooler.vectors() for pooler in poolers]
 
 
 def pack(lengths: Sequence[int]) -> Bounds:

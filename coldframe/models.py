@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MINILM = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_RECIPE = "lead-words"  # measured, see docs/decisions/0015-minilm-recipe.md
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "1_Pooling/*"]
 # Prefixes under which checkpoints keep the bare encoder; "" is the encoder saved alone.
 _PREFIXES = ("", "longformer.", "bert.", "roberta.", "model.")
@@ -57,6 +58,7 @@ def load(name: str) -> Model:
     recipe = own_recipe(directory)
     if name == MINILM:
         config, weights = to_longformer(config, weights)
+        recipe = RECIPES[MINILM_RECIPE]
     elif config.get("model_type") in CONVERTIBLE:
         raise InvalidArgument(
             f"{name} is a {config['model_type']} model, which reads 512 tokens; make a Longformer of it first: "

@@ -1,13 +1,14 @@
 """Recipes: how the token states of a document become one vector.
 
 A recipe says which hidden layers are summed, how their tokens are pooled, whether the vector is brought to unit
-length, and whether the corpus mean is removed. The first three are the encoder's business (`Pooler`); the mean
-belongs to a corpus, is fitted by the indexer, stored in the generation and applied by `Placement`, to articles and
-to queries alike.
+length, whether a sketch of the text's words stands beside it, and whether the corpus mean is removed. All but the
+last are the encoder's business (`Pooler`); the mean belongs to a corpus, is fitted by the indexer, stored in the
+generation and applied by `Placement`, to articles and to queries alike.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -17,30 +18,63 @@ from coldframe.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import torch
     from numpy.typing import NDArray
 
-Pooling = Literal["sum", "mean", "first"]
+Pooling = Literal["sum", "mean", "first", "lead"]
+
+# Measured, see docs/decisions/0015-minilm-recipe.md.
+LEAD = 128
+"""Tokens after which a token's weight under "lead" has halved: token i counts LEAD / (LEAD + i)."""
+COMMONEST_ID = 1_996
+"""Where the words begin in BERT's vocabularies, the commonest first; specials, letters and signs come before them."""
+RARE = 100
+"""The rank at which a word piece counts half: piece of rank r counts r / (r + RARE)."""
+WORDS_SHARE = 0.125
+"""What the word sketch adds to the cosine of two texts, the token states adding the rest. Once the corpus mean is
+removed it is more: the mean holds most of what token states have in common, and little of the words."""
+_BUCKETS = 8
+# The variance of unit vectors under which they are one direction and rounding.
+_ONE_DIRECTION = 1e-6
+MEAN = "mean.npy"
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Layers, pooling, normalisation and centring."""
+    """Layers, pooling, normalisation, centring, and whether the words themselves are looked at too."""
 
     name: str
     layers: int
     """The last so many hidden states are summed (1: the last layer alone; the embedding layer counts as the first)."""
     pooling: Pooling
-    """Over a document's tokens: their sum, their mean, or the first token ([CLS], <s>) alone."""
+    """Over a document's tokens: their sum, their mean, the first token ([CLS], <s>) alone, or the "lead": token
+    states at unit length, weighted by LEAD / (LEAD + i), since an article says first what it is about."""
     normalize: bool
     """Whether the encoder returns vectors of unit length."""
     centre: bool = False
     """Whether an index removes the corpus mean before it compares vectors."""
+    words: int = 0
+    """Width of the sketch of the text's word pieces that stands beside the token states; 0 for none."""
+
+    def dim(self, hidden: int) -> int:
+        """Length of the vectors that a model of that hidden size gives."""
+        return hidden + self.words
 
     def describe(self) -> dict[str, object]:
         """The settings that change numbers, for fingerprints and manifests."""
-        return {"layers": self.layers, "pooling": self.pooling, "normalize": self.normalize, "centre": self.centre}
+        settings: dict[str, object] = {
+            "layers": self.layers,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "centre": self.centre,
+        }
+        if self.pooling == "lead":
+            settings["lead"] = LEAD
+        if self.words:
+            settings["words"] = [self.words, _BUCKETS, WORDS_SHARE, COMMONEST_ID, RARE]
+        return settings
 
 
 RECIPES = {
@@ -53,6 +87,9 @@ RECIPES = {
         Recipe("mean", layers=1, pooling="mean", normalize=True),
         Recipe("mean-centred", layers=1, pooling="mean", normalize=True, centre=True),
         Recipe("first", layers=1, pooling="first", normalize=True),
+        # For articles: their beginning counts more, and the words stand beside what the layers made of them.
+        Recipe("lead", layers=3, pooling="lead", normalize=True, centre=True),
+        Recipe("lead-words", layers=3, pooling="lead", normalize=True, centre=True, words=384),
     )
 }
 
@@ -79,6 +116,8 @@ class Pooler:
     """Where each document starts and ends in the packed tokens."""
     total_states: int
     """How many hidden states will be seen: the embedding layer's and one per layer."""
+    ids: torch.Tensor | None = None
+    """The packed token ids, (tokens,); recipes with words need them."""
     _seen: int = 0
     _pooled: torch.Tensor | None = field(default=None)
 
@@ -96,6 +135,8 @@ class Pooler:
         if self.recipe.pooling == "first":
             firsts = [start for start, _ in self.bounds]
             return states[firsts].float()  # (documents, hidden)
+        if self.recipe.pooling == "lead":
+            return torch.stack([_lead_mean(states[start:end]) for start, end in self.bounds])
         sums = torch.stack([states[start:end].sum(0, dtype=torch.float32) for start, end in self.bounds])
         if self.recipe.pooling == "sum":
             return sums
@@ -103,13 +144,64 @@ class Pooler:
         return sums / lengths[:, None]
 
     def vectors(self) -> torch.Tensor:
-        """The pooled vectors, fp32, (documents, hidden)."""
+        """The pooled vectors, fp32, (documents, recipe.dim(hidden))."""
         import torch
 
         assert self._pooled is not None, "no hidden state was seen"
         if not self.recipe.normalize:
             return self._pooled
-        return torch.nn.functional.normalize(self._pooled, dim=-1, eps=1e-12)
+        states = torch.nn.functional.normalize(self._pooled, dim=-1, eps=1e-12)
+        if not self.recipe.words:
+            return states
+        assert self.ids is not None, "a recipe with words needs the token ids"
+        sketch = word_sketch(self.ids, self.bounds, self.recipe.words)
+        return torch.cat([states * math.sqrt(1 - WORDS_SHARE), sketch * math.sqrt(WORDS_SHARE)], dim=-1)
+
+
+def lead_weights(length: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The weight of each token, (length,), 1 for the first."""
+    import torch
+
+    return LEAD / (LEAD + torch.arange(length, dtype=torch.float32, device=device))
+
+
+def _lead_mean(states: torch.Tensor) -> torch.Tensor:
+    """The weighted mean of one document's states, (length, hidden), each at unit length first."""
+    import torch
+
+    weights = lead_weights(len(states), states.device)
+    return weights @ torch.nn.functional.normalize(states.float(), dim=-1) / weights.sum()
+
+
+def word_sketch(ids: torch.Tensor, bounds: Sequence[tuple[int, int]], width: int) -> torch.Tensor:
+    """Bags of word pieces in few dimensions, each of unit length, (documents, width).
+
+    A piece counts log(1 + the lead weights of its occurrences) times its rarity, which its id tells: vocabularies are
+    ordered by frequency, so nothing has to be fitted on a corpus. Signed hashing (sparse Johnson-Lindenstrauss: Kane
+    and Nelson 2014) keeps the cosine of two bags up to an error of about 1 / sqrt(width). A document's first and last
+    tokens are special ones and no words; without any word the sketch is zero.
+    """
+    import torch
+
+    sketches = torch.zeros(len(bounds), width, dtype=torch.float64, device=ids.device)
+    for sketch, (start, end) in zip(sketches, bounds, strict=True):
+        pieces, inverse = torch.unique(ids[start + 1 : end - 1], return_inverse=True)  # (pieces,), (length - 2,)
+        lead = lead_weights(end - start, ids.device).double()[1 : end - start - 1]
+        counts = torch.zeros(len(pieces), dtype=torch.float64, device=ids.device).index_add_(0, inverse, lead)
+        rank = (pieces - COMMONEST_ID + 1).clamp(min=1).double()
+        weights = torch.log1p(counts) * rank / (rank + RARE)  # (pieces,)
+        hashed = _hash(pieces[:, None] * _BUCKETS + torch.arange(_BUCKETS, device=ids.device))  # (pieces, _BUCKETS)
+        signs = 1 - 2 * (hashed & 1).double()
+        sketch.index_add_(0, ((hashed >> 1) % width).flatten(), (weights[:, None] * signs).flatten())
+    return torch.nn.functional.normalize(sketches, dim=-1).float()
+
+
+def _hash(keys: torch.Tensor) -> torch.Tensor:
+    """Well mixed 32-bit numbers, the same on every machine: the finaliser of MurmurHash3."""
+    h = keys + 1  # 0 would stay 0
+    for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
+        h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF  # int64 wraps around, which leaves the low 32 bits right
+    return h ^ (h >> 16)
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,15 +223,32 @@ class Placement:
 
     @classmethod
     def fit(cls, recipe: Recipe, vectors: NDArray[np.float32], *, rows: int = 65_536) -> Placement:
-        """Fits on a corpus, (n, dim), in blocks of `rows` so that a memory-mapped array stays on disk."""
-        if not recipe.centre:
+        """Fits on a corpus, (n, dim), in blocks of `rows` so that a memory-mapped array stays on disk.
+
+        A corpus of one direction, such as one text, is its own mean: nothing would be left, so nothing is removed.
+        """
+        if not recipe.centre or not len(vectors):
             return cls()
         total = np.zeros(vectors.shape[1], np.float64)
         for start in range(0, len(vectors), rows):
             total += unit(vectors[start : start + rows]).sum(axis=0, dtype=np.float64)
-        return cls((total / len(vectors)).astype(np.float32))
+        mean = total / len(vectors)
+        if mean @ mean > 1 - _ONE_DIRECTION:
+            return cls()
+        return cls(mean.astype(np.float32))
 
     def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) -> (n, dim), each of unit length."""
         placed = unit(vectors)
         return placed if self.mean is None else unit(placed - self.mean)
+
+    @classmethod
+    def load(cls, directory: Path) -> Placement:
+        """What `save` wrote. Raises OSError or ValueError for a file that cannot be read."""
+        file = directory / MEAN
+        return cls(np.load(file, allow_pickle=False) if file.is_file() else None)
+
+    def save(self, directory: Path) -> None:
+        """Writes the mean where there is one, as MEAN in the directory."""
+        if self.mean is not None:
+            np.save(directory / MEAN, self.mean)

@@ -2,7 +2,11 @@
 
 STORE/generations/<UTC time>-<digest>/   immutable once they are there
 STORE/CURRENT                            the served one's name, replaced atomically
-STORE/drafts/                            builds under way; a name here is never served
+STORE/HISTORY                            names that were served before, the last one last
+STORE/PUBLISHING                         a name, while a build is published: what a crash interrupts is made good
+STORE/drafts/job/                        the build under way, or one that was killed; never served
+STORE/LOCK                               held by whoever builds or prunes
+STORE/embeddings.db                      vectors that were computed once (`indexer.cache`)
 """
 
 from __future__ import annotations
@@ -11,18 +15,27 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
-import tempfile
+import sqlite3
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coldframe.errors import CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
+from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coldframe.generation import Generation
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
+_SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_SQLITE_NO_RIGHT = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_HISTORY_NAMES = 100
+_PARTIAL_S = 60.0  # younger ones may be of somebody who activates a generation at this moment
 
 
 class Store:
@@ -32,9 +45,13 @@ class Store:
         self.path = Path(path)
         self._generations = self.path / "generations"
         self._current = self.path / "CURRENT"
+        self._history = self.path / "HISTORY"
+        self._publishing = self.path / "PUBLISHING"
+        self._drafts = self.path / "drafts"
+        self._job = self._drafts / "job"
 
     def names(self) -> list[str]:
-        """Published generations, the oldest first."""
+        """The generations, the oldest first; those that were kept and not published among them."""
         if not self._generations.is_dir():
             return []
         return sorted(entry.name for entry in self._generations.iterdir() if entry.is_dir())
@@ -45,13 +62,19 @@ class Store:
         Raises InvalidArgument where the store is no folder.
         """
         try:
-            return self._current.read_text(encoding="utf-8", errors="replace").strip() or None
-        except FileNotFoundError:
-            return None
+            return next(iter(_lines(self._current)), None)
         except NotADirectoryError as error:
             raise InvalidArgument(
                 f"the store {self.path} is no folder; give the one that a build published into", field="store"
             ) from error
+
+    def before(self) -> str | None:
+        """The generation that was served before the current one and is still there; None if there is none."""
+        current, names = self.current(), self.names()
+        served = _lines(self._history)
+        if not self._history.exists():  # of a Coldframe that kept none, and published whatever it built
+            served = [name for name in names if current and name < current]
+        return next((name for name in reversed(served) if name != current and name in names), None)
 
     def directory(self, name: str) -> Path:
         """Where a generation lies. Raises InvalidArgument for a name that the store does not hold."""
@@ -77,46 +100,136 @@ class Store:
             )
         return Generation(self.directory(chosen))
 
+    # --- which one is served -----------------------------------------------------------------------------------------
+
     def activate(self, name: str) -> None:
-        """Makes a published generation the current one, in one atomic step.
+        """Makes a generation the current one, in one atomic step.
 
         Raises InvalidArgument for a name that the store does not hold, and where the store cannot be written.
         """
         self.directory(name)
+        self._mend_if_idle()
+        self._make_current(name)
+
+    def _make_current(self, name: str) -> None:
         with self._writing():
-            _replace(self._current, name + "\n")
+            current, served = self.current(), _lines(self._history)
+            if current not in {None, name, *served[-1:]}:
+                served.append(str(current))
+            # A crash between the two leaves the current name at the end of the history, where `before` passes over it.
+            replace_text(self._history, _text(served[-_HISTORY_NAMES:]))
+            replace_text(self._current, _text([name]))
+
+    def rollback(self) -> str:
+        """Makes the generation current that was so before, and gives its name.
+
+        Called again, it goes back one more. Raises FailedPrecondition where there is none to go back to.
+        """
+        self._mend_if_idle()
+        name = self.before()
+        if name is None:
+            raise FailedPrecondition(f"there is nothing to go back to: {self.path} holds no generation served before")
+        with self._writing():
+            served = _lines(self._history)
+            replace_text(self._current, _text([name]))
+            while served and served.pop() != name:
+                pass
+            replace_text(self._history, _text(served))
+        return name
+
+    def publish(self, draft: Path, name: str) -> Path:
+        """Moves a whole draft among the generations and makes it current. After this it never changes.
+
+        Killed at any point, the next one who takes the lock ends it.
+        """
+        sync_tree(draft)
+        with self._writing():
+            replace_text(self._publishing, _text([name]))
+        target = self.keep(draft, name)
+        self._end_publication(name)
+        return target
+
+    def _end_publication(self, name: str) -> None:
+        self._make_current(name)
+        self.discard()
+        self._publishing.unlink(missing_ok=True)
+
+    def keep(self, draft: Path, name: str) -> Path:
+        """Moves a whole draft among the generations, and leaves the current one as it is."""
+        sync_tree(draft)
+        with self._writing():
+            self._generations.mkdir(exist_ok=True)
+            target = self._generations / name
+            if target.exists():
+                # The same input built again within the same second: the same name, the same bytes.
+                shutil.rmtree(draft)
+            else:
+                draft.rename(target)
+            _sync(self._generations)
+            _sync(self.path)
+        return target
+
+    # --- one who builds or prunes ------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
-        """An empty folder to build in, gone when the block ends unless it was published.
+        """The folder to build in, with what a build that was killed left there. It stays until `discard` or `publish`.
 
         Holds the store's lock: one build at a time. Raises FailedPrecondition where another one holds it, and
         InvalidArgument where the store cannot be written.
         """
-        with self._locked():
-            drafts = self.path / "drafts"
-            # What lies here now was left by a build that was killed: its lock is free, nobody will finish it.
-            shutil.rmtree(drafts, ignore_errors=True)
+        with self.locked():
             with self._writing():
-                drafts.mkdir()
+                self._job.mkdir(parents=True, exist_ok=True)
             try:
-                yield Path(tempfile.mkdtemp(dir=drafts))
+                yield self._job
             finally:
-                shutil.rmtree(drafts, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it is not empty, and shall stay
+                    self._job.rmdir()
+                    self._drafts.rmdir()
+
+    def discard(self) -> None:
+        """Clears the draft away."""
+        with contextlib.suppress(OSError):  # there is none
+            # Out of sight at once: killed among its files, half a draft must not pass for an unfinished build.
+            self._job.rename(self._drafts / "discarded")
+        self._clear_strays()
+
+    def _clear_strays(self) -> None:
+        """Takes away what nobody will finish."""
+        strays = [path for path in self._drafts.iterdir() if path != self._job] if self._drafts.is_dir() else []
+        for stray in strays:
+            shutil.rmtree(stray, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is none, or an unfinished build lies in it
+            self._drafts.rmdir()
+
+    def unfinished(self) -> bool:
+        """Whether a build was killed and can be gone on with."""
+        return self._job.is_dir()
+
+    def prune(self, keep: int) -> dict[str, int]:
+        """Removes all but the newest `keep` generations, the current one and the one before it; the lock is held.
+
+        Returns the bytes freed by name. Raises InvalidArgument where none would be kept or the store cannot be written.
+        """
+        if keep < 1:
+            raise InvalidArgument(f"--keep is {keep}; at least 1 generation is kept", field="keep")
+        names = self.names()
+        kept = {*names[-keep:], self.current(), self.before()}
+        freed = {}
+        for name in names:
+            if name not in kept:
+                freed[name] = _size(self._generations / name)
+                with self._writing():
+                    self._drafts.mkdir(exist_ok=True)
+                    # Out of sight at once: a crash while its files go must not leave half a generation.
+                    (self._generations / name).rename(self._drafts / name)
+        self._clear_strays()
+        return freed
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InvalidArgument(
-                f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); choose a folder that you "
-                f"may write to",
-                field="store",
-            ) from error
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Holds the store against other builds, after what a crash interrupted has been made good."""
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / "LOCK").open("w")
@@ -129,36 +242,120 @@ class Store:
                 raise FailedPrecondition(
                     f"another build is at work in {self.path}; wait for it, or build into another store"
                 ) from error
+            self._mend()
             yield
 
-    def publish(self, draft: Path, name: str) -> Path:
-        """Moves a whole draft among the generations and makes it current. After this it never changes."""
-        _sync_tree(draft)
-        self._generations.mkdir(exist_ok=True)
-        target = self._generations / name
-        if target.exists():
-            # The same input built again within the same second: the same name, the same bytes.
-            shutil.rmtree(draft)
-        else:
-            draft.rename(target)
-        _sync(self._generations)
-        self.activate(name)
-        return target
+    def _mend_if_idle(self) -> None:
+        """What a crash left half published must not be published over what a person chooses now."""
+        with contextlib.suppress(FailedPrecondition), self.locked():
+            pass
+
+    def _mend(self) -> None:
+        """Makes good what a crash interrupted: ends a publication, and clears away what nobody will finish."""
+        for name in _lines(self._publishing):
+            if name in self.names():
+                self._end_publication(name)
+            elif _is_sealed(self._job / "generation", name):
+                self.publish(self._job / "generation", name)
+            else:
+                self._publishing.unlink()
+        self._clear_strays()
+        for partial in self.path.glob("*.partial"):
+            with contextlib.suppress(FileNotFoundError):  # it was of the living, and is in its place now
+                if time.time() - partial.stat().st_mtime > _PARTIAL_S:
+                    partial.unlink()
+
+    # --- a store that cannot be written ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Says in a sentence when the block finds no room or no right to write in the store; else errors pass.
+
+        Raises FailedPrecondition for want of room, InvalidArgument for want of the right.
+        """
+        try:
+            yield
+        except (OSError, sqlite3.Error, RuntimeError) as error:
+            known = _kind(error)
+            if known is None or not self._is_own(getattr(error, "filename", None)):
+                raise
+            raise self._refusal(OSError(known, str(error))) from error
+
+    def _is_own(self, file: object) -> bool:
+        return not isinstance(file, str | Path) or Path(file).resolve().is_relative_to(self.path.resolve())
+
+    def _refusal(self, error: OSError) -> ColdframeError:
+        if error.errno in _NO_ROOM:
+            return FailedPrecondition(
+                f"there is no room for what is written to the store {self.path} ({os.strerror(error.errno or 0)}); the "
+                f"current generation is as it was and what is done of this build is kept. Make room (python -m indexer "
+                f"prune --help), and the same command goes on"
+            )
+        return InvalidArgument(
+            f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); choose a folder that you may "
+            f"write to",
+            field="store",
+        )
 
 
-def _replace(path: Path, text: str) -> None:
+def _kind(error: Exception) -> int | None:
+    """The errno that stands for an error of the file system's, SQLite's, NumPy's or FAISS's; None for another one."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return errno.ENOSPC if code in _SQLITE_NO_ROOM else errno.EROFS if code in _SQLITE_NO_RIGHT else None
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _NO_ROOM | _NO_RIGHT else None
+    # Without a number. NumPy: "7 requested and 3 written". FAISS: "write error in FILE: 3 != 7 (No space left ...)".
+    return errno.ENOSPC if re.search(r"requested and \d+ written|write error", str(error)) else None
+
+
+def _is_sealed(draft: Path, name: str) -> bool:
+    from coldframe.generation import Manifest
+
+    try:
+        return Manifest.read(draft).name == name
+    except ColdframeError:
+        return False
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a small file that are not empty; none where it is not there."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split()
+    except FileNotFoundError:
+        return []
+
+
+def _text(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def replace_text(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a crash, finds the old text or the new one, whole."""
     # A name of its own: a person may activate a generation while a build publishes another.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     _sync(path.parent)
 
 
-def _sync_tree(directory: Path) -> None:
+def sync_tree(directory: Path) -> None:
+    """Waits until a folder and all in it are on the disk."""
     for path in sorted(directory.rglob("*")):
         _sync(path)
     _sync(directory)
@@ -170,3 +367,7 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,265 +1,252 @@
 """From files of articles to a published generation.
 
     plan      nothing on disk                   the files exist, the model loads, the parameters make sense
-    read      scratch/corpus.db, the rejects    every usable article, by id
-    embed     vectors.npy                       every distinct text once
-    train     mean.npy                          unit vectors in the index's space, and centroids
+    read      corpus.db, the rejects            every usable article, by id
+    embed     vectors.npy, mean.npy, lengths    every distinct text once, from the cache or computed, in index space
+    train     clustering.npz                    centroids, and the cluster of every row
     add       index.faiss                       every row in the list of its nearest centroid
-    describe  clusters.json, articles.arrow     labels, medoids, representatives
+    describe  clusters.json, articles.arrow     stories, names, outliers, topics, labels
     measure   nothing on disk                   recall by lists visited; how many a search shall visit
-    publish   manifest.json, CURRENT            checksums, and the draft becomes a generation
+    publish   report.html, manifest.json        gates and checksums; the draft becomes a generation, and CURRENT
 
-All of it is written in a draft folder of the store; a build that fails leaves the store as it was.
+All of it is written in a draft folder of the store, whose journal names the phases that are done (`indexer.draft`): a
+build that is killed goes on where it stood, and one that fails leaves the current generation as it was.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.filesize import decimal
 
-from coldframe.articles import ArticleRow, excerpt, write_articles
-from coldframe.clusters import Cluster, write_clusters
-from coldframe.encoder import Device, Encoder, Precision
+from coldframe.articles import ArticleRow, Articles, excerpt, write_articles
+from coldframe.clusters import write_clusters
 from coldframe.errors import InvalidArgument
-from coldframe.generation import ARTICLES, CLUSTERS, INDEX, MEAN, VECTORS, CorpusInfo, Manifest, ModelInfo, Parameters
-from coldframe.index import ClusterIndex
-from coldframe.models import display_name, resolve
+from coldframe.generation import ARTICLES, CLUSTERS, INDEX, VECTORS
 from coldframe.recipe import Placement, Recipe
-from coldframe.store import Store
 from coldframe.text import article_text
-from indexer.corpus import Columns, expand
+from indexer.cache import Cache
+from indexer.calibrate import calibrate
+from indexer.choose import choose
 from indexer.corpus import read as read_corpus
 from indexer.describe import describe
-from indexer.embed import Embedded, embed
-from indexer.measure import Measured, measure
-from indexer.spool import ReadStats, Spool, fill
-from indexer.train import assign, default_clusters, train
+from indexer.draft import CLUSTERING, LENGTHS, SPOOL, Build, Clustering, begin
+from indexer.embed import Lengths, Rows, compute, reuse
+from indexer.estimate import require_room
+from indexer.lineage import Naming, Previous, name_clusters
+from indexer.measure import measure
+from indexer.plan import BuildConfig, plan
+from indexer.publish import built_before, publish
+from indexer.spool import Spool, fill
+from indexer.stories import find_stories
+from indexer.train import assign, choose_clusters, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from coldframe.clusters import ClusterTable
+    from coldframe.generation import Manifest
+    from indexer.draft import Record, Say
     from indexer.progress import Reporter
 
+__all__ = ["BuildConfig", "run"]
+
 _PLACE_ROWS = 65_536
-_MOST_SEED = 2**31 - 1  # FAISS keeps it in a C int
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """What a person chooses of a build."""
-
-    corpus: Sequence[str]
-    store: Path
-    model: str = "minilm"
-    recipe: str | None = None
-    precision: Precision = "auto"
-    device: Device = "auto"
-    clusters: int | None = None
-    seed: int = 0
-    target_recall: float = 0.99
-    columns: Columns = field(default_factory=Columns)
-    rejects: Path | None = None
-    """None: rejects.jsonl in the store."""
-    max_reject_share: float = 0.05
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every phase may look at."""
-
-    config: BuildConfig
-    sources: list[Path]
-    encoder: Encoder
-    reporter: Reporter
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """Centroids, (clusters, dim), and each row's cluster and similarity to its centroid, (n,)."""
-
-    centroids: NDArray[np.float32]
-    assignment: NDArray[np.int64]
-    similarity: NDArray[np.float32]
 
 
 def run(config: BuildConfig, reporter: Reporter) -> Manifest:
-    """Builds and publishes a generation. Raises ColdframeError, and then leaves the store as it was."""
+    """Builds a generation and publishes it; the current one's manifest where nothing has changed since it was built.
+
+    Raises ColdframeError, and then leaves the current generation as it was. What was done is gone on with next time.
+    """
     job = plan(config, reporter)
-    store = Store(config.store)
-    with store.draft() as draft:
-        out = draft / "generation"
-        out.mkdir()
-        with Spool(draft / "corpus.db") as spool:
-            stats = read(job, spool)
-            vectors, embedded = embed_corpus(job, spool, out)
-            clustering = train_clusters(job, vectors, spool.distinct(), out)
-            index = add(job, vectors, clustering, out)
-            clusters = describe_clusters(
-                job, out, spool=spool, vectors=vectors, embedded=embedded, clustering=clustering
-            )
-            measured = measure_index(job, index)
-            corpus = _corpus_info(spool, stats, embedded)
-        return publish(job, store, out, corpus=corpus, clusters=clusters, measured=measured)
+    with begin(job) as build:
+        build.phase("read", read)
+        if (same := built_before(build)) is not None:
+            return same
+        require_room(build)
+        build.phase("embed", embed)
+        build.phase("train", train_clusters)
+        build.phase("add", add)
+        build.phase("describe", describe_clusters)
+        build.phase("measure", measure_index)
+        return publish(build)
 
 
-def plan(config: BuildConfig, reporter: Reporter) -> Job:
-    """Refuses early what cannot end well."""
-    with reporter.phase("plan") as say:
-        if config.clusters is not None and config.clusters < 1:
-            raise InvalidArgument(f"--clusters is {config.clusters}; it must be at least 1", field="clusters")
-        if not 0 < config.target_recall <= 1:
-            raise InvalidArgument(
-                f"--target-recall is {config.target_recall}; it must be over 0 and at most 1", field="target-recall"
-            )
-        if not 0 <= config.seed <= _MOST_SEED:
-            raise InvalidArgument(f"--seed is {config.seed}; it must be 0 to {_MOST_SEED}", field="seed")
-        sources = expand(config.corpus)
-        encoder = Encoder.load(config.model, config.recipe, config.precision, config.device)
-        encoder.tokenize(["a model of weights alone is refused here"])
-        say(f"{len(sources)} file(s), {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")
-    return Job(config, sources, encoder, reporter)
-
-
-def read(job: Job, spool: Spool) -> ReadStats:
+def read(build: Build, say: Say) -> Record:
     """Reads every file into the spool; rows that cannot be used go to the rejects file."""
-    config = job.config
-    with job.reporter.phase("read") as say:
+    job, config = build.job, build.config
+    with Spool(build.draft.path / SPOOL) as spool:
         stats = fill(
             spool,
             read_corpus(job.sources, config.columns),
             config.rejects or config.store / "rejects.jsonl",
             max_reject_share=config.max_reject_share,
         )
-        say(f"{stats.kept:,} articles, {spool.distinct():,} distinct texts")
-        if stats.rejected:
-            say(f"{stats.rejected:,} rows rejected, see {stats.rejects_path}")
-        if config.clusters is not None and config.clusters > spool.distinct():
-            raise InvalidArgument(
-                f"--clusters is {config.clusters}, and the corpus has {spool.distinct()} distinct texts; ask for at "
-                f"most as many clusters, or leave the number to the build",
-                field="clusters",
-            )
-    return stats
+        distinct, digest = spool.distinct(), spool.digest()
+    if config.clusters is not None and config.clusters > distinct:
+        raise InvalidArgument(
+            f"--clusters is {config.clusters}, and the corpus has {distinct} distinct texts; ask for at most so many",
+            field="clusters",
+        )
+    say(f"{stats.kept:,} articles, {distinct:,} distinct texts")
+    if stats.undated:
+        say(f"{stats.undated:,} without a date that could be read")
+    if stats.rejected:
+        say(f"{stats.rejected:,} rows rejected, see {stats.rejects_path}")
+    return {"articles": stats.kept, "rejected": stats.rejected, "distinct": distinct, "digest": digest}
 
 
-def embed_corpus(job: Job, spool: Spool, out: Path) -> tuple[NDArray[np.float32], Embedded]:
-    """The encoder's vectors by row, (n, dim), in a memory-mapped file; not yet in the index's space."""
-    rows: dict[bytes, list[int]] = defaultdict(list)
-    for row, article in enumerate(spool.articles()):
-        rows[article.digest].append(row)
-    vectors = np.lib.format.open_memmap(out / VECTORS, mode="w+", dtype=np.float32, shape=(len(spool), job.encoder.dim))
-    with job.reporter.phase("embed") as say, job.reporter.embedding(len(spool), spool.chars()) as progress:
-        embedded = embed(job.encoder, spool, rows, vectors, progress)
-        say(f"{embedded.computed:,} tokens")
-        cut = int((embedded.tokens_used < embedded.tokens_seen).sum())
-        if cut:
-            say(f"the ends of {cut:,} article(s) over {job.encoder.max_tokens:,} tokens were not read")
-    return vectors, embedded
+def embed(build: Build, say: Say) -> Record:
+    """Gives every row its vector, from the cache or computed, and brings them all into the index's space."""
+    job = build.job
+    with build.spool() as spool, Cache(job.cache, job.space, job.reporter.note) as cache:
+        vectors = _preallocated(build.out / VECTORS, len(spool), job.encoder.dim)
+        rows = Rows(spool, vectors, Lengths.of(len(spool)))
+        missing = reuse(cache, rows)
+        with job.reporter.embedding(missing.rows, missing.chars) as progress:
+            computed = compute(job.encoder, missing, cache, rows, progress)
+        reused = spool.distinct() - computed.texts
+    np.savez(build.draft.path / LENGTHS, seen=rows.lengths.seen, used=rows.lengths.used)
+    place(vectors, job.encoder.recipe, build.out)
+    cut = int((rows.lengths.used < rows.lengths.seen).sum())
+    say(f"{computed.tokens:,} tokens of {computed.texts:,} texts" + (f", {reused:,} from the cache" if reused else ""))
+    if cut:
+        say(f"the ends of {cut:,} article(s) over {job.encoder.max_tokens:,} tokens were not read")
+    return {
+        "computed": computed.texts,
+        "reused": reused,
+        "tokens": missing.known_tokens + computed.tokens,
+        "truncated": cut,
+    }
 
 
-def train_clusters(job: Job, vectors: NDArray[np.float32], distinct: int, out: Path) -> Clustering:
-    """Brings the vectors into the index's space, in place, and finds and numbers the clusters."""
-    with job.reporter.phase("train") as say:
-        place(vectors, job.encoder.recipe, out)
-        wanted = job.config.clusters or default_clusters(distinct)
-        centroids = train(vectors, wanted, job.config.seed)
-        clustering = Clustering(*assign(vectors, centroids))
-        say(f"{len(clustering.centroids):,} clusters")
-        if len(clustering.centroids) < wanted:
-            say(f"{wanted - len(clustering.centroids)} of {wanted} centroids drew no article and were dropped")
-    return clustering
+def _preallocated(path: Path, rows: int, dim: int) -> NDArray[np.float32]:
+    """An array of zeros on the disk, (rows, dim), with room for all of it: a full disk is an error now, and no signal
+    (SIGBUS) at whichever row it is found out.
+    """
+    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, dim))
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return vectors
 
 
 def place(vectors: NDArray[np.float32], recipe: Recipe, out: Path) -> None:
     """Onto the unit sphere, the corpus mean removed where the recipe says so; in place, (n, dim)."""
     placement = Placement.fit(recipe, vectors)
-    if placement.mean is not None:
-        np.save(out / MEAN, placement.mean)
+    placement.save(out)
     for start in range(0, len(vectors), _PLACE_ROWS):
         vectors[start : start + _PLACE_ROWS] = placement(vectors[start : start + _PLACE_ROWS])
 
 
-def add(job: Job, vectors: NDArray[np.float32], clustering: Clustering, out: Path) -> ClusterIndex:
-    """Writes the inverted file."""
-    with job.reporter.phase("add"):
-        index = ClusterIndex.build(clustering.centroids, vectors, clustering.assignment)
-        index.write(out / INDEX)
-    return index
+def train_clusters(build: Build, say: Say) -> Record:
+    """Finds and numbers the clusters, beginning at those of the previous generation."""
+    config, vectors = build.config, build.vectors()
+    start = build.ancestor.index.centroids if build.ancestor is not None else None
+    previous = len(start) if start is not None else None
+    wanted = choose_clusters(build.record("read")["distinct"], config.clusters, previous)
+    centroids = train(vectors, wanted, config.seed, start)
+    clustering = Clustering(*assign(vectors, centroids))
+    np.savez(build.draft.path / CLUSTERING, **vars(clustering))
+    found = len(clustering.centroids)
+    say(f"{found:,} clusters")
+    if found < wanted:
+        say(f"{wanted - found} of {wanted} centroids drew no article and were dropped")
+    return {"clusters": found, "empty": wanted - found}
 
 
-def describe_clusters(
-    job: Job, out: Path, *, spool: Spool, vectors: NDArray[np.float32], embedded: Embedded, clustering: Clustering
-) -> list[Cluster]:
-    """Writes what people see: clusters with labels, and the table of articles."""
-    with job.reporter.phase("describe"):
+def add(build: Build, say: Say) -> Record:
+    """Writes the inverted file, in the most faithful storage that keeps within the budgets."""
+    clustering = build.clustering()
+    choice = choose(
+        build.out / INDEX,
+        clustering.centroids,
+        build.vectors(),
+        clustering.assignment,
+        budgets=build.config.budgets(),
+        seed=build.config.seed,
+    )
+    build.index()  # FAISS says nothing of a last block that found no room: an index cut short is refused here
+    say(f"{choice.storage}, {decimal(choice.bytes)}")
+    return {"storage": choice.storage, "considered": choice.considered}
+
+
+def describe_clusters(build: Build, say: Say) -> Record:
+    """Writes what people see: clusters with their names and labels, and the table of articles with their stories."""
+    clustering, vectors = build.clustering(), build.vectors()
+    with build.spool() as spool:
+        naming = _name_clusters(build, clustering, spool.ids())
         texts = (article_text(article.title, article.content) for article in spool.articles())
-        clusters = describe(vectors, clustering.assignment, clustering.similarity, texts)
-        write_clusters(out / CLUSTERS, clusters)
-        write_articles(out / ARTICLES, _article_rows(spool, clustering.assignment, embedded))
-    return clusters
+        table = describe(
+            vectors, clustering.assignment, clustering.similarity, texts, naming, topics=build.config.topics
+        )
+        write_clusters(build.out / CLUSTERS, table)
+        stories, said = _find_stories(build, spool)
+        write_articles(build.out / ARTICLES, _article_rows(build, spool, table, stories))
+    outliers = sum(cluster.outliers for cluster in table.clusters)
+    say(f"{said['stories']:,} stories, {outliers:,} outliers")
+    return {"stories": said, "lineage": _lineage(table, naming), "outliers": outliers}
 
 
-def _article_rows(spool: Spool, assignment: NDArray[np.int64], embedded: Embedded) -> Iterator[ArticleRow]:
+def _name_clusters(build: Build, clustering: Clustering, ids: list[str]) -> Naming:
+    comparable = build.ancestor is not None
+    previous = None if build.previous is None else Previous.of(build.previous, comparable=comparable)
+    least = build.config.min_cluster_similarity
+    return name_clusters(clustering.centroids, clustering.assignment, ids, previous, min_similarity=least)
+
+
+def _lineage(table: ClusterTable, naming: Naming) -> dict[str, Any]:
+    """How many clusters came from where, for the manifest."""
+    kinds = Counter(cluster.lineage.kind for cluster in table.clusters)
+    counted = {kind: kinds[kind] for kind in ("first", "kept", "new", "split", "merged")}
+    return counted | {"vanished": len(table.vanished), "survived": naming.survived}
+
+
+def _find_stories(build: Build, spool: Spool) -> tuple[NDArray[np.int32], Record]:
+    """Each row's story, (n,), and how many there are."""
+    config, digests, index = build.config, spool.digests(), build.index()
+    about = index, index.vectors, spool.seconds(), digests, spool.text
+    window, threshold = config.story_window_days, config.story_similarity
+    if threshold is None:
+        threshold = calibrate(*about, window_days=window, seed=config.seed).threshold
+    stories = find_stories(*about, threshold=threshold, window_days=window)
+    told, duplicates = len(np.unique(stories)), len(digests) - spool.distinct()
+    near = len(digests) - told - duplicates
+    return stories, {"stories": told, "duplicates": duplicates, "near_duplicates": near, "similarity": threshold}
+
+
+def _article_rows(build: Build, spool: Spool, table: ClusterTable, stories: NDArray[np.int32]) -> Iterator[ArticleRow]:
+    clustering, lengths = build.clustering(), build.lengths()
     for row, article in enumerate(spool.articles()):
+        cluster, similarity = int(clustering.assignment[row]), float(clustering.similarity[row])
         yield ArticleRow(
             id=article.id,
             title=article.title,
             excerpt=excerpt(article.content),
             published_at=article.published_at,
             attributes=article.attributes,
-            cluster=int(assignment[row]),
-            tokens_seen=int(embedded.tokens_seen[row]),
-            tokens_used=int(embedded.tokens_used[row]),
+            cluster=cluster,
+            tokens_seen=int(lengths.seen[row]),
+            tokens_used=int(lengths.used[row]),
             text_digest=article.digest,
+            story=int(stories[row]),
+            similarity=similarity,
+            outlier=similarity < table.clusters[cluster].outlier_below,
         )
 
 
-def measure_index(job: Job, index: ClusterIndex) -> Measured:
-    """Chooses how many lists a balanced search visits."""
-    with job.reporter.phase("measure") as say:
-        measured = measure(index, job.config.target_recall, job.config.seed)
-        say(f"{measured.probes} of {index.clusters} lists find {measured.recall:.1%} of the 10 nearest")
-    return measured
-
-
-def publish(
-    job: Job, store: Store, out: Path, *, corpus: CorpusInfo, clusters: list[Cluster], measured: Measured
-) -> Manifest:
-    """Seals the draft with its manifest and makes it the store's current generation."""
-    encoder, config = job.encoder, job.config
-    with job.reporter.phase("publish") as say:
-        model = ModelInfo(
-            display_name(config.model), encoder.fingerprint, encoder.recipe.name, encoder.dim, encoder.max_tokens
-        )
-        parameters = Parameters(len(clusters), config.seed, measured.probes)
-        sizes = np.array([cluster.size for cluster in clusters])
-        report: dict[str, Any] = measured.report(sizes) | {"seconds": dict(job.reporter.seconds)}
-        manifest = Manifest.seal(
-            out,
-            model=model,
-            corpus=corpus,
-            parameters=parameters,
-            report=report,
-            source=resolve(config.model),
-            precision=encoder.precision,
-        )
-        store.publish(out, manifest.name)
-        say(manifest.name)
-    return manifest
-
-
-def _corpus_info(spool: Spool, stats: ReadStats, embedded: Embedded) -> CorpusInfo:
-    return CorpusInfo(
-        digest=spool.digest(),
-        articles=len(spool),
-        distinct_texts=spool.distinct(),
-        rejected=stats.rejected,
-        truncated=int((embedded.tokens_used < embedded.tokens_seen).sum()),
-        tokens=embedded.computed,
-    )
+def measure_index(build: Build, say: Say) -> Record:
+    """Chooses how many lists a balanced search visits: so many that it finds what an exact one does."""
+    index, config = build.index(), build.config
+    stories = Articles(build.out / ARTICLES).column("story").to_numpy()
+    measured = measure(index, config.target_recall, config.seed, stories=stories)
+    say(f"{measured.probes} of {index.clusters} lists find {measured.recall:.1%} of the 10 nearest")
+    say(f"in {measured.latency_ms:.2g} ms")
+    return asdict(measured)

@@ -1,17 +1,27 @@
 """Dates as news feeds write them -> aware UTC datetimes.
 
-What is read, in this order: epoch seconds or milliseconds, ISO 8601, day-month-year with a month name (RFC 2822 and the
-wires: `3-MAR-1987 12:13:48.90`), and what python-dateutil makes of the rest (`August 22, 2016 12:34 IST`).
-A date without a zone is UTC. `01/02/2016` is read the American way, month first. Nothing is ever filled in from today's
-date, and nothing depends on the machine's own time zone: what does not name a year, a month and a day is not a date.
+What is read, in this order: epoch seconds, milli-, micro- or nanoseconds, ISO 8601, day-month-year with a month name
+(RFC 2822 and the wires: `3-MAR-1987 12:13:48.90`), and what python-dateutil makes of the rest (`August 22, 2016 12:34
+IST`, `Mon Aug 22 12:34:56 +0000 2016`).
+
+A date without a zone is UTC. Names of zones are read as newsrooms mean them: IST is India, BST Britain, CST Chicago,
+and ET, CT, MT and PT are standard or summer time, as the date has it. `01/02/2016` and `01-02-2016` are read by the
+order that the caller knows (`shown_order` tells what a date shows of it), the month first if it knows none;
+`01.02.2016` is the first of February. Of years with two digits, 69 to 99 are of the last century. Nothing is ever
+filled in from today's date, and nothing depends on the machine's own time zone: what does not name a year, a month and
+a day is not a date.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from typing import Literal
 
 from dateutil import parser
+from dateutil.zoneinfo import get_zonefile_instance
+
+DateOrder = Literal["dmy", "mdy"]
 
 # Zone names are ambiguous (IST is also Irish and Israeli, CST also Chinese, BST also Bangladeshi): this is the reading
 # news use. A name that is not here makes the date unreadable, which is better than a date that is wrong by hours.
@@ -24,6 +34,7 @@ _ZONE_HOURS = {
     "BRT": -3.0, "ART": -3.0, "ADT": -3.0, "AST": -4.0, "EDT": -4.0, "EST": -5.0, "CDT": -5.0, "CST": -6.0,
     "MDT": -6.0, "MST": -7.0, "PDT": -7.0, "PST": -8.0, "AKDT": -8.0, "AKST": -9.0, "HST": -10.0,
 }  # fmt: skip
+_PLACES = {"ET": "America/New_York", "CT": "America/Chicago", "MT": "America/Denver", "PT": "America/Los_Angeles"}
 _ZONES = {name: timezone(timedelta(hours=hours)) for name, hours in _ZONE_HOURS.items()}
 _MONTHS = (
     "january", "february", "march", "april", "may", "june",
@@ -32,7 +43,8 @@ _MONTHS = (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _END_OF_EPOCH_S = 4_133_980_800  # 2101-01-01: a larger number of seconds must be milliseconds
-_EPOCH_NUMBER = re.compile(r"\d{9,13}(\.\d*)?", re.ASCII)
+# 20160822123400 and 201608221234 are dates: as milliseconds, all that look like the latter would be of 1976.
+_EPOCH_NUMBER = re.compile(r"(?!(19|20)\d{10}$)(\d{9,13}|\d{15,16}|\d{18,19})(\.\d*)?", re.ASCII)
 _ISO_START = re.compile(r"\d{4}(-\d\d-\d\d|\d{4})(?!\d)", re.ASCII)
 # What may follow a date: a comment (RFC 2822: `... +0530 (IST)`), control characters of a wire (Reuters: `...&#5;RM`).
 _TRAILER = re.compile(r"(\s*\([^()]*\)|&#\d+;.*)$")
@@ -44,56 +56,74 @@ _DAY_MONTH_YEAR = re.compile(
     r"(?:\s*(?P<zone>[a-z]{1,5}|[+-]\d\d:?\d\d))?)?",
     re.ASCII | re.IGNORECASE,
 )
+_NUMERIC = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?!\d)", re.ASCII)
 _MAX_CHARS = 100  # no date is longer; dateutil is slow on long nonsense
 # Two days that share no year, month or day: where the readings differ, dateutil has filled something in.
 _DEFAULTS = (datetime(1972, 1, 1), datetime(1973, 2, 2))
 
 
-def parse_date(value: str | int | float | datetime | date | None) -> datetime | None:
+def parse_date(value: str | int | float | datetime | date | None, order: DateOrder | None = None) -> datetime | None:
     """Return an aware UTC datetime, or None if `value` is no full date of the years 1000 to 9999. Never raise or warn.
 
-    Numbers, and strings of 9 to 13 digits, are seconds or milliseconds since 1970, up to the year 2100.
+    Numbers, and strings of digits, are time since 1970, up to the year 2100: seconds or milliseconds (9 to 13 digits),
+    microseconds (15 or 16), nanoseconds (18 or 19). `order` is of the first two numbers in `01/02/2016`, and a date
+    that contradicts it is None; without it the month is first where it can be.
     """
     try:
-        found = _read(value)
+        found = _read(value, order)
         moment = found and _utc(found)
     except (ValueError, OverflowError):
         return None
     return moment if moment and moment.year >= 1000 else None
 
 
+def shown_order(value: object) -> DateOrder | Literal["either"] | None:
+    """Tell which order a date such as 22/08/2016 shows; None if it is no such date, or the same in both orders."""
+    match = _NUMERIC.search(value) if isinstance(value, str) and len(value) <= _MAX_CHARS else None
+    if match is None or match[2] == ".":
+        return None
+    first, second = int(match[1]), int(match[3])
+    if first == second or min(first, second) > 12 or max(first, second) > 31:
+        return None
+    if max(first, second) <= 12:
+        return "either"
+    return "dmy" if first > 12 else "mdy"
+
+
 def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def _read(value: str | int | float | datetime | date | None) -> datetime | None:
+def _read(value: str | int | float | datetime | date | None, order: DateOrder | None) -> datetime | None:
     if isinstance(value, datetime):
         return value
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    # A float writes an epoch in milliseconds plainly up to 16 digits: far beyond the year 2100.
-    return _read_text(str(value).strip())
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # str(1e18) has no digits to speak of
+    return _read_text(str(value).strip(), order)
 
 
-def _read_text(text: str) -> datetime | None:
+def _read_text(text: str, order: DateOrder | None) -> datetime | None:
     if not text or len(text) > _MAX_CHARS:
         return None
     if _EPOCH_NUMBER.fullmatch(text):
-        return _from_epoch(float(text))
-    if text.isdecimal() and len(text) not in (8, 14):  # 20160822 and 20160822123400 are dates, other numbers are not
+        return _from_epoch(text)
+    if text.isdecimal() and len(text) not in (8, 12, 14):  # 20160822 is a date, other numbers are not
         return None
     if _ISO_START.match(text):
         try:
             return datetime.fromisoformat(text)
         except ValueError:
             pass  # `2016-08-22 12:34 IST` begins like ISO 8601; dateutil reads it
-    return _from_day_month_year(text) or _from_anything(_GMT_BEFORE_OFFSET.sub("", _TRAILER.sub("", text)))
+    return _from_day_month_year(text) or _from_anything(_GMT_BEFORE_OFFSET.sub("", _TRAILER.sub("", text)), order)
 
 
-def _from_epoch(number: float) -> datetime | None:
-    seconds = number if number < _END_OF_EPOCH_S else number / 1000
+def _from_epoch(text: str) -> datetime | None:
+    digits, number = len(text.partition(".")[0]), float(text)
+    seconds = number / (1e9 if digits > 16 else 1e6 if digits > 13 else 1e3 if number >= _END_OF_EPOCH_S else 1)
     return _EPOCH + timedelta(seconds=seconds) if seconds < _END_OF_EPOCH_S else None
 
 
@@ -122,6 +152,8 @@ def _zone(name: str | None) -> tzinfo | None:
     if name[0] in "+-":
         minutes = int(name[1:3]) * 60 + int(name[-2:])
         return timezone(timedelta(minutes=-minutes if name[0] == "-" else minutes))
+    if (place := _PLACES.get(name.upper())) is not None:
+        return get_zonefile_instance().get(place)
     return _ZONES.get(name.upper())
 
 
@@ -134,9 +166,36 @@ def _known_zone(name: str | None, offset_s: int | None) -> tzinfo | None:
     return zone
 
 
-def _from_anything(text: str) -> datetime | None:
+class _Words(parser.parserinfo):
+    def convertyear(self, year: int, century_specified: bool = False) -> int:
+        """As POSIX has it; dateutil goes by the year that it is now."""
+        return year if century_specified or year > 99 else year + (1900 if year >= 69 else 2000)
+
+
+_PARSER = parser.parser(_Words())
+
+
+def _from_anything(text: str, order: DateOrder | None) -> datetime | None:
+    day_first = _day_first(text, order)
     try:
-        first, second = (parser.parse(text, default=day, tzinfos=_known_zone) for day in _DEFAULTS)
+        first, second = (_PARSER.parse(text, default=day, tzinfos=_known_zone, dayfirst=day_first) for day in _DEFAULTS)
     except Exception:  # on odd input dateutil raises nearly anything, and none of it is of use here
         return None
     return first if first == second else None
+
+
+def _day_first(text: str, order: DateOrder | None) -> bool:
+    """How dateutil shall read numbers. Raises ValueError for a date of another order; dateutil would turn it."""
+    match = _NUMERIC.search(text)
+    if match is None:
+        return (
+            False  # and never True: of 2016-08-22 dateutil would make the 8th of a 22nd month, or the other way round
+        )
+    by_dots = match[2] == "."
+    order = "dmy" if by_dots else order
+    shown = "mdy" if by_dots and int(match[3]) > 12 else shown_order(text)
+    if order is None:
+        return shown == "dmy"
+    if shown not in (order, "either", None):
+        raise ValueError(f"{text} is not of the order {order}")
+    return order == "dmy"

@@ -1,14 +1,16 @@
-"""Words and examples for each cluster: class-based TF-IDF terms, a medoid, representative articles."""
+"""What is said of each cluster: class-based TF-IDF terms, typical articles, outliers, the topic that it belongs to."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
 
-from coldframe.clusters import Cluster, cluster_id
+from coldframe.clusters import Cluster, ClusterTable, Residuals, Topic
+from indexer.topics import group_clusters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,12 +18,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
+    from indexer.lineage import Naming
+    from indexer.topics import Grouping
+
 TERMS = 10
 LABEL_TERMS = 3
 REPRESENTATIVES = 5
 # The words of so many typical articles describe a cluster as well as those of all.
 _ARTICLES_PER_CLUSTER = 200
+# In all, so that counting their words takes about half a gigabyte at most; but some of every cluster.
+_MOST_ARTICLES = 20_000
+_LEAST_PER_CLUSTER = 20
 _CHARS_PER_ARTICLE = 4_000
+_OUTLIER_DEVIATIONS = 3
+_NORMAL_PER_MAD = 1.4826  # standard deviations of a normal distribution per median absolute deviation
+_CORPUS_COUNTS_AS = 10
+_FP32_NOISE = 1e-6
 # Two words of two letters or more, not starting with a digit; apostrophes and hyphens stay inside a word.
 _WORD = r"(?u)\b[^\W\d_][\w'-]*\w\b"
 # Reported speech and dates, which every news article has and no topic is about.
@@ -98,30 +110,73 @@ def describe(
     assignment: NDArray[np.int64],
     similarity: NDArray[np.float32],
     texts: Iterable[str],
-) -> list[Cluster]:
-    """One description per cluster, in the order of their numbers.
+    naming: Naming,
+    *,
+    topics: int | None,
+) -> ClusterTable:
+    """The table of clusters, in the order of their numbers, and of the topics that they form.
 
     vectors: (n, dim). assignment, similarity: (n,), each row's cluster and its similarity to the centroid. texts: of
-    every row, in order; read once.
+    every row, in order; read once. topics: how many; None: about the square root of the clusters; 0: none.
     """
-    sizes = np.bincount(assignment)
+    limits = outlier_limits(assignment, similarity)
     # By cluster, the most typical first, equal ones by row.
     ranked = np.lexsort((np.arange(len(assignment)), -similarity, assignment))
-    members = np.split(ranked, np.cumsum(sizes)[:-1])
-    typical = {int(row) for rows in members for row in rows[:_ARTICLES_PER_CLUSTER]}
-    chosen = ((row, text) for row, text in enumerate(texts) if row in typical)
-    terms = label_terms(chosen, assignment, len(sizes))
-    return [
+    members = np.split(ranked, np.cumsum(np.bincount(assignment))[:-1])
+    typical = [rows[similarity[rows] >= limit] for rows, limit in zip(members, limits, strict=True)]
+    each = max(_LEAST_PER_CLUSTER, min(_ARTICLES_PER_CLUSTER, _MOST_ARTICLES // len(members)))
+    read = {int(row) for rows in typical for row in rows[:each]}
+    words = _count_words((row, text) for row, text in enumerate(texts) if row in read)
+    grouping = group_clusters(vectors, assignment, naming, topics)
+    terms = label_terms(words, assignment, len(members))
+    clusters = [
         Cluster(
-            id=cluster_id(number),
-            label=", ".join(term for term, _ in terms[number][:LABEL_TERMS]) or "(no words)",
+            id=name,
+            label=_label(terms[number]),
             terms=terms[number],
-            size=int(sizes[number]),
+            size=len(rows),
             medoid=int(rows[0]),
-            representatives=_representatives(vectors, rows),
+            representatives=_representatives(vectors, typical[number]),
+            residuals=_residuals(similarity[rows]),
+            outlier_below=float(limits[number]),
+            outliers=len(rows) - len(typical[number]),
+            lineage=naming.lineages[number],
+            topic=grouping.id_of(number),
         )
-        for number, rows in enumerate(members)
+        for number, (name, rows) in enumerate(zip(naming.ids, members, strict=True))
     ]
+    terms = label_terms(words, grouping.numbers[assignment], len(grouping.ids)) if grouping.ids else []
+    return ClusterTable(clusters, _topics(clusters, grouping, terms), naming.vanished, grouping.next_number)
+
+
+def outlier_limits(assignment: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The similarity to its centroid below which a row is an outlier of its cluster, (clusters,).
+
+    Three robust standard deviations below the cluster's median, by the median absolute deviation, which outliers
+    hardly move (Leys et al. 2013, doi:10.1016/j.jesp.2013.03.013). A small cluster's own deviation says little and one
+    of copies has none: it is averaged with the deviation of the whole corpus, which counts as ten articles.
+    """
+    sizes = np.bincount(assignment)
+    centre = _medians(assignment, similarity.astype(np.float64))
+    deviation = np.abs(similarity - centre[assignment])
+    spread = sizes * _medians(assignment, deviation) + _CORPUS_COUNTS_AS * np.median(deviation)
+    spread /= sizes + _CORPUS_COUNTS_AS
+    limits: NDArray[np.float64] = centre - _OUTLIER_DEVIATIONS * _NORMAL_PER_MAD * spread - _FP32_NOISE
+    return limits.astype(np.float32)
+
+
+def _medians(assignment: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median of each cluster's values, (clusters,)."""
+    ordered = values[np.lexsort((values, assignment))]
+    groups = np.split(ordered, np.cumsum(np.bincount(assignment))[:-1])
+    return np.array([np.median(group) for group in groups])
+
+
+def _residuals(similarity: NDArray[np.float32]) -> Residuals:
+    distances = np.maximum(1 - similarity.astype(np.float64), 0)
+    quantiles = np.quantile(distances, [0.5, 0.9, 0.99])
+    mean, p50, p90, p99 = (round(float(value), 6) for value in (distances.mean(), *quantiles))
+    return Residuals(mean, p50, p90, p99)
 
 
 def _representatives(vectors: NDArray[np.float32], ranked: NDArray[np.int64]) -> list[int]:
@@ -135,10 +190,31 @@ def _representatives(vectors: NDArray[np.float32], ranked: NDArray[np.int64]) ->
     return taken
 
 
-def label_terms(
-    texts: Iterable[tuple[int, str]], assignment: NDArray[np.int64], clusters: int
-) -> list[list[tuple[str, float]]]:
-    """The terms of each cluster with weights relative to the first, best first; `texts` are (row, text).
+def _topics(clusters: list[Cluster], grouping: Grouping, terms: list[list[tuple[str, float]]]) -> list[Topic]:
+    topics = []
+    for number, name in enumerate(grouping.ids):
+        inside = sorted((c for c in clusters if c.topic == name), key=lambda cluster: -cluster.size)
+        size = sum(cluster.size for cluster in inside)
+        topics.append(Topic(name, _label(terms[number]), terms[number], [c.id for c in inside], size))
+    return topics
+
+
+def _label(terms: list[tuple[str, float]]) -> str:
+    return ", ".join(term for term, _ in terms[:LABEL_TERMS]) or "(no words)"
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How often the articles that were read use each term."""
+
+    rows: list[int]
+    counts: csr_array
+    """(articles, vocabulary), 1 + log(n) for a term that stands there n times."""
+    vocabulary: NDArray[np.str_]
+
+
+def label_terms(words: _Words, assignment: NDArray[np.int64], clusters: int) -> list[list[tuple[str, float]]]:
+    """The terms of each cluster, or topic, with weights relative to the first, best first; `assignment`, (n,), by row.
 
     Class-based TF-IDF (Grootendorst 2022, arXiv:2203.05794, section 3.3) in this form: a term's share of its cluster's
     words, times the log of how many times larger that is than its share of all words. An article counts a term
@@ -147,21 +223,21 @@ def label_terms(
     """
     from scipy.sparse import csr_array
 
-    rows, counts, vocabulary = _count_terms(texts)
+    rows, counts, vocabulary = words.rows, words.counts, words.vocabulary
     if not len(vocabulary):
         return [[] for _ in range(clusters)]
     members = (np.ones(len(rows)), (assignment[rows], np.arange(len(rows))))
     membership = csr_array(members, shape=(clusters, len(rows)))
-    words = (membership @ counts).tocsr()  # (clusters, vocabulary)
+    used = (membership @ counts).tocsr()  # (clusters, vocabulary)
     articles = (membership @ (counts > 0).astype(np.float64)).tocsr()  # the same places are filled
-    words.sort_indices()
+    used.sort_indices()
     articles.sort_indices()
-    share = np.asarray(words.sum(axis=0)).ravel() / words.sum()
+    share = np.asarray(used.sum(axis=0)).ravel() / used.sum()
     sizes = np.bincount(assignment[rows], minlength=clusters)
-    alone = np.count_nonzero(np.diff(words.indptr)) == 1
+    alone = np.count_nonzero(np.diff(used.indptr)) == 1
     terms = []
-    for number, (start, end) in enumerate(pairwise(words.indptr)):
-        columns, tf = words.indices[start:end], words.data[start:end] / words.data[start:end].sum()
+    for number, (start, end) in enumerate(pairwise(used.indptr)):
+        columns, tf = used.indices[start:end], used.data[start:end] / used.data[start:end].sum()
         shared = articles.data[start:end] / sizes[number]
         # The only cluster with words has none to be told from: its commonest describe it.
         telling = np.ones(len(tf)) if alone else np.log(tf / share[columns])
@@ -169,8 +245,8 @@ def label_terms(
     return terms
 
 
-def _count_terms(texts: Iterable[tuple[int, str]]) -> tuple[list[int], csr_array, NDArray[np.str_]]:
-    """Rows, sublinear counts of words and pairs of words, (articles, vocabulary), and the vocabulary."""
+def _count_words(texts: Iterable[tuple[int, str]]) -> _Words:
+    """Counts the words and the pairs of words of (row, text)."""
     from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
@@ -187,9 +263,9 @@ def _count_terms(texts: Iterable[tuple[int, str]]) -> tuple[list[int], csr_array
     try:
         counts = csr_array(vectorizer.fit_transform(words()), dtype=np.float64)
     except ValueError:  # no text has a word: the corpus is numbers, or of stop words
-        return rows, csr_array((len(rows), 0)), np.array([], np.str_)
+        return _Words(rows, csr_array((len(rows), 0)), np.array([], np.str_))
     counts.data = 1 + np.log(counts.data)
-    return rows, counts, vectorizer.get_feature_names_out()
+    return _Words(rows, counts, vectorizer.get_feature_names_out())
 
 
 def _best_terms(weights: NDArray[np.float64], terms: NDArray[np.str_]) -> list[tuple[str, float]]:

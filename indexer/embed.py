@@ -1,71 +1,148 @@
-"""The phase that costs: every distinct text of the corpus through the encoder, once."""
+"""The phase that costs: every distinct text of the corpus has its vector, from the cache or computed, once."""
 
 from __future__ import annotations
 
+from array import array
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indexer.cache import Cached
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from coldframe.encoder import Encoder
+    from coldframe.encoder import Encoder, Tokens
+    from indexer.cache import Cache
     from indexer.spool import Spool
 
-# Texts taken from the spool at a time, about two batches of tokens: progress is reported after each.
+    Progress = Callable[[int, int, int], None]
+
+# Texts computed and committed together, about two batches of tokens: what a job that is killed computes again.
 _CHARS_PER_CHUNK = 65_536
+_TEXTS_PER_QUESTION = 256
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Lengths of the texts, by row; the vectors are in the array that `embed` was given."""
+class Lengths:
+    """Of the texts in tokens, by row, (n,) each: before and after the ends of those that are too long were cut off."""
 
-    tokens_seen: NDArray[np.int32]
-    tokens_used: NDArray[np.int32]
-    computed: int
-    """Tokens that went through the model."""
+    seen: NDArray[np.int32]
+    used: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, rows: int) -> Lengths:
+        """Unknown ones."""
+        return cls(np.zeros(rows, np.int32), np.zeros(rows, np.int32))
 
 
-def embed(
-    encoder: Encoder,
-    spool: Spool,
-    rows: Mapping[bytes, Sequence[int]],
-    vectors: NDArray[np.float32],
-    progress: Callable[[int, int, int], None],
-) -> Embedded:
-    """Writes the vector of every row into `vectors`, (n, dim). Equal texts are computed once and get equal vectors.
+@dataclass(frozen=True)
+class Missing:
+    """The texts that have no vector yet, in the order in which they are computed."""
 
-    `rows` maps a text's digest to its rows. `progress` is told articles, tokens and characters after each batch.
+    firsts: array[int]
+    """Where they lie in the spool: 8 bytes for each, whatever their length."""
+    chars: int
+    """Of all of them."""
+    rows: int
+    """That wait for them."""
+    known_tokens: int
+    """Of the texts that have one, each once."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What went through the model."""
+
+    texts: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The arrays that are filled: vectors, (n, dim), and lengths. Equal texts get equal vectors, to the bit."""
+
+    spool: Spool
+    vectors: NDArray[np.float32]
+    lengths: Lengths
+
+    def fill(self, known: Mapping[bytes, Cached]) -> int:
+        """Writes what is known of some texts to the rows that have them; says how many rows."""
+        places = self.spool.rows(list(known))
+        for digest, rows in places.items():
+            cached = known[digest]
+            self.vectors[rows] = cached.vector
+            self.lengths.seen[rows], self.lengths.used[rows] = cached.seen, cached.used
+        return sum(map(len, places.values()))
+
+
+def reuse(cache: Cache, rows: Rows) -> Missing:
+    """Fills the rows whose texts were embedded before, and says which are missing."""
+    firsts, chars, filled, tokens = array("q"), 0, 0, 0
+    texts = rows.spool.texts()
+    while batch := list(islice(texts, _TEXTS_PER_QUESTION)):
+        known = cache.get([text.digest for text in batch])
+        filled += rows.fill(known)
+        tokens += sum(cached.used for cached in known.values())
+        for text in batch:
+            if text.digest not in known:
+                firsts.append(text.first)
+                chars += text.chars
+    return Missing(firsts, chars, len(rows.vectors) - filled, tokens)
+
+
+def compute(encoder: Encoder, missing: Missing, cache: Cache, rows: Rows, progress: Progress) -> Computed:
+    """Computes the missing ones and fills their rows. `progress` is told rows, tokens and characters after each chunk.
+
+    A chunk is formed from what is missing and committed whole. A job that is killed and begun again therefore forms
+    the same chunks from where it stood, and gets the same vectors, to the bit.
     """
-    seen, used = np.zeros(len(vectors), np.int32), np.zeros(len(vectors), np.int32)
-    computed = 0
-    for digests, texts in _chunks(spool.texts()):
-        tokens = encoder.tokenize(texts)
-        embedded = encoder.embed_ids([t.ids for t in tokens])  # (texts, dim)
-        for digest, token, vector in zip(digests, tokens, embedded, strict=True):
-            places = list(rows[digest])
-            vectors[places] = vector
-            seen[places], used[places] = token.seen, token.used
-        chunk_tokens = sum(t.used for t in tokens)
-        computed += chunk_tokens
-        progress(sum(len(rows[d]) for d in digests), chunk_tokens, sum(map(len, texts)))
-    return Embedded(seen, used, computed)
+    texts = tokens = 0
+    chunks = _chunks(map(rows.spool.read, missing.firsts))
+    for chunk, tokenized in _tokenized_ahead(encoder, chunks):
+        vectors = encoder.embed_ids([token.ids for token in tokenized])  # (texts, dim)
+        cache.put(chunk.digests, tokenized, vectors)
+        parts = zip(chunk.digests, vectors, tokenized, strict=True)
+        filled = rows.fill({digest: Cached(vector, token.seen, token.used) for digest, vector, token in parts})
+        texts += len(chunk.digests)
+        tokens += sum(token.used for token in tokenized)
+        progress(filled, sum(token.used for token in tokenized), sum(map(len, chunk.texts)))
+    return Computed(texts, tokens)
 
 
-def _chunks(texts: Iterator[tuple[bytes, str]]) -> Iterator[tuple[list[bytes], list[str]]]:
-    """Digests and texts, at least one and about `_CHARS_PER_CHUNK` characters at a time."""
-    digests: list[bytes] = []
-    chunk: list[str] = []
-    chars = 0
+@dataclass(frozen=True)
+class _Chunk:
+    digests: list[bytes]
+    texts: list[str]
+
+
+def _chunks(texts: Iterable[tuple[bytes, str]]) -> Iterator[_Chunk]:
+    """At least one text and about `_CHARS_PER_CHUNK` characters at a time."""
+    chunk, chars = _Chunk([], []), 0
     for digest, text in texts:
-        digests.append(digest)
-        chunk.append(text)
+        chunk.digests.append(digest)
+        chunk.texts.append(text)
         chars += len(text)
         if chars >= _CHARS_PER_CHUNK:
-            yield digests, chunk
-            digests, chunk, chars = [], [], 0
-    if chunk:
-        yield digests, chunk
+            yield chunk
+            chunk, chars = _Chunk([], []), 0
+    if chunk.texts:
+        yield chunk
+
+
+def _tokenized_ahead(encoder: Encoder, chunks: Iterator[_Chunk]) -> Iterator[tuple[_Chunk, list[Tokens]]]:
+    """Each chunk with its tokens. The next one is tokenized, on a thread of its own, while the last is computed."""
+    with ThreadPoolExecutor(1, "tokenize") as pool:
+        ahead: tuple[_Chunk, Future[list[Tokens]]] | None = None
+        for chunk in chunks:
+            following = chunk, pool.submit(encoder.tokenize, chunk.texts)
+            if ahead is not None:
+                yield ahead[0], ahead[1].result()
+            ahead = following
+        if ahead is not None:
+            yield ahead[0], ahead[1].result()

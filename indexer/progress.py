@@ -1,9 +1,12 @@
-"""What a person, or a log, sees of a build while it runs, and how long each phase took."""
+"""What a person, or a log, sees of a build while it runs, and what each phase took of time and memory."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -25,14 +28,22 @@ class Reporter:
         self.console = console
         self.seconds: dict[str, float] = {}
         """Wall time by phase, in the order in which they ran."""
+        self.peak_memory_mib: dict[str, float] = {}
+        """The most memory that the process held during each phase, files that it had mapped included."""
+
+    def note(self, text: str) -> None:
+        """Says something beside the phases."""
+        self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Times a phase. The block may call what it is given to say what came of it."""
+        """Measures a phase. The block may call what it is given to say what came of it."""
         start = time.perf_counter()
         outcome: list[str] = []
+        forget_peak_memory()
         yield outcome.append
         self.seconds[name] = time.perf_counter() - start
+        self.peak_memory_mib[name] = peak_memory_mib()
         line = Text(f"{name:<9}", style="bold")
         line.append(f"{self.seconds[name]:8.1f} s  ", style="dim")
         self.console.print(line.append("; ".join(outcome), style="not bold"), soft_wrap=True)
@@ -95,3 +106,19 @@ class _Log:
             f"embedding {articles:,}/{self._articles:,} articles, {tokens / elapsed:,.0f} tokens/s, {left:,.0f} s left",
             highlight=False,
         )
+
+
+def forget_peak_memory() -> None:
+    """Lets `peak_memory_mib` count from here, where the system allows it (Linux: proc(5), clear_refs)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_mib() -> float:
+    """The most resident memory of this process since `forget_peak_memory`, or since it began."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,7 +1,8 @@
 """The corpus on disk, between reading and embedding.
 
 Files hold articles in any order and may repeat an id. The spool takes them one by one into a SQLite file and gives them
-back sorted by id, with duplicates found, in memory that does not grow with the corpus.
+back sorted by id, with duplicates found, in memory that does not grow with the corpus. An article's place in that
+order is its row in the index.
 """
 
 from __future__ import annotations
@@ -16,23 +17,29 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Self, TextIO
 
+import numpy as np
+
 from coldframe.errors import InvalidArgument
 from coldframe.text import article_text, text_digest
 from indexer.corpus import Article, Reject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
+
+    from numpy.typing import NDArray
 
 _PROGRESS_ROWS = 500
 _encode = json.JSONEncoder(sort_keys=True).encode  # json.dumps would make an encoder for every row
 
 # TEXT compares by its UTF-8 bytes, which is the order of code points. `texts` holds each distinct embedded text once,
-# in the order in which texts are embedded; the text itself is made again from the first article that has it.
+# in the order in which texts are embedded; the text itself is made again from the first article that has it. `places`
+# holds every article in the order of ids, from 1.
 _SCHEMA = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
+    PRAGMA cache_size = -32768;
     CREATE TABLE articles (
         row INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,
@@ -50,7 +57,14 @@ _SCHEMA = """
         first INTEGER NOT NULL,
         PRIMARY KEY (chars, digest)
     ) WITHOUT ROWID;
+    CREATE TABLE places (place INTEGER PRIMARY KEY, article INTEGER NOT NULL, digest BLOB NOT NULL);
 """
+_ORDER = """
+    INSERT INTO places (article, digest) SELECT row, digest FROM articles ORDER BY id;
+    CREATE INDEX places_by_digest ON places (digest);
+"""
+UNDATED = -(2**63)
+"""Stands for the date of an article that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +74,17 @@ class SpooledArticle(Article):
     digest: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class DistinctText:
+    """A text that is embedded: its digest, its length in characters, and where it lies in the spool."""
+
+    digest: bytes
+    chars: int
+    first: int
+
+
 class Spool:
-    """Articles in a scratch file. It is always begun anew, since a crash may leave it broken."""
+    """Articles in a scratch file, which is begun anew: a crash while it was filled may leave it broken."""
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -69,6 +92,15 @@ class Spool:
         self._db.executescript(_SCHEMA)
         self._articles = 0
         self._texts = 0
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Open a spool that was filled and put in order before."""
+        spool = cls.__new__(cls)
+        spool._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        spool._articles = spool._db.execute("SELECT count(*) FROM places").fetchone()[0]
+        spool._texts = spool._db.execute("SELECT count(*) FROM texts").fetchone()[0]
+        return spool
 
     def __enter__(self) -> Self:
         return self
@@ -135,15 +167,52 @@ class Spool:
             date = datetime.fromisoformat(published_at) if published_at else None
             yield SpooledArticle(article_id, title, content, date, json.loads(attributes), source, line, digest)
 
-    def texts(self) -> Iterator[tuple[bytes, str]]:
-        """Each distinct embedded text once, with its digest, ordered by length in characters and digest."""
-        # CROSS JOIN keeps the order of the tables: SQLite walks the key of `texts` and sorts nothing.
-        rows = self._db.execute(
-            "SELECT texts.digest, title, content FROM texts CROSS JOIN articles ON row = first "
-            "ORDER BY texts.chars, texts.digest"
-        )
-        for digest, title, content in rows:
-            yield digest, article_text(title, content)
+    def order(self) -> None:
+        """Give every article its row, once all are there: their order by id, from 0."""
+        self._db.executescript(_ORDER)
+
+    def text(self, row: int) -> str:
+        """The embedded text of a row."""
+        title, content = self._db.execute(
+            "SELECT title, content FROM places JOIN articles ON row = article WHERE place = ?", (row + 1,)
+        ).fetchone()
+        return article_text(title, content)
+
+    def seconds(self) -> NDArray[np.int64]:
+        """When each row was published, in seconds since 1970, (n,); UNDATED where that is not known."""
+        rows = self._db.execute("SELECT published_at FROM places JOIN articles ON row = article ORDER BY place")
+        return np.fromiter((_seconds(published_at) for (published_at,) in rows), np.int64, self._articles)
+
+    def ids(self) -> list[str]:
+        """The id of each row."""
+        return [article_id for (article_id,) in self._db.execute("SELECT id FROM articles ORDER BY id")]
+
+    def digests(self) -> list[bytes]:
+        """The digest (16 bytes) of each row's embedded text."""
+        return [digest for (digest,) in self._db.execute("SELECT digest FROM places ORDER BY place")]
+
+    def texts(self) -> Iterator[DistinctText]:
+        """Each distinct embedded text once, ordered by length in characters and digest."""
+        for chars, digest, first in self._db.execute("SELECT chars, digest, first FROM texts ORDER BY chars, digest"):
+            yield DistinctText(digest, chars, first)
+
+    def read(self, first: int) -> tuple[bytes, str]:
+        """The digest and the text that a `DistinctText` tells of."""
+        digest, title, content = self._db.execute(
+            "SELECT digest, title, content FROM articles WHERE row = ?", (first,)
+        ).fetchone()
+        return digest, article_text(title, content)
+
+    def rows(self, digests: Sequence[bytes]) -> dict[bytes, list[int]]:
+        """The rows that have these texts, a few hundred at a time."""
+        marks = ",".join("?" * len(digests))
+        found: dict[bytes, list[int]] = {digest: [] for digest in digests}
+        for digest, place in self._db.execute(
+            f"SELECT digest, place FROM places WHERE digest IN ({marks})",  # noqa: S608
+            digests,
+        ):
+            found[digest].append(place - 1)
+        return found
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the ordered articles, the same whatever the order or the format of their files."""
@@ -152,6 +221,10 @@ class Spool:
         for row in rows:
             sha.update(_encode(row).encode())
         return sha.hexdigest()
+
+
+def _seconds(published_at: str | None) -> int:
+    return int(datetime.fromisoformat(published_at).timestamp()) if published_at else UNDATED
 
 
 @dataclass(frozen=True)
@@ -196,6 +269,7 @@ def fill(
                 undated += 1
             if progress and read % _PROGRESS_ROWS == 0:
                 progress(read)
+    spool.order()
     if progress:
         progress(read)
     rejected = reasons.total()

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from indexer.build import BuildConfig, run
+from indexer.gates import Limits
 from indexer.progress import Reporter
 from tests.models import LETTERS
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from coldframe.generation import Manifest
     from tests.corpus_files import Row
+
+ANYTHING = Limits(max_article_loss=1, recall_slack=1, max_empty_share=1, max_cell_share=1, min_survived=0, max_drift=1)
 
 
 def letters(count: int, seed: int = 0) -> list[Row]:
@@ -41,30 +44,46 @@ def letters(count: int, seed: int = 0) -> list[Row]:
 
 
 def build(store: Path, *corpus: Path, **options: Any) -> Manifest:
-    """Builds a generation in this process, in fp32, and says nothing."""
-    config = BuildConfig(corpus=[str(path) for path in corpus], store=store, **{"precision": "fp32"} | options)
-    return run(config, Reporter(Console(file=io.StringIO())))
+    """Builds a generation in this process, in fp32, says nothing, and publishes it however bad it is."""
+    return build_aloud(store, *corpus, **options)[0]
+
+
+def build_aloud(store: Path, *corpus: Path, out: io.StringIO | None = None, **options: Any) -> tuple[Manifest, str]:
+    """The same, and what it said; `out` has that too where the build fails."""
+    said = out or io.StringIO()
+    usual: dict[str, Any] = {"precision": "fp32", "limits": ANYTHING}
+    config = BuildConfig(corpus=[str(path) for path in corpus], store=store, **usual | options)
+    manifest = run(config, Reporter(Console(file=said, width=400)))
+    return manifest, said.getvalue()
 
 
 def recall_at_10(
-    vectors: NDArray[np.float32], centroids: NDArray[np.float32], assignment: NDArray[np.int64], probes: int
+    vectors: NDArray[np.float32],
+    centroids: NDArray[np.float32],
+    assignment: NDArray[np.int64],
+    probes: int,
+    stories: NDArray[np.int64] | None = None,
 ) -> float:
-    """The share of the 10 nearest other rows that lie in the lists visited, over all rows, by the book.
+    """The share of the 10 nearest rows of other stories that lie in the lists visited, over all rows, by the book.
 
-    A search that finds fewer rows than it wants in its lists visits twice as many, and so on.
+    A search that finds fewer rows than it wants in its lists visits twice as many, and so on. A row that is as similar
+    as the last of the 10 is as good.
     """
     wide = vectors.astype(np.float64)
-    near = np.argsort(-_dots(wide, wide).astype(np.float32), axis=1, kind="stable")  # equal ones by row
+    scores = _dots(wide, wide).astype(np.float32)
     lists = np.argsort(-_dots(wide, centroids.astype(np.float64)), axis=1, kind="stable")
+    told = np.arange(len(vectors)) if stories is None else stories
     wanted = found = 0
     for row in range(len(vectors)):
-        others = near[row][near[row] != row]
+        others = np.flatnonzero(told != told[row])
+        least = np.sort(scores[row, others])[::-1][:10]
         visited = probes
-        while np.isin(assignment, lists[row, :visited]).sum() < min(11, len(vectors)) and visited < len(centroids):
+        enough = min(10 + int((told == told[row]).sum()), len(vectors))
+        while np.isin(assignment, lists[row, :visited]).sum() < enough and visited < len(centroids):
             visited *= 2
-        seen = others[np.isin(assignment[others], lists[row, :visited])]
-        wanted += len(others[:10])
-        found += len(set(seen[:10].tolist()) & set(others[:10].tolist()))
+        seen = np.sort(scores[row, others[np.isin(assignment[others], lists[row, :visited])]])[::-1][:10]
+        wanted += len(least)
+        found += int((seen >= least[-1:]).sum())
     return found / wanted if wanted else 1.0
 
 

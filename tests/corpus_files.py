@@ -20,7 +20,7 @@ WHOLE_GZIP = gzip.compress(b"id,content\n" + b"".join(b"%d,text %d\n" % (n, n * 
 
 def write(path: Path, rows: list[Row]) -> Path:
     """Write rows in the format that the path's suffixes name."""
-    name = path.name.removesuffix(".gz")
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith(".parquet"):
         buffer = io.BytesIO()
         pq.write_table(pa.table({key: [row[key] for row in rows] for key in rows[0]}), buffer, row_group_size=1000)
@@ -33,8 +33,15 @@ def write(path: Path, rows: list[Row]) -> Path:
         data = text.getvalue().encode()
     else:
         data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    path.write_bytes(packed(data, path.name))
     return path
+
+
+def packed(data: bytes, name: str) -> bytes:
+    """As a file of this name holds it."""
+    if name.endswith(".zst"):
+        return bytes(pa.compress(data, codec="zstd", asbytes=True))
+    return gzip.compress(data) if name.endswith(".gz") else data
 
 
 def put(path: Path, data: str | bytes) -> Path:

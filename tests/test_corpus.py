@@ -6,7 +6,9 @@ import gzip
 import tracemalloc
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldframe.errors import InvalidArgument
-from indexer.corpus import Article, Columns, Reject, expand, read
-from tests.corpus_files import WHOLE_GZIP, Row, put, write
+from indexer.corpus import Article, Columns, Reject, read
+from tests.corpus_files import WHOLE_GZIP, Row, packed, put, write
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+WHOLE_ZSTD = packed(gzip.decompress(WHOLE_GZIP), ".zst")
 SUFFIXES = [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"]
 
 
@@ -50,7 +50,7 @@ corpora = st.lists(
 )
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES + [suffix + ".gz" for suffix in SUFFIXES])
+@pytest.mark.parametrize("suffix", [suffix + packing for suffix in SUFFIXES for packing in ("", ".gz", ".zst")])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(corpus=corpora)
 def test_any_articles_read_back_the_same_from_any_format(tmp_path: Path, suffix: str, corpus: list[Any]) -> None:
@@ -106,13 +106,13 @@ def test_parquet_values_that_are_not_text(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     rows = [{"id": str(n), "content": f"{n} " * 500} for n in range(4000)]
-    paths = [write(tmp_path / f"a{suffix}", rows) for suffix in (".csv", ".csv.gz", ".jsonl", ".parquet")]
+    paths = [write(tmp_path / f"a{suffix}", rows) for suffix in (".csv", ".csv.gz", ".csv.zst", ".jsonl", ".parquet")]
     next(read(paths[-1:], Columns()))  # imports pyarrow
     tracemalloc.start()
-    assert sum(1 for _ in read(paths, Columns())) == 4 * len(rows)
+    assert sum(1 for _ in read(paths, Columns())) == 5 * len(rows)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4_000_000  # the four files hold 40 MB
+    assert peak < 4_000_000  # the five files hold 50 MB
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
@@ -158,7 +158,8 @@ def test_without_the_columns_the_error_says_which_there_are_and_how_to_name_them
 @pytest.mark.parametrize("role", ["id", "title", "content", "date"])
 def test_a_named_column_that_is_not_there_is_an_error_of_its_flag(tmp_path: Path, suffix: str, role: str) -> None:
     path = write(tmp_path / f"news{suffix}", [{"id": "1", "content": "a"}])
-    error = refusal(path, columns=Columns(**{role: "nope"}))
+    named: Any = {role: "nope"}
+    error = refusal(path, columns=Columns(**named))
     assert error.field == f"{role}-column"
     assert "'nope'" in error.message
     assert "id, content" in error.message
@@ -297,6 +298,9 @@ def test_a_text_of_50_mb_is_rejected_and_the_rest_is_read(tmp_path: Path, suffix
         ("a.csv.gz", b"id,content\n1,a\n", "not a whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b'{"id": 1, "content": "a"}\n')[:-4], "cut short"),
         ("a.parquet.gz", WHOLE_GZIP[:100], "cut short"),
+        ("a.csv.zst", WHOLE_ZSTD[: len(WHOLE_ZSTD) // 2], "cannot be read: Truncated"),
+        ("a.csv.zst", b"id,content\n1,a\n", "cannot be read: ZSTD"),
+        ("a.parquet.zst", WHOLE_ZSTD, "not a Parquet file"),
         ("a.csv", WHOLE_GZIP, "UTF-8"),
         ("a.csv", "id,content\n1,a\n".encode("utf-16"), "UTF-8"),
         ("a.txt", b"id,content\n1,a\n", ".csv, .tsv, .jsonl, .ndjson, .parquet"),
@@ -310,6 +314,104 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, data: by
     assert said in error.message
 
 
+# --- dates -----------------------------------------------------------------------------------------------------------
+
+
+def days(dates: list[str], columns: Columns | None = None) -> list[str]:
+    """What is read of a corpus of these dates: days, or the text where none could be read."""
+    rows = [{"id": str(n), "content": "a", "date": date} for n, date in enumerate(dates)]
+    with TemporaryDirectory() as folder:
+        found = rows_of(write(Path(folder) / "a.jsonl", rows), columns=columns)
+    assert [row.id for row in found] == [row["id"] for row in rows], "no row overtakes another"
+    articles = [row for row in found if isinstance(row, Article)]
+    return [f"{row.published_at:%Y-%m-%d}" if row.published_at else row.attributes["date"] for row in articles]
+
+
+def test_the_first_date_that_shows_the_order_decides_for_those_before_and_after_it() -> None:
+    assert days(["2016-08-22", "01/02/2016", "x", "22/08/2016", "3/4/2016"]) == [
+        "2016-08-22", "2016-02-01", "x", "2016-08-22", "2016-04-03",
+    ]  # fmt: skip
+    assert days(["01/02/2016", "08/22/2016", "3/4/2016"]) == ["2016-01-02", "2016-08-22", "2016-03-04"]
+
+
+def test_the_month_is_first_where_no_date_shows_the_order() -> None:
+    assert days(["01/02/2016", "03/04/2016"]) == ["2016-01-02", "2016-03-04"]
+
+
+def test_a_date_that_contradicts_the_order_is_kept_as_text() -> None:
+    assert days(["22/08/2016", "08/22/2016"]) == ["2016-08-22", "08/22/2016"]
+    assert days(["22/08/2016", "01/02/2016"], Columns(date_order="mdy")) == ["22/08/2016", "2016-01-02"]
+    assert days(["08/22/2016", "01/02/2016"], Columns(date_order="dmy")) == ["08/22/2016", "2016-02-01"]
+
+
+def test_one_order_holds_for_all_files_of_a_corpus(tmp_path: Path) -> None:
+    first = put(tmp_path / "a.csv", "id,text,date\n1,a,01/02/2016\n")
+    second = put(tmp_path / "b.csv", "id,text,date\n2,b,13/02/2016\n")
+    found = [row.published_at for row in rows_of(first, second) if isinstance(row, Article)]
+    assert found == [datetime(2016, 2, 1, tzinfo=UTC), datetime(2016, 2, 13, tzinfo=UTC)]
+
+
+def test_rows_wait_for_the_order_a_thousand_at_most_and_a_later_contradiction_stops_the_job() -> None:
+    assert days(["01/02/2016"] * 999 + ["22/08/2016"])[0] == "2016-02-01"
+    assert days(["01/02/2016"] * 1001 + ["08/22/2016", "22/08/2016"])[-3:] == ["2016-01-02", "2016-08-22", "22/08/2016"]
+    with pytest.raises(InvalidArgument, match=r"a\.jsonl, line 1002: in the date 22/08/2016 the day") as caught:
+        days(["01/02/2016"] * 1001 + ["22/08/2016"])
+    assert caught.value.field == "date-order"
+    assert days(["01/02/2016"] * 1001 + ["22/08/2016"], Columns(date_order="dmy"))[-2:] == ["2016-02-01", "2016-08-22"]
+
+
+def test_rows_that_wait_are_bounded_in_characters_too(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "content": "x" * 900_000, "date": "01/02/2016"} for n in range(60)]
+    reading = read([write(tmp_path / "a.jsonl", rows)], Columns())
+    tracemalloc.start()
+    next(reading)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000  # of 54 MB
+
+
+# --- attributes and markup -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_attributes_can_be_chosen_and_a_date_that_could_not_be_read_stays(tmp_path: Path, suffix: str) -> None:
+    row = {"id": "1", "content": "a", "date": "last week", "desk": "Sport", "page": "3", "byline": "x"}
+    path = write(tmp_path / f"a{suffix}", [row])
+    (article,) = rows_of(path, columns=Columns(attributes=("desk", "page")))
+    assert isinstance(article, Article)
+    assert article.attributes == {"date": "last week", "desk": "Sport", "page": "3"}
+    (article,) = rows_of(path, columns=Columns(attributes=()))
+    assert isinstance(article, Article)
+    assert article.attributes == {"date": "last week"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_attribute_that_is_not_there_is_an_error_of_its_flag(tmp_path: Path, suffix: str) -> None:
+    error = refusal(write(tmp_path / f"a{suffix}", [{"id": "1", "text": "a"}]), columns=Columns(attributes=("desk",)))
+    assert (error.field, "'desk'" in error.message) == ("attributes", True)
+
+
+def test_markup_is_cleaned_only_if_asked(tmp_path: Path) -> None:
+    row = {"id": "1", "title": "A &amp; B<br>C", "content": "<p>x</p><p>y</p>", "desk": "R&amp;D"}
+    path = write(tmp_path / "a.jsonl", [row, {"id": "2", "content": "<p></p>"}])
+    assert rows_of(path)[0] == Article("1", "A &amp; B<br>C", "<p>x</p><p>y</p>", None, {"desk": "R&amp;D"})
+    article, reject = rows_of(path, clean_html=True)
+    assert article == Article("1", "A & B C", "x\ny", None, {"desk": "R&amp;D"})
+    assert isinstance(reject, Reject)
+    assert reject.kind == "no text"
+
+
+def test_the_length_that_counts_is_that_of_the_text_that_is_left(tmp_path: Path) -> None:
+    lines = [{"id": "1", "content": "<b></b>" * 50 + "a"}, {"id": "2", "content": "<b></b>" * 5000 + "a"}]
+    article, reject = rows_of(write(tmp_path / "a.jsonl", lines), clean_html=True, max_text_chars=100)
+    assert article == Article("1", "", "a", None, {})
+    assert isinstance(reject, Reject)
+    assert reject.kind == "text too long"
+
+
+# --- files that cannot be read ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
     assert str(tmp_path / f"a{suffix}") in refusal(tmp_path / f"a{suffix}").message
@@ -321,38 +423,10 @@ def test_a_format_that_is_not_known_is_refused_before_anything_is_read(tmp_path:
 
 
 def test_a_field_beyond_all_bounds_stops_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.corpus._MAX_FIELD_CHARS", 1000)
+    monkeypatch.setattr("indexer.corpus.formats._MAX_FIELD_CHARS", 1000)
     error = refusal(put(tmp_path / "a.csv", 'id,content\n1,a\n2,"' + "b\n" * 1000))
     assert "a.csv, line 3" in error.message
     assert "quote" in error.message
-
-
-def test_the_corpus_is_expanded_sorted_each_file_once(tmp_path: Path) -> None:
-    for name in ("b.csv", "a.csv", "[1].csv"):
-        put(tmp_path / name, "")
-    (tmp_path / "deep").mkdir()
-    put(tmp_path / "deep" / "c.csv", "")
-    assert expand([str(tmp_path / "*.csv"), str(tmp_path / "a.csv"), str(tmp_path / "[1].csv")]) == [
-        tmp_path / "[1].csv",
-        tmp_path / "a.csv",
-        tmp_path / "b.csv",
-    ]
-    assert tmp_path / "deep" / "c.csv" in expand([str(tmp_path / "**" / "*.csv")])
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ("none/*.csv", "no such file"),
-        ("none.csv", "no such file"),
-        (".", "a folder"),
-        ("https://x.org/a.csv", "Download"),
-    ],
-)
-def test_a_corpus_that_names_no_file_is_refused(value: str, said: str) -> None:
-    with pytest.raises(InvalidArgument, match=said) as caught:
-        expand([value])
-    assert caught.value.field == "corpus"
 
 
 def test_a_reader_stopped_early_lets_go_of_its_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.dates import parse_date
+from indexer.dates import DateOrder, parse_date, shown_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,28 @@ READ: list[tuple[Any, datetime]] = [
     ("1/2/2016", datetime(2016, 1, 2, tzinfo=UTC)),
     ("Mon Aug 22 2016 12:34:00 GMT+0530 (IST)", NOON_IN_INDIA),
     ("Aug 22 2016 12:34 GMT+5:30", NOON_IN_INDIA),
+    ("Mon Aug 22 07:04:00 +0000 2016", NOON_IN_INDIA),
+    ("Monday, August 22, 2016 at 3:04 a.m. ET", NOON_IN_INDIA),
+    ("August 22, 2016 00:04 PT", NOON_IN_INDIA),
+    ("January 22, 2016 02:04 ET", datetime(2016, 1, 22, 7, 4, tzinfo=UTC)),
+    ("2016/08/22", DAY),
+    ("2016/08/22 07:04", NOON_IN_INDIA),
+    ("22/08/2016", DAY),
+    ("22-08-2016 07:04", NOON_IN_INDIA),
+    ("01.02.2016", datetime(2016, 2, 1, tzinfo=UTC)),
+    # years of two digits, whatever the year is now
+    ("22-Aug-16", DAY),
+    ("Mon, 22 Aug 16 07:04:00 GMT", NOON_IN_INDIA),
+    ("3-MAR-87", datetime(1987, 3, 3, tzinfo=UTC)),
+    ("8/22/16", DAY),
+    ("1-JAN-69", datetime(1969, 1, 1, tzinfo=UTC)),
+    ("1-JAN-68", datetime(2068, 1, 1, tzinfo=UTC)),
     # epochs
+    ("1471849440123456", NOON_IN_INDIA.replace(microsecond=123456)),
+    (1471849440123456, NOON_IN_INDIA.replace(microsecond=123456)),
+    (1471849440000000000, NOON_IN_INDIA),
+    (1471849440000000000.0, NOON_IN_INDIA),
+    ("201608220704", NOON_IN_INDIA),
     (1471849440, NOON_IN_INDIA),
     (1471849440.0, NOON_IN_INDIA),
     ("1471849440", NOON_IN_INDIA),
@@ -70,6 +91,7 @@ UNREADABLE: list[Any] = [
     "2016-W34", "2016-13-40", "31-FEB-2016", "22 Foo 2016", "31-MAR-1987 605:12:19.12", "0999-12-31", "99999-01-01",
     "August 22, 2016 12:34 QQQ", "22 Aug 2016 12:34 QQQ", "0001-01-01T00:00+05:00", "9999-12-31T23:00-05:00",
     datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5))), float("nan"), float("inf"), "nan", "1e400", "9" * 30,
+    "01.22.2016", "13/25/2016", "12.34.56", "2016/22/08", "201613221234", 10**16,
     10**400, "2016-08-22 " * 1000,
 ]  # fmt: skip
 
@@ -117,3 +139,33 @@ def test_nothing_raises(value: str | float) -> None:
 @given(st.datetimes(datetime(1000, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)))
 def test_iso_dates_come_back_exactly(moment: datetime) -> None:
     assert parse_date(moment.isoformat()) == moment
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "day_first", "month_first"),
+    [
+        ("22/08/2016", "dmy", DAY, None),
+        ("Monday, 22-08-2016 07:04", "dmy", NOON_IN_INDIA, None),
+        ("08/22/2016", "mdy", None, DAY),
+        ("08/22/16 3:04 AM EDT", "mdy", None, NOON_IN_INDIA),
+        ("01/02/2016", "either", datetime(2016, 2, 1, tzinfo=UTC), datetime(2016, 1, 2, tzinfo=UTC)),
+        ("02/02/2016", None, datetime(2016, 2, 2, tzinfo=UTC), datetime(2016, 2, 2, tzinfo=UTC)),
+        ("01.02.2016", None, datetime(2016, 2, 1, tzinfo=UTC), datetime(2016, 2, 1, tzinfo=UTC)),
+        ("2016-08-22", None, DAY, DAY),
+        ("2016-08-22 12:34 IST", None, NOON_IN_INDIA, NOON_IN_INDIA),
+        ("22 Aug 2016", None, DAY, DAY),
+        (1471849440, None, NOON_IN_INDIA, NOON_IN_INDIA),
+        ("50/60/2016", None, None, None),
+    ],
+)
+def test_the_order_of_numbers(text: Any, shown: str | None, day_first: Any, month_first: Any) -> None:
+    assert shown_order(text) == shown
+    assert (parse_date(text, "dmy"), parse_date(text, "mdy")) == (day_first, month_first)
+
+
+@given(st.dates(date(1970, 1, 1), date(2068, 12, 31)), st.sampled_from("/-"), st.sampled_from(["dmy", "mdy"]))
+def test_a_date_written_in_an_order_is_read_in_that_order(day: date, mark: str, order: DateOrder) -> None:
+    numbers = (day.day, day.month) if order == "dmy" else (day.month, day.day)
+    text = f"{numbers[0]:02}{mark}{numbers[1]:02}{mark}{day.year}"
+    assert parse_date(text, order) == datetime(day.year, day.month, day.day, tzinfo=UTC)
+    assert shown_order(text) in (order, "either", None)

@@ -8,15 +8,18 @@ from unicodedata import normalize
 import numpy as np
 import pytest
 
+from coldframe.clusters import Lineage
 from coldframe.recipe import unit
-from indexer.describe import LABEL_TERMS, REPRESENTATIVES, TERMS, describe
+from indexer import describe as describe_module
+from indexer.describe import LABEL_TERMS, REPRESENTATIVES, TERMS, describe, outlier_limits
+from indexer.lineage import Naming
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from coldframe.clusters import Cluster
+    from coldframe.clusters import Cluster, ClusterTable
 
 TOPICS = [
     ["volcano", "lava", "crater", "eruption", "ash"],
@@ -50,10 +53,24 @@ def write_texts(topics: list[list[str]], filler: Sequence[str], each: int = 8, s
     return texts
 
 
+def table(
+    vectors: NDArray[np.float32],
+    assignment: NDArray[np.int64],
+    similarity: NDArray[np.float32],
+    texts: Iterable[str],
+    topics: int | None = None,
+) -> ClusterTable:
+    """Describes the clusters of a first generation."""
+    count = int(assignment.max()) + 1
+    ids = [f"c{number:04}" for number in range(count)]
+    naming = Naming(ids, [Lineage("first", [], None)] * count, [], count, None)
+    return describe(vectors, assignment, similarity, texts, naming, topics=topics)
+
+
 def describe_texts(texts: Sequence[str], assignment: Sequence[int]) -> list[Cluster]:
     """As `describe` does, with vectors that matter to nothing but representatives."""
     vectors = np.eye(len(texts), dtype=np.float32)
-    return describe(vectors, np.array(assignment), np.ones(len(texts), np.float32), texts)
+    return table(vectors, np.array(assignment), np.ones(len(texts), np.float32), texts).clusters
 
 
 def describe_topics(topics: list[list[str]], filler: Sequence[str]) -> list[Cluster]:
@@ -162,7 +179,7 @@ def spread(sizes: list[int], dim: int = 24, seed: int = 0) -> tuple[NDArray[np.f
 def describe_spread(sizes: list[int], seed: int) -> tuple[list[Cluster], NDArray[np.int64], NDArray[np.float32]]:
     vectors, assignment = spread(sizes, seed=seed)
     similarity = (vectors * np.eye(len(sizes), vectors.shape[1])[assignment]).sum(axis=1).astype(np.float32)
-    return describe(vectors, assignment, similarity, ["lava"] * len(vectors)), assignment, similarity
+    return table(vectors, assignment, similarity, ["lava"] * len(vectors)).clusters, assignment, similarity
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -184,7 +201,7 @@ def test_representatives_are_typical_members_and_the_medoid_is_the_first(seed: i
     for number, cluster in enumerate(clusters):
         rows = cluster.representatives
         assert rows[0] == cluster.medoid
-        assert len(rows) == len(set(rows)) == min(REPRESENTATIVES, cluster.size)
+        assert len(rows) == len(set(rows)) == min(REPRESENTATIVES, cluster.size - cluster.outliers)
         assert (assignment[rows] == number).all()
         assert (np.diff(similarity[rows]) <= 0).all()
 
@@ -198,9 +215,8 @@ def test_no_two_representatives_tell_the_same_story() -> None:
     vectors, assignment = spread([12, 6])
     copies = unit(vectors + np.float32(0.002))  # a word or two changed
     again = np.concatenate([vectors, vectors, copies])
-    clusters = describe(
-        again, np.tile(assignment, 3), np.linspace(1, 0.5, len(again)).astype(np.float32), ["lava"] * len(again)
-    )
+    similarity = np.linspace(1, 0.5, len(again)).astype(np.float32)
+    clusters = table(again, np.tile(assignment, 3), similarity, ["lava"] * len(again)).clusters
     for cluster in clusters:
         originals = [row % len(vectors) for row in cluster.representatives]
         assert len(originals) == len(set(originals)) == REPRESENTATIVES
@@ -208,7 +224,7 @@ def test_no_two_representatives_tell_the_same_story() -> None:
 
 def test_a_cluster_of_one_text_has_one_representative() -> None:
     vectors = np.tile(np.eye(1, 8, dtype=np.float32), (9, 1))
-    (cluster,) = describe(vectors, np.zeros(9, np.int64), np.ones(9, np.float32), ["lava"] * 9)
+    (cluster,) = table(vectors, np.zeros(9, np.int64), np.ones(9, np.float32), ["lava"] * 9).clusters
     assert (cluster.size, cluster.medoid, cluster.representatives) == (9, 0, [0])
 
 
@@ -219,5 +235,117 @@ def test_the_same_corpus_is_described_the_same() -> None:
 
 def test_texts_are_read_once() -> None:
     texts = iter(["volcano lava", "crater ash", "penalty striker"])
-    first, second = describe(np.eye(3, dtype=np.float32), np.array([0, 0, 1]), np.ones(3, np.float32), texts)
+    first, second = table(np.eye(3, dtype=np.float32), np.array([0, 0, 1]), np.ones(3, np.float32), texts).clusters
     assert (first.size, second.label) == (2, "penalty, striker")
+
+
+# --- outliers and residuals ------------------------------------------------------------------------------------------
+
+
+def oracle_limits(assignment: NDArray[np.int64], similarity: NDArray[np.float32]) -> list[float]:
+    """The rule by the book, cluster by cluster."""
+    groups = [similarity[assignment == number].astype(np.float64) for number in range(assignment.max() + 1)]
+    deviations = [np.abs(group - np.median(group)) for group in groups]
+    corpus = float(np.median(np.concatenate(deviations)))
+    limits = []
+    for group, deviation in zip(groups, deviations, strict=True):
+        spread = (len(group) * float(np.median(deviation)) + 10 * corpus) / (len(group) + 10)
+        limits.append(float(np.median(group)) - 3 * 1.4826 * spread)
+    return limits
+
+
+def with_outliers() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Three clusters; the last two rows of the first are unlike the rest."""
+    assignment = np.repeat([0, 1, 2], [40, 12, 3])
+    similarity = np.random.default_rng(0).normal(0.7, 0.03, 55).astype(np.float32)
+    similarity[38:40] = [0.2, 0.3]
+    return assignment, similarity
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_limits_are_what_numpy_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    assignment = rng.permutation(np.repeat(np.arange(6), [50, 20, 7, 3, 2, 1]))
+    similarity = rng.beta(8, 4, 83).astype(np.float32)
+    np.testing.assert_allclose(outlier_limits(assignment, similarity), oracle_limits(assignment, similarity), atol=2e-6)
+
+
+def test_an_outlier_is_counted_and_never_shown_as_typical() -> None:
+    assignment, similarity = with_outliers()
+    vectors, texts = np.eye(55, dtype=np.float32), ["lava"] * 38 + ["zebulon"] * 2 + ["comet"] * 15
+    clusters = table(vectors, assignment, similarity, texts).clusters
+    assert [cluster.outliers for cluster in clusters] == [2, 0, 0]
+    assert 0.3 < clusters[0].outlier_below < similarity[:38].min()
+    for number, cluster in enumerate(clusters):
+        inside = similarity[assignment == number]
+        assert cluster.outliers == (inside < cluster.outlier_below).sum()
+        assert (similarity[cluster.representatives] >= cluster.outlier_below).all()
+        assert cluster.size == len(inside)
+    assert "zebulon" not in words_of(clusters[0])
+
+
+def test_representatives_are_few_rather_than_outliers() -> None:
+    assignment = np.repeat([0, 1], [4, 30])
+    similarity = np.concatenate([[0.8, 0.79, 0.78, 0.1], np.linspace(0.6, 0.8, 30)]).astype(np.float32)
+    first, _ = table(np.eye(34, dtype=np.float32), assignment, similarity, ["lava"] * 34).clusters
+    assert (first.representatives, first.outliers) == ([0, 1, 2], 1)
+
+
+@pytest.mark.parametrize("sizes", [[1], [2], [1, 1, 2], [9, 1]])
+def test_where_all_are_alike_nothing_is_an_outlier(sizes: list[int]) -> None:
+    assignment = np.repeat(np.arange(len(sizes)), sizes)
+    similarity = np.full(len(assignment), 0.9, np.float32) - np.float32(1e-7) * (np.arange(len(assignment)) % 2)
+    clusters = table(np.eye(len(assignment), dtype=np.float32), assignment, similarity, ["lava"] * len(assignment))
+    assert sum(cluster.outliers for cluster in clusters.clusters) == 0
+
+
+def test_residuals_are_what_numpy_finds() -> None:
+    assignment, similarity = with_outliers()
+    clusters = table(np.eye(55, dtype=np.float32), assignment, similarity, ["lava"] * 55).clusters
+    for number, cluster in enumerate(clusters):
+        far = 1 - similarity[assignment == number].astype(np.float64)
+        found = cluster.residuals
+        assert found.mean == pytest.approx(far.mean(), abs=1e-6)
+        assert [found.p50, found.p90, found.p99] == pytest.approx(np.quantile(far, [0.5, 0.9, 0.99]).tolist(), abs=1e-6)
+
+
+# --- topics ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_topic_is_labelled_by_the_words_of_its_clusters() -> None:
+    texts = write_texts([*TOPICS, *TOPICS], FILLER)
+    subject = np.tile(np.repeat(np.arange(4), 8), 2)
+    vectors = unit(np.eye(4, 32, dtype=np.float32)[subject] + 0.05 * np.eye(64, 32, dtype=np.float32))
+    found = table(vectors, np.repeat(np.arange(8), 8), np.ones(64, np.float32), texts, topics=4)
+    assert [topic.size for topic in found.topics] == [16] * 4
+    for topic in found.topics:
+        first, second = topic.clusters
+        assert int(second[1:]) == int(first[1:]) + 4
+        assert {cluster.id for cluster in found.clusters if cluster.topic == topic.id} == {first, second}
+        assert topic.label == ", ".join(term for term, _ in topic.terms[:LABEL_TERMS])
+        assert {word for term, _ in topic.terms[:LABEL_TERMS] for word in term.split()} <= set(TOPICS[int(first[1:])])
+
+
+def test_without_topics_clusters_have_none() -> None:
+    vectors, assignment = spread([5, 4, 3])
+    found = table(vectors, assignment, np.ones(12, np.float32), ["lava"] * 12, topics=0)
+    assert (found.topics, [cluster.topic for cluster in found.clusters]) == ([], [None] * 3)
+    assert found.next_number == 3
+
+
+def test_of_many_clusters_fewer_articles_are_read_for_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    count_words = describe_module._count_words
+
+    def remember(texts: Iterable[tuple[int, str]]) -> describe_module._Words:
+        taken = list(texts)
+        read.extend(row for row, _ in taken)
+        return count_words(taken)
+
+    monkeypatch.setattr(describe_module, "_count_words", remember)
+    monkeypatch.setattr(describe_module, "_MOST_ARTICLES", 60)
+    monkeypatch.setattr(describe_module, "_LEAST_PER_CLUSTER", 2)
+    assignment = np.repeat([0, 1, 2], [50, 30, 1])
+    similarity = np.linspace(0.9, 0.8, 81).astype(np.float32)
+    table(np.eye(81, dtype=np.float32), assignment, similarity, ["lava"] * 81)
+    assert read == [*range(20), *range(50, 70), 80]

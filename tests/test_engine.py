@@ -24,9 +24,9 @@ def test_all_that_torch_computes_it_computes_on_one_thread(store_path: Path, mon
     names: list[str] = []
     forward = Longformer.forward
 
-    def spied(self: Longformer, documents: Sequence[Sequence[int]], recipe: Recipe) -> torch.Tensor:
+    def spied(self: Longformer, documents: Sequence[Sequence[int]], recipes: Sequence[Recipe]) -> list[torch.Tensor]:
         names.append(threading.current_thread().name)
-        return forward(self, documents, recipe)
+        return forward(self, documents, recipes)
 
     monkeypatch.setattr(Longformer, "forward", spied)
     engine = Engine(Store(store_path), precision="fp32")

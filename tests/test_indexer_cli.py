@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PROG, PREFIX = "python -m indexer", "COLDFRAME_INDEXER"
-COMMANDS = ["build", "list", "verify", "activate", "convert"]
+COMMANDS = ["build", "list", "verify", "activate", "rollback", "prune", "report", "calibrate", "evaluate", "convert"]
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     folder = tmp_path_factory.mktemp("desk")
     model = longformer_directory(folder / "model", window=256, layers=4)
     rows = [*letters(30), {**letters(1)[0], "id": ""}]
-    corpus = write(folder / "articles.csv", rows)
-    first = build(folder / "store", corpus, model=str(model), seed=1)
+    write(folder / "articles.csv", rows)
+    first = build(folder / "store", write(folder / "other.csv", letters(30, seed=1)), model=str(model), seed=1)
     put(folder / "job.toml", 'store = "store"\n[build]\nmodel = "model"\nprecision = "fp32"\nseed = 7\nclusters = 3\n')
     built = run(
         *("build", "--corpus", "articles.*", "--config", "job.toml", "--target-recall", "1"),
+        *("--max-drift", "1", "--min-survived", "0"),
         folder=folder,
         COLDFRAME_INDEXER_BUILD_CLUSTERS="4",
         COLDFRAME_INDEXER_TARGET_RECALL="0.5",
@@ -132,7 +133,7 @@ def test_a_log_shows_every_phase_and_the_progress_of_embedding(desk: Desk) -> No
 
 def test_a_failed_build_is_one_sentence_on_stderr(tmp_path: Path) -> None:
     answer = run("build", "--corpus", tmp_path / "none.csv", "--store", tmp_path / "new")
-    said = "there is no such file. Give a file, or a glob in quotes such as 'news/*.csv'."
+    said = "there is no such file. Give a file, a folder, a URL, or a glob in quotes such as 'news/*.csv'."
     assert answer == Answer(2, "", f"error: --corpus {tmp_path / 'none.csv'}: {said}\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -142,7 +143,7 @@ def test_a_failed_build_is_one_sentence_on_stderr(tmp_path: Path) -> None:
     [
         (("--corpus", "none.csv"), 2, "none.csv"),
         (("--clusters", "99"), 2, "--clusters is 99, and the corpus has 30 distinct texts; ask for at most"),
-        (("--corpus", "https://news.example/a.csv"), 2, "Download"),
+        (("--corpus", "https://news.example/a.csv"), 2, "cannot be read"),
         (("--seed", "-1"), 2, "--seed is -1"),
         (("--recipe", "soup"), 2, "'soup'"),
         (("--precision", "int7"), 2, "'int7'"),

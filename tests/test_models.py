@@ -148,7 +148,7 @@ def test_the_embedded_model_is_refused_when_its_file_is_another(monkeypatch: pyt
 
 
 def test_a_models_own_recipe_is_that_of_its_modules(original: Path, tmp_path: Path) -> None:
-    assert models.load("minilm").recipe.name == "mean"
+    assert models.load("minilm").recipe.name == "lead-words"
     assert models.load(str(original)).recipe.name == "seed"
     directory = roberta_directory(tmp_path / "cls")
     pooling = directory / "1_Pooling" / "config.json"

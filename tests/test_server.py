@@ -133,7 +133,7 @@ def random_vectors(count: int, seed: int) -> NDArray[np.float32]:
     """Of any length: the server brings them to one."""
     random = np.random.default_rng(seed)
     lengths = 10.0 ** random.uniform(-6, 6, (count, 1))
-    return (random.standard_normal((count, 384)) * lengths).astype(np.float32)
+    return (random.standard_normal((count, 768)) * lengths).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_hit_shows_the_article(client: Client, articles: list[Sample]) -> None
 
 def test_without_a_limit_ten_hits_come_and_asking_twice_changes_nothing(client: Client) -> None:
     for ask in (client.search, client.nearest_clusters):
-        for seed in ({"text": "a flood closed the road"}, {"article_id": "1001"}, {"vector": [1.0] * 384}):
+        for seed in ({"text": "a flood closed the road"}, {"article_id": "1001"}, {"vector": [1.0] * 768}):
             first, second = ask(**cast("Any", seed)), ask(**cast("Any", seed))
             for reply in (first, second):
                 reply.ClearField("timing")
@@ -220,12 +220,14 @@ def test_without_a_limit_ten_hits_come_and_asking_twice_changes_nothing(client: 
 # --------------------------------------------------------------------------------------------------------- embedding
 
 
-def test_vectors_are_the_encoders_and_of_unit_length(client: Client, encoder: Encoder, articles: list[Sample]) -> None:
+def test_vectors_are_the_encoders_in_the_index_s_space(
+    client: Client, encoder: Encoder, generation: Generation, articles: list[Sample]
+) -> None:
     texts = [article.text for article in articles]
     reply = client.embed(texts)
     vectors = np.array([embedding.vector.values for embedding in reply.embeddings], np.float32)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(vectors, unit(encoder.embed(texts)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(vectors, generation.placement(encoder.embed(texts)), rtol=0, atol=1e-6)
     lengths = [token.seen for token in encoder.tokenize(texts)]
     assert [embedding.usage.tokens_seen for embedding in reply.embeddings] == lengths
     for article, vector in zip(articles, vectors, strict=True):
@@ -312,9 +314,9 @@ def test_every_reply_names_what_answered_and_where_the_time_went(client: Client,
 
 def test_the_index_describes_itself(client: Client, generation: Generation, articles: list[Sample]) -> None:
     index = client.index().index
-    assert (index.generation, index.article_count, index.dimension) == (generation.name, len(articles), 384)
+    assert (index.generation, index.article_count, index.dimension) == (generation.name, len(articles), 768)
     assert (index.cluster_count, index.max_tokens) == (len(generation.clusters), 4096)
-    assert (index.model, index.recipe, index.precision) == ("minilm", "mean", "fp32")
+    assert (index.model, index.recipe, index.precision) == ("minilm", "lead-words", "fp32")
     assert index.created_at.ToDatetime().year >= 2025
     assert 1 <= index.probes <= index.cluster_count
     assert 0.9 <= index.recall_at_10 <= 1
@@ -348,11 +350,11 @@ BAD: dict[str, tuple[Message, str, str]] = {
     "long article": (search(article=Article(content=LONG)), "seed.article", "at most 1,000,000"),
     "empty id": (search(article_id=""), "seed.article_id", "give the id"),
     "empty vector": (vector(), "seed.vector", "at least one value"),
-    "zero vector": (vector(*[0.0] * 384), "seed.vector", "at least one value"),
-    "NaN": (vector(*[1.0] * 383, NAN), "seed.vector", "values[383] is nan; every value must be a finite number"),
-    "inf": (vector(-INF, *[1.0] * 383), "seed.vector", "every value must be a finite number"),
-    "short vector": (vector(*[1.0] * 383), "seed.vector", "383 values; this index's vectors have 384"),
-    "long vector": (vector(*[1.0] * 385), "seed.vector", "385 values; this index's vectors have 384"),
+    "zero vector": (vector(*[0.0] * 768), "seed.vector", "at least one value"),
+    "NaN": (vector(*[1.0] * 767, NAN), "seed.vector", "values[767] is nan; every value must be a finite number"),
+    "inf": (vector(-INF, *[1.0] * 767), "seed.vector", "every value must be a finite number"),
+    "short vector": (vector(*[1.0] * 767), "seed.vector", "767 values; this index's vectors have 768"),
+    "long vector": (vector(*[1.0] * 769), "seed.vector", "769 values; this index's vectors have 768"),
     "limit 0": (SearchRequest(seed=Seed(text="x"), limit=0), "limit", "1 to 1,000"),
     "limit -1": (SearchRequest(seed=Seed(text="x"), limit=-1), "limit", "1 to 1,000"),
     "limit 1001": (NearestClustersRequest(seed=Seed(text="x"), limit=1001), "limit", "1 to 1,000"),

@@ -11,7 +11,7 @@ import pytest
 from coldframe.errors import InvalidArgument
 from coldframe.text import article_text, text_digest
 from indexer.corpus import Article, Columns, read
-from indexer.spool import ReadStats, Spool, fill
+from indexer.spool import UNDATED, ReadStats, Spool, fill
 from tests.corpus_files import WHOLE_GZIP, put, write
 
 if TYPE_CHECKING:
@@ -41,8 +41,31 @@ def test_articles_come_out_by_id_and_texts_by_length_each_once(tmp_path: Path) -
         assert (found[1].published_at, found[1].line) == (articles[0].published_at, 2)
         assert found[0].digest == found[2].digest == text_digest(article_text("", "same\0"))
         assert (len(spool), spool.distinct()) == (4, 3)
-        assert [text for _, text in spool.texts()] == ["tiny", "same\0", article_text("T", "long text")]
-        assert all(digest == text_digest(text) for digest, text in spool.texts())
+        texts = [spool.read(text.first) for text in spool.texts()]
+        assert [text for _, text in texts] == ["tiny", "same\0", article_text("T", "long text")]
+        assert all(digest == text_digest(text) for digest, text in texts)
+        assert [(text.digest, text.chars) for text in spool.texts()] == [(d, len(text)) for d, text in texts]
+
+
+def test_a_spool_in_order_is_opened_again_and_read_by_row(tmp_path: Path) -> None:
+    dated = datetime(1969, 12, 31, 23, 59, tzinfo=UTC)
+    articles = [
+        Article("b", "T", "text", dated, {}, "a.csv", 2),
+        Article("\U0001f600", "", "other", None, {}, "a.csv", 3),
+        Article("B", "T", "text", None, {}, "a.csv", 4),
+    ]
+    with Spool(tmp_path / "spool.db") as spool:
+        assert all(spool.add(article) for article in articles)
+        spool.order()
+        digest = spool.digest()
+    same, other = text_digest("T\ntext"), text_digest("other")
+    with Spool.reopen(tmp_path / "spool.db") as spool:
+        assert (len(spool), spool.distinct(), spool.digest()) == (3, 2, digest)
+        assert spool.ids() == [article.id for article in spool.articles()] == ["B", "b", "\U0001f600"]
+        assert [spool.text(row) for row in range(3)] == ["T\ntext", "T\ntext", "other"]
+        assert spool.digests() == [same, same, other]
+        assert spool.seconds().tolist() == [UNDATED, -60, UNDATED]
+        assert spool.rows([other, same, b"?" * 16]) == {other: [2], same: [0, 1], b"?" * 16: []}
 
 
 def test_the_first_of_two_articles_with_one_id_stays_across_files(tmp_path: Path) -> None:

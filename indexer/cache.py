@@ -1,0 +1,254 @@
+"""Vectors that were computed once: STORE/embeddings.db, by the encoder that computed them and the text they are of.
+
+A build asks here before it computes, and puts here what it computed, so that the next build, or the same one after it
+was killed, embeds only what is new. The vectors are the encoder's own, before an index's placement.
+
+The file is worth nothing but time: one that is damaged or foreign is set aside and begun anew. It keeps SQLite's
+rollback journal, with synchronous = FULL: what is committed survives a power cut, an append is written once (a
+write-ahead log would write it twice, and keep both copies while the disk fills), and the file can be read in a store
+that cannot be written (docs/decisions/0016-resume-and-cache.md).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from coldframe.encoder import Tokens
+
+CACHE = "embeddings.db"
+_APPLICATION = 0x636F6C64  # "cold", in the header of the file
+_VERSION = 1
+# Vectors of 1.5 or 3 KB fill pages of this size to nine tenths; SQLite's own 4 KB pages would waste a quarter.
+_PAGE_BYTES = 16_384
+_SCHEMA = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE spaces (
+        space INTEGER PRIMARY KEY,
+        fingerprint TEXT NOT NULL,
+        precision TEXT NOT NULL,
+        UNIQUE (fingerprint, precision)
+    );
+    CREATE TABLE vectors (
+        space INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        seen INTEGER NOT NULL,
+        used INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
+        vector BLOB NOT NULL,
+        UNIQUE (space, digest)
+    );
+    PRAGMA application_id = {_APPLICATION};
+    PRAGMA user_version = {_VERSION};
+    COMMIT;
+"""
+# What SQLite says of a file that is no database, that is one no more, or that has no such table.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Vectors that may stand for each other: of one encoder, computed with one precision."""
+
+    fingerprint: str
+    precision: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A vector, (dim,), fp32, and the length of its text in tokens, before and after its end was cut off."""
+
+    vector: NDArray[np.float32]
+    seen: int
+    used: int
+
+
+class Cache:
+    """The vectors of one space, in the file that holds those of all. `warn` is told if the file is set aside.
+
+    Raises sqlite3.Error where the file cannot be read or written for another reason than damage.
+    """
+
+    def __init__(self, path: Path, space: Space, warn: Callable[[str], None]) -> None:
+        self._path, self._space, self._warn = path, space, warn
+        try:
+            self._db, self._number = _open(path, space)
+        except (sqlite3.DatabaseError, _ForeignError) as error:
+            self._begin_anew(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def get(self, digests: Sequence[bytes]) -> dict[bytes, Cached]:
+        """What is known of texts with these digests (16 bytes), a few hundred at a time."""
+        try:
+            return self._get(digests)
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
+            return {}
+
+    def put(self, digests: Sequence[bytes], tokens: Sequence[Tokens], vectors: NDArray[np.float32]) -> None:
+        """Keep the vectors, (texts, dim), of some texts, all of them or, if this is interrupted, none."""
+        try:
+            self._put(digests, tokens, vectors)
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
+            self._put(digests, tokens, vectors)
+
+    def _get(self, digests: Sequence[bytes]) -> dict[bytes, Cached]:
+        marks = ",".join("?" * len(digests))
+        rows = self._db.execute(
+            f"SELECT digest, seen, used, checksum, vector FROM vectors WHERE space = ? AND digest IN ({marks})",  # noqa: S608
+            (self._number, *digests),
+        )
+        # A vector that is not what was put there, by a flipped bit, is computed again.
+        return {
+            digest: Cached(np.frombuffer(vector, "<f4"), seen, used)
+            for digest, seen, used, checksum, vector in rows
+            if len(vector) == 4 * self._space.dim and _checksum(digest, seen, used, vector) == checksum
+        }
+
+    def _put(self, digests: Sequence[bytes], tokens: Sequence[Tokens], vectors: NDArray[np.float32]) -> None:
+        rows = []
+        for digest, token, vector in zip(digests, tokens, vectors, strict=True):
+            data = vector.astype("<f4").tobytes()
+            checksum = _checksum(digest, token.seen, token.used, data)
+            rows.append((self._number, digest, token.seen, token.used, checksum, data))
+        with _transaction(self._db):
+            self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def _begin_anew(self, error: sqlite3.DatabaseError | _ForeignError) -> None:
+        """Sets a damaged or foreign file aside. Raises any other error again."""
+        if isinstance(error, sqlite3.DatabaseError) and _code(error) not in _DAMAGED:
+            raise error
+        with suppress(AttributeError):  # nothing is open yet
+            self._db.close()
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        self._path.replace(aside)
+        _journal(self._path).unlink(missing_ok=True)
+        self._warn(f"the cache of embeddings cannot be read ({error}); it lies in {aside} now, and a new one is begun")
+        self._db, self._number = _open(self._path, self._space)
+
+
+class _ForeignError(Exception):
+    """A good SQLite file that is no cache of this version."""
+
+
+def _open(path: Path, space: Space) -> tuple[sqlite3.Connection, int]:
+    """The file, made if it is not there, and the number of the space in it."""
+    db = sqlite3.connect(path, isolation_level=None)  # transactions begin and end where it is written
+    try:
+        _prepare(db)
+        key = (space.fingerprint, space.precision)
+        db.execute("INSERT OR IGNORE INTO spaces (fingerprint, precision) VALUES (?, ?)", key)
+        number: int = db.execute("SELECT space FROM spaces WHERE fingerprint = ? AND precision = ?", key).fetchone()[0]
+    except BaseException:
+        db.close()
+        raise
+    return db, number
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA synchronous = FULL")
+    if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that `prune` gives room back without a copy of the file
+        db.executescript(_SCHEMA)
+    found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    if found != [_APPLICATION, _VERSION]:
+        raise _ForeignError("it is no cache, or another version's")
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+            db.execute("ROLLBACK")
+        raise
+
+
+def count(path: Path, space: Space, digests: Sequence[bytes]) -> int:
+    """How many of these texts, a few hundred, have a vector; 0 where the file is not there or cannot be read."""
+    marks = ",".join("?" * len(digests))
+    question = (
+        "SELECT count(*) FROM vectors JOIN spaces USING (space) "  # noqa: S608
+        f"WHERE fingerprint = ? AND precision = ? AND digest IN ({marks})"
+    )
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            found: int = db.execute(question, (space.fingerprint, space.precision, *digests)).fetchone()[0]
+    except sqlite3.Error:
+        return 0
+    return found
+
+
+def prune(path: Path, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> int:
+    """Removes every vector but those `kept`: fingerprint, precision and digests of texts. Returns the bytes freed.
+
+    A damaged file is removed as a whole. Raises sqlite3.Error for one that cannot be read or written.
+    """
+    if not path.exists():
+        return 0
+    before = path.stat().st_size
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            _keep_only(db, kept)
+    except sqlite3.DatabaseError as error:
+        if _code(error) not in _DAMAGED:
+            raise
+        path.unlink()
+        return before
+    return before - path.stat().st_size
+
+
+def _keep_only(db: sqlite3.Connection, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> None:
+    db.execute("CREATE TEMP TABLE kept (space INTEGER, digest BLOB, PRIMARY KEY (space, digest)) WITHOUT ROWID")
+    known = {(fingerprint, precision): n for n, fingerprint, precision in db.execute("SELECT * FROM spaces")}
+    for fingerprint, precision, digests in kept:
+        space = known.get((fingerprint, precision), -1)
+        db.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", ((space, digest) for digest in digests))
+    with _transaction(db):
+        db.execute(
+            "DELETE FROM vectors WHERE NOT EXISTS "
+            "(SELECT 1 FROM kept WHERE kept.space = vectors.space AND kept.digest = vectors.digest)"
+        )
+        db.execute("DELETE FROM spaces WHERE space NOT IN (SELECT space FROM vectors)")
+    db.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after the first page
+
+
+def _checksum(digest: bytes, seen: int, used: int, vector: bytes) -> int:
+    return zlib.crc32(vector, zlib.crc32(b"%b %d %d" % (digest, seen, used)))
+
+
+def _code(error: sqlite3.DatabaseError) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-journal")

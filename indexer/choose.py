@@ -1,0 +1,147 @@
+"""Which storage the lists of an index use: the most faithful that keeps within the budgets, by measurement."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from coldframe.errors import InvalidArgument
+from coldframe.index import ClusterIndex
+from coldframe.storage import LEAST_PQ_ROWS, storage_bytes
+from indexer.measure import measure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+DEFAULT_MEMORY = 4 * 2**30
+"""Bytes for the lists where no budget is given: a million articles of dimension 768 stay flat."""
+_COMPONENTS_PER_CODE = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What an index may cost a server and must find."""
+
+    memory_bytes: int | None = None
+    """For the lists; None: `DEFAULT_MEMORY`. The vectors stay on disk, and a search reads a few rows of them."""
+    latency_ms: float | None = None
+    """The median of a search on one thread; None: however long it takes."""
+    target_recall: float = 0.99
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The storage chosen, and what a search of it costs and finds."""
+
+    storage: str
+    probes: int | None
+    """This and the next two are None for flat lists without a latency budget: those reach any recall."""
+    recall: float | None
+    latency_ms: float | None
+    bytes: int
+    considered: list[dict[str, Any]]
+    """Every kind: storage, bytes, probes, recall, latency_ms (None where it was not measured) and a reason."""
+
+
+@dataclass(frozen=True)
+class _Tried:
+    storage: str
+    bytes: int
+    probes: int | None = None
+    recall: float | None = None
+    latency_ms: float | None = None
+    reason: str = ""
+
+
+def storages(rows: int, dim: int, budgets: Budgets) -> list[str]:
+    """The kinds that fit the memory budget, the most faithful first. Raises InvalidArgument if none does."""
+    memory = DEFAULT_MEMORY if budgets.memory_bytes is None else budgets.memory_bytes
+    kinds = _kinds(rows, dim)
+    fitting = [kind for kind in kinds if storage_bytes(kind, rows, dim) <= memory]
+    if not fitting:
+        smallest = min(storage_bytes(kind, rows, dim) for kind in kinds)
+        raise InvalidArgument(
+            f"--memory-budget is {memory:,} bytes, and the smallest index of {rows:,} vectors of dimension {dim} takes "
+            f"{smallest:,}; allow at least that",
+            field="memory-budget",
+        )
+    return fitting
+
+
+def _kinds(rows: int, dim: int) -> list[str]:
+    short = [f"pq{dim // part}" for part in _COMPONENTS_PER_CODE if dim % part == 0]
+    return ["flat", "fp16", "sq8", *(short if rows >= LEAST_PQ_ROWS else [])]
+
+
+def choose(
+    path: Path,
+    centroids: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    assignment: NDArray[np.int64],
+    *,
+    budgets: Budgets,
+    seed: int,
+    stories: NDArray[np.integer] | None = None,
+) -> Choice:
+    """Writes the index to `path`, in the first of `storages` that reaches the target recall in the time allowed.
+
+    With a latency budget the choice hangs on the machine's speed; without one it is the same everywhere. Raises
+    InvalidArgument, and leaves no file, if no kind will do: it says what each would need.
+    """
+    rows, dim = vectors.shape
+    fitting = storages(rows, dim, budgets)
+    tried: list[_Tried] = []
+    for storage in fitting:
+        ClusterIndex.build(centroids, vectors, assignment, storage, seed).write(path)
+        index = ClusterIndex.read(path, vectors)  # as a server maps it; what was built is gone from memory
+        tried.append(_try(index, budgets, seed, stories))
+        if not tried[-1].reason:
+            return _choice(tried, rows, dim, fitting)
+    path.unlink()
+    raise _refusal(tried, budgets)
+
+
+def _try(index: ClusterIndex, budgets: Budgets, seed: int, stories: NDArray[np.integer] | None) -> _Tried:
+    """What a kind needs; its reason says why it will not do."""
+    if index.storage == "flat" and budgets.latency_ms is None:
+        return _Tried(index.storage, index.bytes)
+    found = measure(index, budgets.target_recall, seed, stories=stories)
+    tried = _Tried(index.storage, index.bytes, found.probes, found.recall, found.latency_ms)
+    if found.recall < budgets.target_recall:
+        return replace(tried, reason="finds too few")
+    if budgets.latency_ms is not None and found.latency_ms > budgets.latency_ms:
+        return replace(tried, reason="takes too long")
+    return tried
+
+
+def _choice(tried: list[_Tried], rows: int, dim: int, fitting: list[str]) -> Choice:
+    chosen = tried[-1]
+    measured = {kind.storage: kind for kind in tried}
+    considered = []
+    for storage in _kinds(rows, dim):
+        reason = "not needed" if storage in fitting else "over the memory budget"
+        kind = measured.get(storage) or _Tried(storage, storage_bytes(storage, rows, dim), reason=reason)
+        considered.append(asdict(kind))
+    return Choice(chosen.storage, chosen.probes, chosen.recall, chosen.latency_ms, chosen.bytes, considered)
+
+
+def _refusal(tried: list[_Tried], budgets: Budgets) -> InvalidArgument:
+    """Names the flag that is nearest to letting a kind through, and all that was measured."""
+    slow = [kind.latency_ms for kind in tried if kind.reason == "takes too long" and kind.latency_ms is not None]
+    if slow:
+        field, advice = "latency-budget", f"allow --latency-budget {min(slow):.3g}, or lower --target-recall"
+    else:
+        field, advice = "memory-budget", "allow more with --memory-budget, or lower --target-recall"
+    limit = "" if budgets.latency_ms is None else f" in {budgets.latency_ms:g} ms"
+    found = "; ".join(
+        f"{kind.storage} finds {kind.recall:.1%} with {kind.probes:,} lists in {kind.latency_ms:.3g} ms"
+        for kind in tried
+    )
+    return InvalidArgument(
+        f"no storage within the memory budget finds {budgets.target_recall:.1%} of the 10 nearest{limit}: {found}; "
+        f"{advice}",
+        field=field,
+    )

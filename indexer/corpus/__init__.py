@@ -1,0 +1,44 @@
+"""Articles from files, folders, globs, addresses and SQL queries, read as a stream.
+
+How a job reads:
+
+    from indexer.corpus import Columns, find_sources, read
+
+    sources = find_sources(config.corpus, config.query, config.database, say=say)    # what there is to read
+    rows = read(sources, config.columns, clean_html=config.clean_html)               # Iterator[Article | Reject]
+
+`find_sources` takes the values of `--corpus` (files, folders, globs, URLs), or `--query` (a SELECT over files, by
+DuckDB) with or without `--database` (a SQLAlchemy URL, or a SQLite or DuckDB file), and gives one `Source` for each
+file, or one for the query. It reads no more than it must to refuse early: formats, drivers, SQL that does not parse.
+`say` is called with a sentence for each folder in which something was skipped.
+
+    Source.name       short, for rejects and for people: "a.csv", or "2016/a.csv" where two files are called a.csv
+    Source.location   the path; the URL without user, password and query string; or the SQL, and its database
+    Source.size       bytes as they are stored, packed or not; None where nobody knows
+    Source.version    differs when the data differ, as far as can be told without reading (time, ETag); None where it
+                      cannot be told (a query, some web servers), and then only reading again shows what is there
+
+So [location, size, version] of every source tells one corpus from another. `Columns` holds every other choice that
+changes what an article is, but for `clean_html`: the names of columns, `attributes` (`--attributes a,b`: which of the
+other columns are kept; None: all) and `date_order` (`--date-order dmy|mdy`: what 01/02/2016 means; None: what the
+corpus shows, see `read`).
+
+Files are CSV, TSV, JSONL and Parquet, plain, .gz or .zst; a URL is any that fsspec has a driver for. What cannot be
+read, or has no id or content column, stops the job with an `InvalidArgument` that names it; its `field` is the flag to
+mend (corpus, query, database, id-column, attributes, ...). A row that cannot be used never does: it comes out as a
+`Reject`, in its place among the articles. The memory needed is that of a few rows, or of one batch (a Parquet file, a
+query), whatever the size of the corpus.
+
+    sources    what the flags name: files, folders, globs, URLs
+    opening    files here and elsewhere, unpacked on the way
+    formats    files -> rows
+    queries    SQL -> rows
+    articles   a row -> an article or a reject
+    reading    all rows, in order, with one reading of numeric dates
+"""
+
+from indexer.corpus.articles import Article, Columns, Reject
+from indexer.corpus.reading import read
+from indexer.corpus.sources import Source, expand, find_sources
+
+__all__ = ["Article", "Columns", "Reject", "Source", "expand", "find_sources", "read"]

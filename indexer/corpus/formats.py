@@ -1,0 +1,196 @@
+"""Files -> rows: CSV and TSV by the csv module, JSON lines by json, Parquet by pyarrow (docs/decisions/0010)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from gzip import BadGzipFile
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TextIO
+
+from coldframe.errors import InvalidArgument
+from indexer.corpus.articles import Columns, Row, Rows, check_header, check_needed, recognise
+from indexer.corpus.opening import GZIP, ZSTD, File, open_seekable, open_text
+
+if TYPE_CHECKING:
+    from pathlib import Path, PurePosixPath
+
+# The memory that one row may take. A field that is longer is no article but a quote that was never closed.
+_MAX_FIELD_CHARS = 2**27
+BATCH_ROWS = 256
+_PARQUET_BUFFER_BYTES = 2**20  # with pre_buffer off; else a whole column of a row group is held at once
+
+_Reader = Callable[[File, Columns], Rows]
+
+
+def known_format(path: Path | PurePosixPath) -> str | None:
+    """The suffix, of a name such as a.CSV.gz, that says how it is read: ".csv"; None if there is none."""
+    name = path.name.lower()
+    for packing in (GZIP, ZSTD):
+        name = name.removesuffix(packing)
+    return next((suffix for suffix in _READERS if name.endswith(suffix)), None)
+
+
+def allowed_formats() -> str:
+    """For messages."""
+    return f"A corpus is a {', '.join(_READERS)} file, or one of these with {GZIP} or {ZSTD} added."
+
+
+def read_file(file: File, columns: Columns) -> Rows:
+    """Every row with its line, or for Parquet its number. Raises InvalidArgument if the file cannot be read."""
+    reader = _READERS[known_format(file.path) or ".csv"]
+    try:
+        yield from reader(file, columns)
+    except (EOFError, zlib.error, BadGzipFile) as error:
+        raise _invalid(
+            f"{file.location} is not a whole gzip file: it is cut short or corrupt. Copy it again."
+        ) from error
+    except OSError as error:
+        raise _invalid(f"{file.location} cannot be read: {error.strerror or error}.") from error
+
+
+def _invalid(message: str) -> InvalidArgument:
+    return InvalidArgument(message, field="corpus")
+
+
+class _Lines:
+    """The lines of a file, and whether the reader has asked for more than there are."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._file, self._end())
+
+    def _end(self) -> Iterator[str]:
+        self.ended = True
+        yield from ()
+
+
+def _read_csv(file: File, columns: Columns, delimiter: str) -> Rows:
+    csv.field_size_limit(_MAX_FIELD_CHARS)  # of the whole process: the csv module has no other way
+    with open_text(file) as text:
+        lines = _Lines(text)
+        reader = csv.reader(lines, delimiter=delimiter)
+        header: list[str] = []
+        line = 1
+        try:
+            for cells in reader:
+                if cells and header:
+                    # A row is complete at the end of a line, unless the file ended inside a quoted field.
+                    yield line, _csv_row(header, cells, unclosed=lines.ended)
+                elif cells:
+                    header = [name.strip() for name in cells]
+                    _check_text(file, header)
+                    check_header(file.location, header, columns)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise _invalid(f"{file.location}, line {line}: {error}. Is a quote in this row never closed?") from error
+        if not header:
+            raise _invalid(f"{file.location} is empty: not even a line of column names is there.")
+
+
+def _check_text(file: File, header: list[str]) -> None:
+    try:
+        "".join(header).encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(
+            f"{file.location} does not begin with UTF-8 text. Save it as UTF-8; if it is compressed, let it end in "
+            f"{GZIP} or {ZSTD}."
+        ) from error
+
+
+def _csv_row(header: list[str], cells: list[str], *, unclosed: bool) -> Row | str:
+    if unclosed:
+        return "unclosed quote: the file ends inside a quoted field of this row"
+    if len(cells) != len(header):
+        return f"wrong number of fields: {len(cells)}, the header has {len(header)}"
+    return dict(zip(header, cells, strict=True))
+
+
+def _read_jsonl(file: File, columns: Columns) -> Rows:
+    checked, empty = False, True
+    with open_text(file) as lines:
+        for line, text in enumerate(lines, 1):
+            if not text.strip():
+                continue
+            empty = False
+            row = _json_row(text)
+            if not checked and isinstance(row, dict):
+                check_needed(file.location, list(row), columns)
+                checked = True
+            yield line, row
+    if empty:
+        raise _invalid(f"{file.location} is empty.")
+
+
+def _json_row(text: str) -> Row | str:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    if not isinstance(row, dict):
+        return 'not a JSON object: each line must hold one object, such as {"id": "1", "content": "..."}'
+    return row
+
+
+def _read_parquet(file: File, columns: Columns) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_seekable(file) as data:
+        try:
+            table = pq.ParquetFile(data, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
+            names = table.schema_arrow.names
+            check_header(file.location, names, columns)
+            yield from arrow_rows(table.iter_batches(BATCH_ROWS, columns=_wanted(names, columns)))
+        except pa.ArrowException as error:
+            raise _invalid(f"{file.location} is not a Parquet file that can be read: {error}") from error
+
+
+def _wanted(names: Sequence[str], columns: Columns) -> list[str] | None:
+    """The columns to take out of a file; None: all of them."""
+    if columns.attributes is None:
+        return None
+    return [name for name in names if name in {*recognise(tuple(names), columns), *columns.attributes}]
+
+
+def arrow_rows(batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
+    """The rows of Arrow record batches, numbered from 1."""
+    number = 0
+    for batch in batches:
+        names = batch.schema.names
+        for cells in zip(*(_values(column) for column in batch.columns), strict=True):
+            number += 1
+            yield number, dict(zip(names, cells, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    """Turn an Arrow array into Python values; strings leniently, times to the microsecond."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.type in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", "UTC" if column.type.tz else None), safe=False)
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # times that Python cannot hold
+        values = column.cast(pa.string()).to_pylist()
+    return values
+
+
+_READERS: dict[str, _Reader] = {
+    ".csv": partial(_read_csv, delimiter=","),
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+}

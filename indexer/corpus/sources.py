@@ -1,0 +1,229 @@
+"""What there is to read: the files, folders, globs and addresses that `--corpus` names, or the query of `--query`."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from coldframe.errors import InvalidArgument
+from indexer.corpus.formats import allowed_formats, known_format, read_file
+from indexer.corpus.opening import File, LocalFile, RemoteFile, explain
+
+if TYPE_CHECKING:
+    from indexer.corpus.articles import Columns, Rows
+
+Say = Callable[[str], None]
+_NAMED_SKIPPED = 3
+# What stores and servers tell of an object that changes when its content does, best first.
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "last_modified", "mtime")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file, or one query. The package's docstring says what `name`, `location`, `size` and `version` are."""
+
+    name: str
+    location: str
+    size: int | None
+    version: str | None
+    rows: Callable[[Columns], Rows] = field(repr=False, compare=False)
+    """Read it, from its beginning; InvalidArgument, then or on the way, if it cannot be read."""
+
+
+def find_sources(
+    corpus: Sequence[str] = (), query: str | None = None, database: str | None = None, *, say: Say | None = None
+) -> list[Source]:
+    """List what is to be read: files ordered by where they are, each once; or the query.
+
+    Raises InvalidArgument (fields corpus, query, database) for what names nothing, or cannot be read as it stands.
+    """
+    if query is not None:
+        if corpus:
+            raise _invalid("give either --corpus or --query; a query names its files itself: select ... from 'a.csv'")
+        from indexer.corpus.queries import find_query
+
+        return [Source("query", *find_query(query, database))]
+    if database is not None:
+        raise InvalidArgument(
+            "--database needs a --query that says what to read of it: select id, title, content from articles",
+            field="query",
+        )
+    if not corpus:
+        raise _invalid("there is nothing to read: give --corpus a file, a folder, a quoted glob or a URL, or --query")
+    found: dict[str, Source] = {}
+    for value in corpus:
+        for key, source in _find(value, say or (lambda _sentence: None)):
+            found.setdefault(key, source)
+    return _named([found[key] for key in sorted(found, key=lambda key: key.split("/"))])
+
+
+def expand(corpus: Sequence[str]) -> list[Path]:
+    """List the local files that the values of `--corpus` name, as paths; for a caller that knows nothing of `Source`.
+
+    Raises InvalidArgument as `find_sources` does, and for an address.
+    """
+    sources = find_sources(corpus)
+    for source in sources:
+        if "://" in source.location:
+            raise _invalid(f"--corpus {source.location}: an address cannot be read here. Give a file.")
+    return [Path(source.location) for source in sources]
+
+
+def source_of(path: Path) -> Source:
+    """One local file, there or not."""
+    return _file_source(LocalFile(path), None, None, f"{path}: ")
+
+
+def _find(value: str, say: Say) -> Iterator[tuple[str, Source]]:
+    """Every file that a value names, by a key that is the same however the file is named."""
+    if "://" not in value:
+        return _find_local(value, Path(value).expanduser(), say)
+    filesystem, key = _filesystem(value)
+    if "file" in filesystem.protocol:
+        return _find_local(value, Path(key), say)
+    return _find_remote(value, filesystem, key, say)
+
+
+def _named(sources: list[Source]) -> list[Source]:
+    """Name each by as much of the end of its path as tells it from all others."""
+    parts = [PurePosixPath(source.location).parts for source in sources]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(some[-length:]) for some in parts]
+        if len(set(names)) == len(names):
+            break
+    return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
+
+
+def _file_source(file: File, size: int | None, version: str | None, flag: str = "") -> Source:
+    if known_format(file.path) is None:
+        raise _invalid(f"{flag}{file.location}: the format is not known. {allowed_formats()}")
+    return Source(file.path.name, file.location, size, version, partial(read_file, file))
+
+
+def _invalid(message: str) -> InvalidArgument:
+    return InvalidArgument(message, field="corpus")
+
+
+def _tell_skipped(folder: str, taken: int, skipped: Sequence[str], say: Say) -> None:
+    """Say what of a folder is not read, and refuse one of which nothing is."""
+    shown = ", ".join(skipped[:_NAMED_SKIPPED]) + (", ..." if len(skipped) > _NAMED_SKIPPED else "")
+    if not taken:
+        holds = f"only {shown}" if skipped else "nothing"
+        raise _invalid(f"--corpus {folder}: the folder holds no corpus file, {holds}. {allowed_formats()}")
+    if skipped:
+        say(f"{folder}: {taken:,} file(s) are read, {len(skipped):,} skipped that are no corpus files: {shown}")
+
+
+# --- here ------------------------------------------------------------------------------------------------------------
+
+
+def _find_local(value: str, path: Path, say: Say) -> Iterator[tuple[str, Source]]:
+    if path.is_dir():
+        paths = _walk(path, say)
+    elif path.exists():
+        paths = [path]
+    else:
+        paths = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+    if not paths:
+        raise _invalid(
+            f"--corpus {value}: there is no such file. Give a file, a folder, a URL, or a glob in quotes such as "
+            "'news/*.csv'."
+        )
+    for found in paths:
+        stat = found.stat()
+        yield os.path.abspath(found), _file_source(LocalFile(found), stat.st_size, f"{stat.st_mtime_ns}")
+
+
+def _walk(folder: Path, say: Say) -> list[Path]:
+    """The corpus files of a folder and of those in it. Hidden files are left out, and so are linked folders: a link
+    may lead in a circle.
+    """
+    paths: list[Path] = []
+    skipped: list[str] = []
+    for name, folders, files in os.walk(folder):
+        here = Path(name)
+        skipped += [f"{inner}/" for inner in sorted(folders) if _hidden(inner) or (here / inner).is_symlink()]
+        folders[:] = sorted(inner for inner in folders if f"{inner}/" not in skipped)
+        usable = {file for file in files if _in_corpus(file) and (here / file).is_file()}
+        paths += [here / file for file in sorted(usable)]
+        skipped += sorted({*files} - usable)
+    _tell_skipped(str(folder), len(paths), skipped, say)
+    return paths
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file or folder is not meant to be seen; also what Spark and its kin leave: _SUCCESS, _temporary."""
+    return name.startswith((".", "_"))
+
+
+def _in_corpus(path: str) -> bool:
+    return known_format(PurePosixPath(path)) is not None and not any(map(_hidden, path.split("/")))
+
+
+# --- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def _filesystem(value: str) -> tuple[Any, str]:
+    """The driver of an address, and its own name for what the address names."""
+    import fsspec
+
+    try:
+        filesystem, key = fsspec.core.url_to_fs(value)
+    except ImportError as error:  # its text names the package: Install s3fs to access S3
+        raise _invalid(
+            f"--corpus {_public(value)}: the driver for this kind of address is missing. {error}."
+        ) from error
+    except Exception as error:
+        raise _invalid(f"--corpus {_public(value)}: this address cannot be read: {error}") from error
+    return filesystem, key
+
+
+def _find_remote(value: str, filesystem: Any, key: str, say: Say) -> Iterator[tuple[str, Source]]:
+    try:
+        found = _list_remote(filesystem, key, say)
+    except InvalidArgument:
+        raise
+    except Exception as error:
+        raise _invalid(f"--corpus {_public(value)} cannot be read: {explain(error, key, _public(value))}.") from error
+    if not found:
+        raise _invalid(f"--corpus {_public(value)}: there is no such file.")
+    for name, info in found.items():
+        location = _public(filesystem.unstrip_protocol(name))
+        version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), None)
+        yield location, _file_source(RemoteFile(filesystem, name, location), info.get("size"), version)
+
+
+def _list_remote(filesystem: Any, key: str, say: Say) -> Mapping[str, Mapping[str, Any]]:
+    """Key -> what the store tells of the file, for a file, a glob, or a folder."""
+    over_http = "http" in filesystem.protocol
+    if glob.has_magic(key.partition("?")[0] if over_http else key):
+        found = _files(filesystem.glob(key, detail=True))
+    elif (over_http and key.endswith("/")) or (not over_http and filesystem.isdir(key)):
+        everything = _files(filesystem.find(key, detail=True))
+        found = {name: info for name, info in everything.items() if _in_corpus(_path(name.removeprefix(key)))}
+        skipped = [PurePosixPath(_path(name)).name for name in everything if name not in found]
+        _tell_skipped(_public(filesystem.unstrip_protocol(key)), len(found), skipped, say)
+    else:
+        return {key: filesystem.info(key)}
+    # A listing of a web server is of names alone.
+    return {name: filesystem.info(name) if over_http else info for name, info in found.items()}
+
+
+def _files(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {name: found[name] for name in sorted(found) if found[name].get("type") == "file"}
+
+
+def _path(url: str) -> str:
+    return url.partition("?")[0]
+
+
+def _public(url: str) -> str:
+    """An address without what may be secret: user and password, a signature in the query string."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,159 @@
+"""What is to be built, from what, and whether it can end well."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import coldframe
+from coldframe.encoder import Device, Encoder, Precision
+from coldframe.errors import ColdframeError, InvalidArgument
+from coldframe.store import Store
+from indexer.cache import CACHE, Space
+from indexer.choose import Budgets
+from indexer.corpus import Columns, expand
+from indexer.gates import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from coldframe.generation import Generation
+    from indexer.progress import Reporter
+
+_MOST_SEED = 2**31 - 1  # FAISS keeps it in a C int
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What a person chooses of a build."""
+
+    corpus: Sequence[str]
+    store: Path
+    model: str = "minilm"
+    recipe: str | None = None
+    precision: Precision = "auto"
+    device: Device = "auto"
+    clusters: int | None = None
+    """None: about the square root of the texts, or as many as before."""
+    topics: int | None = None
+    """None: about the square root of the clusters; 0: none."""
+    seed: int = 0
+    target_recall: float = 0.99
+    memory_budget: int | None = None
+    """Bytes that the index may take in a server's memory."""
+    latency_budget: float | None = None
+    """Milliseconds that a search may take."""
+    story_similarity: float | None = None
+    """None: learned from the corpus."""
+    story_window_days: float = 3.0
+    min_cluster_similarity: float = 0.8
+    limits: Limits = field(default_factory=Limits)
+    force: bool = False
+    """Publish what is worse than the limits too."""
+    columns: Columns = field(default_factory=Columns)
+    rejects: Path | None = None
+    """None: rejects.jsonl in the store."""
+    max_reject_share: float = 0.05
+
+    def budgets(self) -> Budgets:
+        """What the index may cost and must find."""
+        return Budgets(self.memory_budget, self.latency_budget, self.target_recall)
+
+    def check(self) -> None:
+        """Raises InvalidArgument for the first value that makes no sense, with the flag's name."""
+        counts = {"clusters": (self.clusters, 1), "topics": (self.topics, 0), "memory-budget": (self.memory_budget, 1)}
+        for flag, (count, least) in counts.items():
+            if count is not None and count < least:
+                raise InvalidArgument(f"--{flag} is {count}; it must be at least {least}", field=flag)
+        if not 0 <= self.seed <= _MOST_SEED:
+            raise InvalidArgument(f"--seed is {self.seed}; it must be 0 to {_MOST_SEED}", field="seed")
+        shares = {
+            "target-recall": self.target_recall,
+            "story-similarity": self.story_similarity,
+            "min-cluster-similarity": self.min_cluster_similarity,
+        }
+        for flag, share in shares.items():
+            if share is not None and not 0 < share <= 1:
+                raise InvalidArgument(f"--{flag} is {share}; it must be over 0 and at most 1", field=flag)
+        amounts = {"story-window-days": self.story_window_days, "latency-budget": self.latency_budget}
+        for flag, amount in amounts.items():
+            if amount is not None and not 0 < amount < math.inf:
+                raise InvalidArgument(f"--{flag} is {amount}; it must be over 0", field=flag)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a build is made from."""
+
+    config: BuildConfig
+    store: Store
+    sources: list[Path]
+    encoder: Encoder
+    reporter: Reporter
+
+    @property
+    def space(self) -> Space:
+        """Of the vectors that this job computes."""
+        return Space(self.encoder.fingerprint, self.encoder.precision, self.encoder.dim)
+
+    @property
+    def cache(self) -> Path:
+        """The file of embeddings."""
+        return self.store.path / CACHE
+
+    def requested(self) -> dict[str, Any]:
+        """What decides, beside the corpus and the previous generation, what is built; by the names of the flags."""
+        config = self.config
+        return {
+            "coldframe": coldframe.__version__,
+            "model": self.encoder.fingerprint,
+            "recipe": self.encoder.recipe.name,
+            "precision": self.encoder.precision,
+            "clusters": config.clusters,
+            "topics": config.topics,
+            "seed": config.seed,
+            "target-recall": config.target_recall,
+            "memory-budget": config.memory_budget,
+            "latency-budget": config.latency_budget,
+            "story-similarity": config.story_similarity,
+            "story-window-days": config.story_window_days,
+            "min-cluster-similarity": config.min_cluster_similarity,
+        }
+
+    def identity(self, previous: str | None) -> dict[str, Any]:
+        """All that must be the same if an unfinished build shall be gone on with."""
+        return self.requested() | {
+            "corpus": [_version(path) for path in self.sources],
+            "columns": asdict(self.config.columns),
+            "previous generation": previous,
+        }
+
+
+def plan(config: BuildConfig, reporter: Reporter) -> Job:
+    """Refuses early what cannot end well."""
+    with reporter.phase("plan") as say:
+        config.check()
+        sources = expand(config.corpus)
+        encoder = Encoder.load(config.model, config.recipe, config.precision, config.device)
+        encoder.tokenize(["a model of weights alone is refused here"])
+        say(f"{len(sources)} file(s), {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")
+    return Job(config, Store(config.store), sources, encoder, reporter)
+
+
+def open_previous(store: Store, reporter: Reporter) -> Generation | None:
+    """The current generation, verified; None, with a word about it, where it cannot be built upon."""
+    if store.current() is None:
+        return None
+    try:
+        return store.open()
+    except ColdframeError as error:
+        reporter.note(f"the new generation is built as a first one: {error.message}")
+        return None
+
+
+def _version(path: Path) -> list[str | int]:
+    """What tells a file from what was in its place before."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]

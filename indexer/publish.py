@@ -1,0 +1,182 @@
+"""The end of a build: what it measured, whether that is good enough, and what its manifest says of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coldframe.errors import ColdframeError, FailedPrecondition
+from coldframe.generation import CorpusInfo, Manifest, ModelInfo, Parameters
+from coldframe.models import display_name, resolve
+from indexer.gates import Facts, checks, drift, judge
+from indexer.report import ReportFacts, write_report
+
+if TYPE_CHECKING:
+    from indexer.draft import Build
+    from indexer.plan import Job
+
+
+def built_before(build: Build) -> Manifest | None:
+    """The manifest of a generation that was built of the same already, and no draft is left; None: go on and build.
+
+    Raises FailedPrecondition where that was kept back, unless it shall be published by force.
+    """
+    job, digest = build.job, build.record("read")["digest"]
+    if build.previous is not None and _is_the_same(build.previous.manifest, job, digest):
+        job.reporter.note(f"nothing has changed since {build.previous.name}; no generation was made")
+        job.store.discard()
+        return build.previous.manifest
+    held = _held_before(build, digest)
+    if held is None:
+        return None
+    job.store.discard()
+    if not build.config.force:
+        raise _kept_back(held)
+    job.store.activate(held.name)
+    job.reporter.note(f"{held.name} was built before, and is published now")
+    return held
+
+
+def _is_the_same(manifest: Manifest, job: Job, digest: str) -> bool:
+    return manifest.corpus.digest == digest and manifest.requested == job.requested()
+
+
+def _held_before(build: Build, digest: str) -> Manifest | None:
+    """A generation that was kept back, for the same reasons that would keep this one back."""
+    store, previous = build.job.store, build.previous_name
+    limits = asdict(build.config.limits)
+    for name in reversed(store.names()):
+        try:
+            manifest = Manifest.read(store.directory(name))
+        except ColdframeError:
+            continue
+        judged = manifest.report.get("previous") == previous and manifest.report.get("limits") == limits
+        if manifest.held and judged and _is_the_same(manifest, build.job, digest):
+            return manifest
+    return None
+
+
+def _kept_back(manifest: Manifest) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{manifest.name} was built and kept, and not published: {'; '.join(manifest.held)}. Look at it, and publish "
+        f"it all the same with: python -m indexer activate {manifest.name} --force"
+    )
+
+
+def publish(build: Build) -> Manifest:
+    """Seals the draft with its report and its manifest, and makes it the current generation if it passes the gates.
+
+    Raises FailedPrecondition for one that is worse than the limits allow: it is kept among the generations, with the
+    reasons in its manifest, and the current one stays.
+    """
+    job, store = build.job, build.job.store
+    with store.saving(), job.reporter.phase("publish") as say:
+        manifest = seal(build)
+        if manifest.held:
+            store.keep(build.out, manifest.name)
+            store.discard()
+            raise _kept_back(manifest)
+        store.publish(build.out, manifest.name)
+        say(manifest.name)
+        for breach in manifest.report["gates"]:
+            say(f"published by force: {breach['message']}")
+    return manifest
+
+
+def seal(build: Build) -> Manifest:
+    """Writes report.html and manifest.json into the draft; the manifest says in `held` why it must not be published."""
+    job, config, encoder = build.job, build.config, build.job.encoder
+    model = ModelInfo(
+        display_name(config.model), encoder.fingerprint, encoder.recipe.name, encoder.dim, encoder.max_tokens
+    )
+    corpus, parameters, facts = corpus_info(build), parameters_of(build), facts_of(build)
+    breaches = judge(facts, config.limits)
+    report = report_of(build, facts)
+    said = ReportFacts(model, corpus, parameters, encoder.precision, report, previous=build.previous_name)
+    write_report(build.out, said)
+    return Manifest.seal(
+        build.out,
+        model=model,
+        corpus=corpus,
+        parameters=parameters,
+        report=report,
+        source=resolve(config.model),
+        precision=encoder.precision,
+        requested=job.requested(),
+        held=[] if config.force else [breach.message for breach in breaches],
+    )
+
+
+def corpus_info(build: Build) -> CorpusInfo:
+    """What was indexed."""
+    read, embed = build.record("read"), build.record("embed")
+    return CorpusInfo(
+        digest=read["digest"],
+        articles=read["articles"],
+        distinct_texts=read["distinct"],
+        rejected=read["rejected"],
+        truncated=embed["truncated"],
+        tokens=embed["tokens"],
+    )
+
+
+def parameters_of(build: Build) -> Parameters:
+    """What decided the form of the index."""
+    config = build.config
+    return Parameters(
+        clusters=build.record("train")["clusters"],
+        seed=config.seed,
+        probes=build.record("measure")["probes"],
+        storage=build.record("add")["storage"],
+        story_similarity=build.record("describe")["stories"]["similarity"],
+        story_window_days=config.story_window_days,
+        min_cluster_similarity=config.min_cluster_similarity,
+    )
+
+
+def facts_of(build: Build) -> Facts:
+    """What the gates look at."""
+    ancestor, vectors = build.ancestor, build.vectors()
+    before = None if build.previous is None else build.previous.manifest.corpus.articles
+    return Facts(
+        articles=len(vectors),
+        recall=build.record("measure")["recall"],
+        target_recall=build.config.target_recall,
+        sizes=np.bincount(build.clustering().assignment),
+        empty=build.record("train")["empty"],
+        previous_articles=before,
+        survived=build.record("describe")["lineage"]["survived"],
+        drift=None if ancestor is None else drift(vectors, ancestor.index.vectors, seed=build.config.seed),
+    )
+
+
+def report_of(build: Build, facts: Facts) -> dict[str, Any]:
+    """What was measured, for the manifest and the picture."""
+    measure, describe, embed = (build.record(phase) for phase in ("measure", "describe", "embed"))
+    config, sizes = build.config, np.asarray(facts.sizes)
+    return {
+        "target_recall": config.target_recall,
+        "recall_at_10": measure["recall"],
+        "latency_ms": measure["latency_ms"],
+        "recall_by_probes": measure["curve"],
+        "cluster_sizes": {
+            "smallest": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "largest": int(sizes.max()),
+        },
+        "storages": build.record("add")["considered"],
+        "stories": describe["stories"],
+        "lineage": describe["lineage"],
+        "outliers": describe["outliers"],
+        "drift": facts.drift,
+        "cache": {"reused": embed["reused"], "computed": embed["computed"]},
+        "limits": asdict(config.limits),
+        "gates": [asdict(breach) for breach in judge(facts, config.limits)],
+        "checks": [asdict(check) for check in checks(facts, config.limits)],
+        "forced": config.force,
+        "previous": build.previous_name,
+        "seconds": build.draft.seconds,
+        "peak_memory_mib": build.draft.peak_memory_mib,
+    }

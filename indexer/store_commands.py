@@ -1,0 +1,161 @@
+"""The commands that look after a store: list, verify, activate, rollback, prune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coldframe.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from coldframe.generation import Manifest
+
+ExistingStore = Annotated[Path, typer.Option(help="The folder of generations.")]
+_Name = Annotated[str, typer.Argument(help="Its name, as `list` shows it.")]
+
+
+def list_command(store: ExistingStore) -> None:
+    """List the generations of a store, the oldest first; the served one has a star."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from coldframe.errors import ColdframeError
+    from coldframe.generation import Manifest
+
+    found = Store(store)
+    # A name that is cut short is of no use to `activate`: in a narrow window the other columns give way.
+    generation = Column("generation", no_wrap=True)
+    table = Table("", generation, "articles", "clusters", "model", "recipe", "recall", "size", "", box=None)
+    current, before = found.current(), found.before()
+    for name in found.names():
+        star = "*" if name == current else ""
+        try:
+            manifest = Manifest.read(found.directory(name))
+        except ColdframeError as error:
+            table.add_row(star, name, error.message)
+            continue
+        table.add_row(star, name, *_cells(manifest, served_before=name == before))
+    console = Console(highlight=False, markup=False)
+    console.print(table if found.names() else "The store is empty; build a generation: python -m indexer build --help")
+
+
+def _cells(manifest: Manifest, *, served_before: bool) -> Iterator[str]:
+    from rich.filesize import decimal
+
+    yield f"{manifest.corpus.articles:,}"
+    yield f"{manifest.parameters.clusters:,}"
+    yield manifest.model.name
+    yield manifest.model.recipe
+    yield f"{manifest.report['recall_at_10']:.3f}"
+    yield decimal(sum(file["size"] for file in manifest.files.values()))
+    gates = ", ".join(breach["gate"] for breach in manifest.report["gates"])
+    if manifest.held:
+        yield f"kept back: {gates}"
+    else:
+        yield "served before" if served_before else f"by force: {gates}" if gates else ""
+
+
+def verify_command(
+    store: ExistingStore,
+    generation: Annotated[str | None, typer.Option(help="Without it, all of them.")] = None,
+) -> None:
+    """Compare every file of the generations with its checksum."""
+    from coldframe.errors import ColdframeError, CorruptGeneration, NoGeneration
+    from coldframe.generation import verify
+
+    found = Store(store)
+    names = [generation] if generation else found.names()
+    if not names:
+        raise NoGeneration(f"there is nothing to verify: {store} holds no generation")
+    broken: ColdframeError | None = None
+    for name in names:
+        try:
+            verify(found.directory(name))
+            typer.echo(f"{name}: every file is as it was published")
+        except CorruptGeneration as error:
+            typer.echo(f"{name}: {error.message}")
+            broken = error
+    if broken is not None:
+        raise broken
+
+
+def activate_command(
+    store: ExistingStore,
+    generation: _Name,
+    force: Annotated[bool, typer.Option("--force", help="One that the gates kept back, too.")] = False,
+) -> None:
+    """Make a generation the current one, after verifying it. A running server is restarted to serve it."""
+    from coldframe.errors import FailedPrecondition
+    from coldframe.generation import verify
+
+    found = Store(store)
+    manifest = verify(found.directory(generation))
+    if manifest.held and not force:
+        raise FailedPrecondition(
+            f"{generation} was kept back: {'; '.join(manifest.held)}. Activate it all the same with --force"
+        )
+    found.activate(generation)
+    typer.echo(f"{generation} is current")
+
+
+def rollback_command(store: ExistingStore) -> None:
+    """Make the generation current that was so before, after verifying it; again, the one before that."""
+    from coldframe.generation import verify
+
+    found = Store(store)
+    target = found.before()
+    if target is not None:
+        verify(found.directory(target))
+    typer.echo(f"{found.rollback()} is current")
+
+
+def prune_command(
+    store: ExistingStore,
+    keep: Annotated[int, typer.Option(help="So many of the newest; the current and the one before it stay anyway.")],
+) -> None:
+    """Remove old generations, and the cached embeddings of texts that none of the others holds.
+
+    Example: python -m indexer prune --store store --keep 7
+    """
+    from rich.console import Console
+
+    prune(Store(store), keep, Console(highlight=False, markup=False))
+
+
+def prune(store: Store, keep: int, console: Console) -> None:
+    """Removes old generations and what only they need of the cache, and says what that frees."""
+    from rich.filesize import decimal
+
+    from indexer import cache
+
+    with store.locked(), store.saving():
+        freed = store.prune(keep)
+        for name, size in freed.items():
+            console.print(f"{name} is removed: {decimal(size)}", soft_wrap=True)
+        if store.unfinished():
+            console.print("The cache of embeddings stays as it is: an unfinished build may need all of it.")
+            return
+        cached = cache.prune(store.path / cache.CACHE, _texts(store))
+    said = f"{decimal(sum(freed.values()) + cached)} freed" if freed or cached else "Nothing to remove"
+    console.print(f"{said}; {len(store.names())} generation(s) stay.")
+
+
+def _texts(store: Store) -> Iterator[tuple[str, str, Iterator[bytes]]]:
+    """Of every generation, the encoder, its precision and the digests of the texts."""
+    from coldframe.articles import Articles
+    from coldframe.errors import ColdframeError
+    from coldframe.generation import ARTICLES, Manifest
+
+    for name in store.names():
+        try:
+            manifest = Manifest.read(store.directory(name))
+            digests = Articles(store.directory(name) / ARTICLES).column("text_digest")
+        except ColdframeError:
+            continue
+        yield manifest.model.fingerprint, manifest.precision, (digest.as_py() for digest in digests)

@@ -1,0 +1,285 @@
+"""The rebuild job at the command line: watched, planned, kept back, rolled back, pruned."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coldframe import settings
+from coldframe.store import Store
+from indexer.__main__ import app
+from indexer.build_command import parse_size
+from indexer.cache import CACHE
+from indexer.gates import Limits
+from indexer.plan import BuildConfig
+from tests.builds import build, letters
+from tests.corpus_files import write
+from tests.models import longformer_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Ask = Callable[..., "Answer"]
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def asked(*args: object) -> Answer:
+        with pytest.raises(SystemExit) as ended:
+            settings.run(app, prog="python -m indexer", prefix="COLDFRAME_INDEXER", args=[str(arg) for arg in args])
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Answer(ended.value.code, said.out, said.err)
+
+    return asked
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, and a store of three generations."""
+    folder = tmp_path_factory.mktemp("desk")
+    longformer_directory(folder / "model", window=256, layers=4)
+    for count in (60, 61, 62):
+        corpus = write(folder / f"{count}.csv", letters(count))
+        build(folder / "store", corpus, model=str(folder / "model"))
+    return folder
+
+
+@pytest.fixture
+def store(desk: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(desk / "store", tmp_path / "store")
+
+
+def flags(desk: Path, store: Path, corpus: str) -> list[object]:
+    return ["--corpus", desk / corpus, "--store", store, "--model", desk / "model", "--precision", "fp32"]
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+
+def test_flags_have_the_defaults_of_the_configuration() -> None:
+    command = vars(settings.configured(app, "X"))["commands"]["build"]
+    given = {param.name: param.default for param in command.params}
+    for field in [*fields(BuildConfig), *fields(Limits)]:
+        if field.name in given and field.default is not MISSING:
+            assert given[field.name] == field.default, field.name
+    assert {field.name for field in fields(Limits)} <= {*given}
+    missing = {field.name for field in fields(BuildConfig)} - {*given}
+    assert missing == {"columns", "limits"}, "which are made of several flags"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2**31), ("1.5 GB", 1_500_000_000), ("800M", 800_000_000), ("64kib", 65_536), ("123", 123), ("7b", 7)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "2 GiG", "1e9"])
+def test_a_size_that_is_none_is_refused(desk: Path, store: Path, ask: Ask, text: str) -> None:
+    answer = ask("build", *flags(desk, store, "60.csv"), "--memory-budget", text)
+    assert (answer.code, "--memory-budget" in answer.err) == (2, True)
+
+
+# --- no-op, kept back ------------------------------------------------------------------------------------------------
+
+
+def test_a_build_of_the_same_exits_with_0_and_says_that_nothing_has_changed(desk: Path, store: Path, ask: Ask) -> None:
+    answer = ask("build", *flags(desk, store, "62.csv"))
+    assert (answer.code, len(Store(store).names())) == (0, 3)
+    assert "nothing has changed since" in answer.out
+
+
+def test_a_build_kept_back_exits_with_1_and_is_listed_and_activated_by_force(
+    desk: Path, store: Path, ask: Ask, tmp_path: Path
+) -> None:
+    few = write(tmp_path / "few.csv", letters(20))
+    served = Store(store).current()
+    answer = ask("build", *flags(desk, store, str(few)))
+    (name,) = {*Store(store).names()} - {*Store(desk / "store").names()}
+    assert (answer.code, answer.err.count("\n"), Store(store).current()) == (1, 1, served)
+    assert f"error: {name} was built and kept, and not published" in answer.err
+    (line,) = [line for line in ask("list", "--store", store).out.splitlines() if name in line]
+    assert re.search(r"kept back: .*articles", line)
+    refused = ask("activate", name, "--store", store)
+    assert (refused.code, "was kept back" in refused.err, "--force" in refused.err) == (1, True, True)
+    assert ask("activate", name, "--store", store, "--force").code == 0
+    assert Store(store).current() == name
+    assert ask("rollback", "--store", store).out == f"{served} is current\n"
+
+
+# --- rollback, prune -------------------------------------------------------------------------------------------------
+
+
+def test_rollback_goes_back_one_by_one_and_then_says_that_there_is_nothing(store: Path, ask: Ask) -> None:
+    current = Store(store).current()
+    for _ in range(2):
+        answer = ask("rollback", "--store", store)
+        assert answer.code == 0
+        assert answer.out == f"{Store(store).current()} is current\n" != f"{current} is current\n"
+    answer = ask("rollback", "--store", store)
+    assert (answer.code, "nothing to go back to" in answer.err) == (1, True)
+
+
+def test_rollback_refuses_a_damaged_generation(store: Path, ask: Ask) -> None:
+    current, before = Store(store).current(), str(Store(store).before())
+    (Store(store).directory(before) / "report.html").write_text("another picture")
+    answer = ask("rollback", "--store", store)
+    assert (answer.code, "report.html" in answer.err, Store(store).current()) == (1, True, current)
+
+
+def test_list_marks_the_current_one_and_the_one_before(store: Path, ask: Ask) -> None:
+    lines = ask("list", "--store", store).out.splitlines()
+    assert [line.split()[1] for line in lines if line.split()[0] == "*"] == [Store(store).current()]
+    (before,) = [line for line in lines if "served before" in line]
+    assert str(Store(store).before()) in before
+
+
+def test_prune_says_what_it_frees_of_generations_and_of_the_cache(desk: Path, store: Path, ask: Ask) -> None:
+    size = (store / CACHE).stat().st_size
+    build(store, write(store.parent / "other.csv", letters(60, seed=1)), model=str(desk / "model"))
+    assert (store / CACHE).stat().st_size > size
+    ask("rollback", "--store", store)
+    names = Store(store).names()
+    answer = ask("prune", "--store", store, "--keep", "1")
+    gone = [name for name in names if name not in Store(store).names()]
+    assert answer.code == 0
+    assert all(f"{name} is removed: " in answer.out for name in gone)
+    assert re.search(r"[\d.]+ \w*B freed; \d generation\(s\) stay", answer.out.replace("bytes", "B"))
+    assert Store(store).open()
+    again = ask("prune", "--store", store, "--keep", "1")
+    assert "Nothing to remove" in again.out
+
+
+def test_prune_leaves_the_cache_to_an_unfinished_build(store: Path, ask: Ask) -> None:
+    before = (store / CACHE).read_bytes()
+    (store / "drafts" / "job").mkdir(parents=True)
+    answer = ask("prune", "--store", store, "--keep", "1")
+    assert (answer.code, "unfinished build" in answer.out) == (0, True)
+    assert (store / CACHE).read_bytes() == before
+    assert (store / "drafts" / "job").is_dir()
+
+
+def test_a_build_prunes_when_it_has_published(desk: Path, store: Path, ask: Ask, tmp_path: Path) -> None:
+    corpus = write(tmp_path / "more.csv", letters(63))
+    loose = ["--min-survived", "0", "--max-drift", "1"]
+    answer = ask("build", *flags(desk, store, str(corpus)), *loose, "--keep", "2")
+    assert (answer.code, len(Store(store).names())) == (0, 2)
+    assert "freed" in answer.out
+
+
+# --- a dry run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_the_plan_and_touches_nothing(desk: Path, tmp_path: Path, ask: Ask) -> None:
+    answer = ask("build", *flags(desk, tmp_path / "new", "60.csv"), "--dry-run")
+    assert answer.code == 0
+    said = ("60 articles", "60 to embed", "a second", "flat", "vectors.npy", "embeddings.db", "nothing was built")
+    assert all(part in answer.out for part in said), answer.out
+    phases = ["read", "embed", "train", "add", "describe", "measure", "publish"]
+    assert re.findall(r"^ (\w+) .*[\d,]+ MiB", answer.out, re.MULTILINE) == phases
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_counts_what_is_in_the_cache(desk: Path, store: Path, ask: Ask, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    corpus = write(tmp_path / "more.csv", letters(70))
+    answer = ask("build", *flags(desk, store, str(corpus)), "--dry-run")
+    assert "8 to embed" in answer.out
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_memory_budget_that_no_index_can_keep_is_refused_early(
+    desk: Path, tmp_path: Path, ask: Ask, dry: list[str]
+) -> None:
+    answer = ask("build", *flags(desk, tmp_path / "new", "60.csv"), "--memory-budget", "1kB", *dry)
+    assert (answer.code, "--memory-budget is 1,000 bytes" in answer.err) == (2, True)
+    assert not (tmp_path / "new" / CACHE).exists(), "nothing was embedded"
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_disk_that_is_too_small_is_said_early(
+    desk: Path, tmp_path: Path, ask: Ask, dry: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.estimate.free_bytes", lambda _: 1_000)
+    answer = ask("build", *flags(desk, tmp_path / "new", "60.csv"), *dry)
+    assert answer.code == 1
+    assert re.search(r"will write about [\d.]+ MB, and the disk of \S+ has room for 1.0 kB", answer.err)
+    assert not (tmp_path / "new" / CACHE).exists(), "nothing was embedded"
+
+
+# --- watch -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watching(desk: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A build that is watched over a corpus in `tmp_path`, every tenth of a second."""
+    corpus = shutil.copy(desk / "60.csv", tmp_path / "news.csv")
+    command = [sys.executable, "-m", "indexer", "build", *map(str, flags(desk, tmp_path / "store", str(corpus)))]
+    command += ["--watch", "0.1", "--max-drift", "1", "--min-survived", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def read_until(process: subprocess.Popen[str], part: str) -> list[str]:
+    assert process.stdout is not None
+    lines: list[str] = []
+    end = time.monotonic() + 120
+    while not lines or part not in lines[-1]:
+        assert time.monotonic() < end
+        lines.append(process.stdout.readline())
+        assert lines[-1], f"the process ended: {lines}"
+    return lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_watched_build_follows_its_corpus_outlives_an_error_and_ends_when_told(
+    watching: subprocess.Popen[str], desk: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    read_until(watching, "digest")
+    read_until(watching, "nothing has changed")
+    (tmp_path / "news.csv").write_text("key,summary\n1,a b c\n")
+    assert "error: " in read_until(watching, "--id-column")[-1]
+    write(tmp_path / "new.csv", letters(61)).replace(tmp_path / "news.csv")
+    read_until(watching, "digest")
+    assert len(Store(tmp_path / "store").names()) == 2
+    read_until(watching, "waiting")
+    watching.send_signal(number)
+    assert read_until(watching, "stopped")
+    assert watching.wait(30) == 0
+    assert Store(tmp_path / "store").open().manifest.corpus.articles == 61
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_watching_needs_a_time_to_wait(desk: Path, tmp_path: Path, ask: Ask, seconds: str) -> None:
+    answer = ask("build", *flags(desk, tmp_path / "new", "60.csv"), "--watch", seconds)
+    assert (answer.code, "--watch" in answer.err) == (2, True)
