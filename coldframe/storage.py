@@ -57,7 +57,7 @@ def storage_bytes(storage: str, rows: int, dim: int) -> int:
 def overfetch(storage: str, dim: int) -> int:
     """How many candidates per wanted answer the codes must propose for the re-ranking to miss next to nothing.
 
-    Measured in docs/decisions/0013-storage.md: the shorter a code, the more.
+    The shorter a code, the more.
     """
     if storage.startswith("pq"):
         return max(8, 4 * dim // code_size(storage, dim))

@@ -272,7 +272,7 @@ def probe(job: Job, sample: Sample) -> tuple[float, float]:
 
 
 def _seconds(job: Job, reading: float, rows: int, embedding: float) -> dict[str, float]:
-    """By phase. What is not measured is extrapolated from builds of 2,000 to 500,000 articles (docs/benchmarks.md)."""
+    """By phase. What is not measured is a rough guess."""
     dim, clusters = job.encoder.dim, choose_clusters(rows, job.config.clusters, None)
     products = min(rows, 256 * clusters) * clusters * dim * 25
     return {

@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 
 from coldframe.index import nearest_centroids
+from indexer.sample import draw, training_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,6 @@ _EXTRA_LOSS = 0.02
 _MOVED_SHARES = (0.0, 0.02, 0.05, 0.1)
 # sqrt(n) is a rule of thumb: a quarter more or fewer clusters serve as well, and keep their names.
 _SLACK = 1.25
-_HASH_ROWS = 8_192
 
 
 def choose_clusters(distinct: int, wanted: int | None, previous: int | None) -> int:
@@ -52,25 +52,10 @@ def train(vectors: Floats, clusters: int, seed: int, start: Floats | None = None
 
     `start` are the previous generation's centroids in the same space, (any number, dim); see `fit`.
     """
-    rows = _draw(vectors, min(len(vectors), _POINTS_PER_CENTROID * clusters), seed)
+    # Held-out rows are not drawn, unless there are as many clusters as rows.
+    count = max(clusters, min(training_rows(len(vectors)), _POINTS_PER_CENTROID * clusters))
+    rows = draw(vectors, min(count, len(vectors)), seed)
     return fit(vectors[rows], clusters, seed, start=start)
-
-
-def _draw(vectors: Floats, count: int, seed: int) -> NDArray[np.int64]:
-    """`count` rows at random, ascending: those whose contents have the smallest hashes.
-
-    A corpus ordered by date is no sample of itself, so rows are drawn all over. Drawn by content (bottom-k sampling,
-    Cohen and Kaplan 2007), an article that was in yesterday's sample is in today's: a sample of other articles would
-    move every centroid. The hash is multilinear (Lemire and Kaser 2014, arXiv:1202.4961).
-    """
-    if count == len(vectors):
-        return np.arange(count)
-    factors = np.random.default_rng(seed).integers(0, 2**64, vectors.shape[1], np.uint64)
-    hashes = np.empty(len(vectors), np.uint64)
-    for first in range(0, len(vectors), _HASH_ROWS):
-        block = np.ascontiguousarray(vectors[first : first + _HASH_ROWS])
-        hashes[first : first + len(block)] = block.view(np.uint32).astype(np.uint64) @ factors
-    return np.sort(np.argsort(hashes, kind="stable")[:count])
 
 
 def fit(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldframe.recipe import unit
-from indexer import train as train_module
+from indexer.sample import draw
 from indexer.train import assign, choose_clusters, fit, loss, resize, train
 from tests.mixtures import around, random_units
 
@@ -124,7 +124,7 @@ def test_every_text_may_be_a_cluster_of_its_own() -> None:
 
 
 def sampled(vectors: Floats, count: int, seed: int) -> set[bytes]:
-    rows = train_module._draw(vectors, count, seed)
+    rows = draw(vectors, count, seed)
     assert len(rows) == count
     assert (np.diff(rows) > 0).all()
     return {vectors[row].tobytes() for row in rows}
@@ -132,7 +132,7 @@ def sampled(vectors: Floats, count: int, seed: int) -> set[bytes]:
 
 def test_the_sample_is_drawn_all_over_and_follows_the_seed() -> None:
     vectors = random_units(20_000)
-    rows = train_module._draw(vectors, 4_000, 0)
+    rows = draw(vectors, 4_000, 0)
     counts, _ = np.histogram(rows, 10, (0, 20_000))
     assert counts.min() > 330, "400 of each tenth, give or take four deviations"
     assert sampled(vectors, 4_000, 0) == sampled(vectors, 4_000, 0)
