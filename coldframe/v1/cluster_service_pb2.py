@@ -23,23 +23,47 @@ _sym_db = _symbol_database.Default()
 
 
 from coldframe.v1 import types_pb2 as coldframe_dot_v1_dot_types__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"coldframe/v1/cluster_service.proto\x12\x0c\x63oldframe.v1\x1a\x18\x63oldframe/v1/types.proto\"O\n\x13ListClustersRequest\x12\x16\n\tpage_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x0c\n\n_page_size\"\xbd\x01\n\x14ListClustersResponse\x12\'\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x15.coldframe.v1.Cluster\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x05 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"\'\n\x11GetClusterRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\"\x8d\x01\n\x12GetClusterResponse\x12&\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x15.coldframe.v1.Cluster\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x03 \x01(\x0b\x32\x16.coldframe.v1.ServedBy2\xb8\x01\n\x0e\x43lusterService\x12U\n\x0cListClusters\x12!.coldframe.v1.ListClustersRequest\x1a\".coldframe.v1.ListClustersResponse\x12O\n\nGetCluster\x12\x1f.coldframe.v1.GetClusterRequest\x1a .coldframe.v1.GetClusterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"coldframe/v1/cluster_service.proto\x12\x0c\x63oldframe.v1\x1a\x18\x63oldframe/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"z\n\x13ListClustersRequest\x12\x16\n\tpage_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\t\x12)\n\x05order\x18\x03 \x01(\x0e\x32\x1a.coldframe.v1.ClusterOrderB\x0c\n\n_page_size\"\xbd\x01\n\x14ListClustersResponse\x12\'\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x15.coldframe.v1.Cluster\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x05 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"W\n\x11GetClusterRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x1b\n\x0eneighbor_limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_neighbor_limit\"\xba\x02\n\x12GetClusterResponse\x12&\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x15.coldframe.v1.Cluster\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x03 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\x12*\n\tresiduals\x18\x04 \x01(\x0b\x32\x17.coldframe.v1.Residuals\x12&\n\x07lineage\x18\x05 \x01(\x0b\x32\x15.coldframe.v1.Lineage\x12%\n\x04\x61ges\x18\x06 \x03(\x0b\x32\x17.coldframe.v1.AgeBucket\x12\x30\n\tneighbors\x18\x07 \x03(\x0b\x32\x1d.coldframe.v1.NeighborCluster\"R\n\tResiduals\x12\x0c\n\x04mean\x18\x01 \x01(\x02\x12\x0b\n\x03p50\x18\x02 \x01(\x02\x12\x0b\n\x03p90\x18\x03 \x01(\x02\x12\x0b\n\x03p99\x18\x04 \x01(\x02\x12\x10\n\x08outliers\x18\x05 \x01(\x05\"S\n\x07Lineage\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nparent_ids\x18\x02 \x03(\t\x12\x17\n\nsimilarity\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\r\n\x0b_similarity\"\x83\x01\n\tAgeBucket\x12*\n\x07min_age\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\x12\x0f\n\x07undated\x18\x04 \x01(\x08\"N\n\x0fNeighborCluster\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x05\x12\x12\n\nsimilarity\x18\x04 \x01(\x02\"\x95\x01\n\x1aListClusterArticlesRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\tpage_size\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\t\x12)\n\x05order\x18\x04 \x01(\x0e\x32\x1a.coldframe.v1.ArticleOrderB\x0c\n\n_page_size\"\xcb\x01\n\x1bListClusterArticlesResponse\x12.\n\x08\x61rticles\x18\x01 \x03(\x0b\x32\x1c.coldframe.v1.ArticleSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x05 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"\xe7\x01\n\x17TrendingClustersRequest\x12\x12\n\x05limit\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12)\n\x06window\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10\x62\x61seline_windows\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12)\n\x05\x61s_of\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tmin_count\x18\x05 \x01(\x05H\x02\x88\x01\x01\x42\x08\n\x06_limitB\x13\n\x11_baseline_windowsB\x0c\n\n_min_count\"\xc7\x01\n\x18TrendingClustersResponse\x12/\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x1d.coldframe.v1.TrendingCluster\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x04 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"g\n\x0fTrendingCluster\x12&\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x15.coldframe.v1.Cluster\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\r\n\x05usual\x18\x03 \x01(\x02\x12\x0e\n\x06growth\x18\x04 \x01(\x02*|\n\x0c\x43lusterOrder\x12\x1d\n\x19\x43LUSTER_ORDER_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LUSTER_ORDER_SIZE\x10\x01\x12\x1b\n\x17\x43LUSTER_ORDER_FRESHNESS\x10\x02\x12\x18\n\x14\x43LUSTER_ORDER_GROWTH\x10\x03*{\n\x0c\x41rticleOrder\x12\x1d\n\x19\x41RTICLE_ORDER_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41RTICLE_ORDER_CENTRALITY\x10\x01\x12\x18\n\x14\x41RTICLE_ORDER_NEWEST\x10\x02\x12\x14\n\x10\x41RTICLE_ORDER_ID\x10\x03\x32\x87\x03\n\x0e\x43lusterService\x12U\n\x0cListClusters\x12!.coldframe.v1.ListClustersRequest\x1a\".coldframe.v1.ListClustersResponse\x12O\n\nGetCluster\x12\x1f.coldframe.v1.GetClusterRequest\x1a .coldframe.v1.GetClusterResponse\x12j\n\x13ListClusterArticles\x12(.coldframe.v1.ListClusterArticlesRequest\x1a).coldframe.v1.ListClusterArticlesResponse\x12\x61\n\x10TrendingClusters\x12%.coldframe.v1.TrendingClustersRequest\x1a&.coldframe.v1.TrendingClustersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coldframe.v1.cluster_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTCLUSTERSREQUEST']._serialized_start=78
-  _globals['_LISTCLUSTERSREQUEST']._serialized_end=157
-  _globals['_LISTCLUSTERSRESPONSE']._serialized_start=160
-  _globals['_LISTCLUSTERSRESPONSE']._serialized_end=349
-  _globals['_GETCLUSTERREQUEST']._serialized_start=351
-  _globals['_GETCLUSTERREQUEST']._serialized_end=390
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=393
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=534
-  _globals['_CLUSTERSERVICE']._serialized_start=537
-  _globals['_CLUSTERSERVICE']._serialized_end=721
+  _globals['_CLUSTERORDER']._serialized_start=2147
+  _globals['_CLUSTERORDER']._serialized_end=2271
+  _globals['_ARTICLEORDER']._serialized_start=2273
+  _globals['_ARTICLEORDER']._serialized_end=2396
+  _globals['_LISTCLUSTERSREQUEST']._serialized_start=143
+  _globals['_LISTCLUSTERSREQUEST']._serialized_end=265
+  _globals['_LISTCLUSTERSRESPONSE']._serialized_start=268
+  _globals['_LISTCLUSTERSRESPONSE']._serialized_end=457
+  _globals['_GETCLUSTERREQUEST']._serialized_start=459
+  _globals['_GETCLUSTERREQUEST']._serialized_end=546
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=549
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=863
+  _globals['_RESIDUALS']._serialized_start=865
+  _globals['_RESIDUALS']._serialized_end=947
+  _globals['_LINEAGE']._serialized_start=949
+  _globals['_LINEAGE']._serialized_end=1032
+  _globals['_AGEBUCKET']._serialized_start=1035
+  _globals['_AGEBUCKET']._serialized_end=1166
+  _globals['_NEIGHBORCLUSTER']._serialized_start=1168
+  _globals['_NEIGHBORCLUSTER']._serialized_end=1246
+  _globals['_LISTCLUSTERARTICLESREQUEST']._serialized_start=1249
+  _globals['_LISTCLUSTERARTICLESREQUEST']._serialized_end=1398
+  _globals['_LISTCLUSTERARTICLESRESPONSE']._serialized_start=1401
+  _globals['_LISTCLUSTERARTICLESRESPONSE']._serialized_end=1604
+  _globals['_TRENDINGCLUSTERSREQUEST']._serialized_start=1607
+  _globals['_TRENDINGCLUSTERSREQUEST']._serialized_end=1838
+  _globals['_TRENDINGCLUSTERSRESPONSE']._serialized_start=1841
+  _globals['_TRENDINGCLUSTERSRESPONSE']._serialized_end=2040
+  _globals['_TRENDINGCLUSTER']._serialized_start=2042
+  _globals['_TRENDINGCLUSTER']._serialized_end=2145
+  _globals['_CLUSTERSERVICE']._serialized_start=2399
+  _globals['_CLUSTERSERVICE']._serialized_end=2790
 # @@protoc_insertion_point(module_scope)

@@ -7,11 +7,72 @@ import builtins
 import coldframe.v1.types_pb2
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _ClusterOrder:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ClusterOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ClusterOrder.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CLUSTER_ORDER_UNSPECIFIED: _ClusterOrder.ValueType  # 0
+    """The same as CLUSTER_ORDER_SIZE."""
+    CLUSTER_ORDER_SIZE: _ClusterOrder.ValueType  # 1
+    """The largest first."""
+    CLUSTER_ORDER_FRESHNESS: _ClusterOrder.ValueType  # 2
+    """By the date of the newest article, the newest first; clusters without a date last."""
+    CLUSTER_ORDER_GROWTH: _ClusterOrder.ValueType  # 3
+    """As TrendingClusters puts them, by its defaults."""
+
+class ClusterOrder(_ClusterOrder, metaclass=_ClusterOrderEnumTypeWrapper): ...
+
+CLUSTER_ORDER_UNSPECIFIED: ClusterOrder.ValueType  # 0
+"""The same as CLUSTER_ORDER_SIZE."""
+CLUSTER_ORDER_SIZE: ClusterOrder.ValueType  # 1
+"""The largest first."""
+CLUSTER_ORDER_FRESHNESS: ClusterOrder.ValueType  # 2
+"""By the date of the newest article, the newest first; clusters without a date last."""
+CLUSTER_ORDER_GROWTH: ClusterOrder.ValueType  # 3
+"""As TrendingClusters puts them, by its defaults."""
+global___ClusterOrder = ClusterOrder
+
+class _ArticleOrder:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ArticleOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ArticleOrder.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ARTICLE_ORDER_UNSPECIFIED: _ArticleOrder.ValueType  # 0
+    """The same as ARTICLE_ORDER_CENTRALITY."""
+    ARTICLE_ORDER_CENTRALITY: _ArticleOrder.ValueType  # 1
+    """The most typical first."""
+    ARTICLE_ORDER_NEWEST: _ArticleOrder.ValueType  # 2
+    """The newest first; articles without a date last."""
+    ARTICLE_ORDER_ID: _ArticleOrder.ValueType  # 3
+
+class ArticleOrder(_ArticleOrder, metaclass=_ArticleOrderEnumTypeWrapper): ...
+
+ARTICLE_ORDER_UNSPECIFIED: ArticleOrder.ValueType  # 0
+"""The same as ARTICLE_ORDER_CENTRALITY."""
+ARTICLE_ORDER_CENTRALITY: ArticleOrder.ValueType  # 1
+"""The most typical first."""
+ARTICLE_ORDER_NEWEST: ArticleOrder.ValueType  # 2
+"""The newest first; articles without a date last."""
+ARTICLE_ORDER_ID: ArticleOrder.ValueType  # 3
+global___ArticleOrder = ArticleOrder
 
 @typing.final
 class ListClustersRequest(google.protobuf.message.Message):
@@ -19,18 +80,22 @@ class ListClustersRequest(google.protobuf.message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """1 to 1,000. Default 100."""
     page_token: builtins.str
     """next_page_token of the page before; empty for the first."""
+    order: global___ClusterOrder.ValueType
+    """Default CLUSTER_ORDER_SIZE."""
     def __init__(
         self,
         *,
         page_size: builtins.int | None = ...,
         page_token: builtins.str = ...,
+        order: global___ClusterOrder.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "order", b"order", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
 
 global___ListClustersRequest = ListClustersRequest
@@ -45,7 +110,7 @@ class ListClustersResponse(google.protobuf.message.Message):
     TIMING_FIELD_NUMBER: builtins.int
     SERVED_BY_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Empty on the last page. A token belongs to the generation that made it."""
+    """Empty on the last page. A token belongs to the generation and the order that made it."""
     total_size: builtins.int
     """All clusters of the index, on this page or not."""
     @property
@@ -73,13 +138,19 @@ class GetClusterRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CLUSTER_ID_FIELD_NUMBER: builtins.int
+    NEIGHBOR_LIMIT_FIELD_NUMBER: builtins.int
     cluster_id: builtins.str
+    neighbor_limit: builtins.int
+    """Neighbouring clusters to answer, 0 to 100. Default 5."""
     def __init__(
         self,
         *,
         cluster_id: builtins.str = ...,
+        neighbor_limit: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cluster_id", b"cluster_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_neighbor_limit", b"_neighbor_limit", "neighbor_limit", b"neighbor_limit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_neighbor_limit", b"_neighbor_limit", "cluster_id", b"cluster_id", "neighbor_limit", b"neighbor_limit"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_neighbor_limit", b"_neighbor_limit"]) -> typing.Literal["neighbor_limit"] | None: ...
 
 global___GetClusterRequest = GetClusterRequest
 
@@ -90,8 +161,205 @@ class GetClusterResponse(google.protobuf.message.Message):
     CLUSTER_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
     SERVED_BY_FIELD_NUMBER: builtins.int
+    RESIDUALS_FIELD_NUMBER: builtins.int
+    LINEAGE_FIELD_NUMBER: builtins.int
+    AGES_FIELD_NUMBER: builtins.int
+    NEIGHBORS_FIELD_NUMBER: builtins.int
     @property
     def cluster(self) -> coldframe.v1.types_pb2.Cluster: ...
+    @property
+    def timing(self) -> coldframe.v1.types_pb2.Timing: ...
+    @property
+    def served_by(self) -> coldframe.v1.types_pb2.ServedBy: ...
+    @property
+    def residuals(self) -> global___Residuals: ...
+    @property
+    def lineage(self) -> global___Lineage: ...
+    @property
+    def ages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AgeBucket]:
+        """By the age of its articles, the youngest first."""
+
+    @property
+    def neighbors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NeighborCluster]:
+        """Clusters whose centroids are nearest to its own, nearest first."""
+
+    def __init__(
+        self,
+        *,
+        cluster: coldframe.v1.types_pb2.Cluster | None = ...,
+        timing: coldframe.v1.types_pb2.Timing | None = ...,
+        served_by: coldframe.v1.types_pb2.ServedBy | None = ...,
+        residuals: global___Residuals | None = ...,
+        lineage: global___Lineage | None = ...,
+        ages: collections.abc.Iterable[global___AgeBucket] | None = ...,
+        neighbors: collections.abc.Iterable[global___NeighborCluster] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "lineage", b"lineage", "residuals", b"residuals", "served_by", b"served_by", "timing", b"timing"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ages", b"ages", "cluster", b"cluster", "lineage", b"lineage", "neighbors", b"neighbors", "residuals", b"residuals", "served_by", b"served_by", "timing", b"timing"]) -> None: ...
+
+global___GetClusterResponse = GetClusterResponse
+
+@typing.final
+class Residuals(google.protobuf.message.Message):
+    """How far a cluster's articles lie from its centroid when the generation was built: 1 - cosine, 0 to 2."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: builtins.int
+    P50_FIELD_NUMBER: builtins.int
+    P90_FIELD_NUMBER: builtins.int
+    P99_FIELD_NUMBER: builtins.int
+    OUTLIERS_FIELD_NUMBER: builtins.int
+    mean: builtins.float
+    p50: builtins.float
+    p90: builtins.float
+    p99: builtins.float
+    outliers: builtins.int
+    """Articles that lie farther away than is usual in the cluster."""
+    def __init__(
+        self,
+        *,
+        mean: builtins.float = ...,
+        p50: builtins.float = ...,
+        p90: builtins.float = ...,
+        p99: builtins.float = ...,
+        outliers: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mean", b"mean", "outliers", b"outliers", "p50", b"p50", "p90", b"p90", "p99", b"p99"]) -> None: ...
+
+global___Residuals = Residuals
+
+@typing.final
+class Lineage(google.protobuf.message.Message):
+    """Where a cluster comes from."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    PARENT_IDS_FIELD_NUMBER: builtins.int
+    SIMILARITY_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """"first" (there was no generation before), "kept", "new", "split" or "merged"."""
+    similarity: builtins.float
+    """Cosine to the centroid that the id had before; absent where the id is new."""
+    @property
+    def parent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Clusters of the generation before whose articles it holds, by their share in it, largest first."""
+
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        parent_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        similarity: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_similarity", b"_similarity", "similarity", b"similarity"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_similarity", b"_similarity", "kind", b"kind", "parent_ids", b"parent_ids", "similarity", b"similarity"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_similarity", b"_similarity"]) -> typing.Literal["similarity"] | None: ...
+
+global___Lineage = Lineage
+
+@typing.final
+class AgeBucket(google.protobuf.message.Message):
+    """Articles whose age is at least min_age and less than max_age."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MIN_AGE_FIELD_NUMBER: builtins.int
+    MAX_AGE_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    UNDATED_FIELD_NUMBER: builtins.int
+    count: builtins.int
+    undated: builtins.bool
+    """The bucket of articles without a date: the last one; neither min_age nor max_age is set."""
+    @property
+    def min_age(self) -> google.protobuf.duration_pb2.Duration: ...
+    @property
+    def max_age(self) -> google.protobuf.duration_pb2.Duration:
+        """Absent for the oldest."""
+
+    def __init__(
+        self,
+        *,
+        min_age: google.protobuf.duration_pb2.Duration | None = ...,
+        max_age: google.protobuf.duration_pb2.Duration | None = ...,
+        count: builtins.int = ...,
+        undated: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["max_age", b"max_age", "min_age", b"min_age"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "max_age", b"max_age", "min_age", b"min_age", "undated", b"undated"]) -> None: ...
+
+global___AgeBucket = AgeBucket
+
+@typing.final
+class NeighborCluster(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    SIMILARITY_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    label: builtins.str
+    size: builtins.int
+    similarity: builtins.float
+    """Cosine of the two centroids."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        label: builtins.str = ...,
+        size: builtins.int = ...,
+        similarity: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "label", b"label", "similarity", b"similarity", "size", b"size"]) -> None: ...
+
+global___NeighborCluster = NeighborCluster
+
+@typing.final
+class ListClusterArticlesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLUSTER_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    cluster_id: builtins.str
+    page_size: builtins.int
+    """1 to 1,000. Default 100."""
+    page_token: builtins.str
+    """next_page_token of the page before; empty for the first."""
+    order: global___ArticleOrder.ValueType
+    """Default ARTICLE_ORDER_CENTRALITY."""
+    def __init__(
+        self,
+        *,
+        cluster_id: builtins.str = ...,
+        page_size: builtins.int | None = ...,
+        page_token: builtins.str = ...,
+        order: global___ArticleOrder.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "cluster_id", b"cluster_id", "order", b"order", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+
+global___ListClusterArticlesRequest = ListClusterArticlesRequest
+
+@typing.final
+class ListClusterArticlesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTICLES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    SERVED_BY_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page. A token belongs to the generation, the cluster and the order that made it."""
+    total_size: builtins.int
+    """All articles of the cluster, on this page or not."""
+    @property
+    def articles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.ArticleSummary]: ...
     @property
     def timing(self) -> coldframe.v1.types_pb2.Timing: ...
     @property
@@ -99,11 +367,118 @@ class GetClusterResponse(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        cluster: coldframe.v1.types_pb2.Cluster | None = ...,
+        articles: collections.abc.Iterable[coldframe.v1.types_pb2.ArticleSummary] | None = ...,
+        next_page_token: builtins.str = ...,
+        total_size: builtins.int = ...,
         timing: coldframe.v1.types_pb2.Timing | None = ...,
         served_by: coldframe.v1.types_pb2.ServedBy | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "served_by", b"served_by", "timing", b"timing"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "served_by", b"served_by", "timing", b"timing"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["served_by", b"served_by", "timing", b"timing"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["articles", b"articles", "next_page_token", b"next_page_token", "served_by", b"served_by", "timing", b"timing", "total_size", b"total_size"]) -> None: ...
 
-global___GetClusterResponse = GetClusterResponse
+global___ListClusterArticlesResponse = ListClusterArticlesResponse
+
+@typing.final
+class TrendingClustersRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    BASELINE_WINDOWS_FIELD_NUMBER: builtins.int
+    AS_OF_FIELD_NUMBER: builtins.int
+    MIN_COUNT_FIELD_NUMBER: builtins.int
+    limit: builtins.int
+    """1 to 1,000. Default 10."""
+    baseline_windows: builtins.int
+    """How many windows before it tell what is usual, 1 to 100. Default 7."""
+    min_count: builtins.int
+    """Clusters with fewer articles in the window are left out. Default 2."""
+    @property
+    def window(self) -> google.protobuf.duration_pb2.Duration:
+        """Articles published within it are held against those of the windows before. Default 1 day; 1 minute to 10 years."""
+
+    @property
+    def as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The end of the window. Default: the date of the newest article in the index."""
+
+    def __init__(
+        self,
+        *,
+        limit: builtins.int | None = ...,
+        window: google.protobuf.duration_pb2.Duration | None = ...,
+        baseline_windows: builtins.int | None = ...,
+        as_of: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        min_count: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_baseline_windows", b"_baseline_windows", "_limit", b"_limit", "_min_count", b"_min_count", "as_of", b"as_of", "baseline_windows", b"baseline_windows", "limit", b"limit", "min_count", b"min_count", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_baseline_windows", b"_baseline_windows", "_limit", b"_limit", "_min_count", b"_min_count", "as_of", b"as_of", "baseline_windows", b"baseline_windows", "limit", b"limit", "min_count", b"min_count", "window", b"window"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_baseline_windows", b"_baseline_windows"]) -> typing.Literal["baseline_windows"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_count", b"_min_count"]) -> typing.Literal["min_count"] | None: ...
+
+global___TrendingClustersRequest = TrendingClustersRequest
+
+@typing.final
+class TrendingClustersResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLUSTERS_FIELD_NUMBER: builtins.int
+    AS_OF_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    SERVED_BY_FIELD_NUMBER: builtins.int
+    @property
+    def clusters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TrendingCluster]:
+        """By growth, the fastest first."""
+
+    @property
+    def as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The end of the window that was looked at; absent where no article has a date."""
+
+    @property
+    def timing(self) -> coldframe.v1.types_pb2.Timing: ...
+    @property
+    def served_by(self) -> coldframe.v1.types_pb2.ServedBy: ...
+    def __init__(
+        self,
+        *,
+        clusters: collections.abc.Iterable[global___TrendingCluster] | None = ...,
+        as_of: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        timing: coldframe.v1.types_pb2.Timing | None = ...,
+        served_by: coldframe.v1.types_pb2.ServedBy | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["as_of", b"as_of", "served_by", b"served_by", "timing", b"timing"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "clusters", b"clusters", "served_by", b"served_by", "timing", b"timing"]) -> None: ...
+
+global___TrendingClustersResponse = TrendingClustersResponse
+
+@typing.final
+class TrendingCluster(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    USUAL_FIELD_NUMBER: builtins.int
+    GROWTH_FIELD_NUMBER: builtins.int
+    count: builtins.int
+    """Articles within the window."""
+    usual: builtins.float
+    """Articles per window in those before it."""
+    growth: builtins.float
+    """(count + 1) / (usual + 1): how many times as many as is usual."""
+    @property
+    def cluster(self) -> coldframe.v1.types_pb2.Cluster: ...
+    def __init__(
+        self,
+        *,
+        cluster: coldframe.v1.types_pb2.Cluster | None = ...,
+        count: builtins.int = ...,
+        usual: builtins.float = ...,
+        growth: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["cluster", b"cluster"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "count", b"count", "growth", b"growth", "usual", b"usual"]) -> None: ...
+
+global___TrendingCluster = TrendingCluster

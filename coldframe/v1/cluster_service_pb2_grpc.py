@@ -44,20 +44,44 @@ class ClusterServiceStub(object):
                 request_serializer=coldframe_dot_v1_dot_cluster__service__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=coldframe_dot_v1_dot_cluster__service__pb2.GetClusterResponse.FromString,
                 _registered_method=True)
+        self.ListClusterArticles = channel.unary_unary(
+                '/coldframe.v1.ClusterService/ListClusterArticles',
+                request_serializer=coldframe_dot_v1_dot_cluster__service__pb2.ListClusterArticlesRequest.SerializeToString,
+                response_deserializer=coldframe_dot_v1_dot_cluster__service__pb2.ListClusterArticlesResponse.FromString,
+                _registered_method=True)
+        self.TrendingClusters = channel.unary_unary(
+                '/coldframe.v1.ClusterService/TrendingClusters',
+                request_serializer=coldframe_dot_v1_dot_cluster__service__pb2.TrendingClustersRequest.SerializeToString,
+                response_deserializer=coldframe_dot_v1_dot_cluster__service__pb2.TrendingClustersResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ListClusters(self, request, context):
-        """Lists the clusters, the largest first.
+        """Lists the clusters, the largest first unless told otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCluster(self, request, context):
-        """One cluster with its representative articles.
+        """One cluster: what it is about, how its articles lie and how old they are, where it comes from, what is beside it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListClusterArticles(self, request, context):
+        """The articles of a cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrendingClusters(self, request, context):
+        """The clusters that grow most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,6 +99,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=coldframe_dot_v1_dot_cluster__service__pb2.GetClusterRequest.FromString,
                     response_serializer=coldframe_dot_v1_dot_cluster__service__pb2.GetClusterResponse.SerializeToString,
+            ),
+            'ListClusterArticles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClusterArticles,
+                    request_deserializer=coldframe_dot_v1_dot_cluster__service__pb2.ListClusterArticlesRequest.FromString,
+                    response_serializer=coldframe_dot_v1_dot_cluster__service__pb2.ListClusterArticlesResponse.SerializeToString,
+            ),
+            'TrendingClusters': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrendingClusters,
+                    request_deserializer=coldframe_dot_v1_dot_cluster__service__pb2.TrendingClustersRequest.FromString,
+                    response_serializer=coldframe_dot_v1_dot_cluster__service__pb2.TrendingClustersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +165,60 @@ class ClusterService(object):
             '/coldframe.v1.ClusterService/GetCluster',
             coldframe_dot_v1_dot_cluster__service__pb2.GetClusterRequest.SerializeToString,
             coldframe_dot_v1_dot_cluster__service__pb2.GetClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListClusterArticles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coldframe.v1.ClusterService/ListClusterArticles',
+            coldframe_dot_v1_dot_cluster__service__pb2.ListClusterArticlesRequest.SerializeToString,
+            coldframe_dot_v1_dot_cluster__service__pb2.ListClusterArticlesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrendingClusters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coldframe.v1.ClusterService/TrendingClusters',
+            coldframe_dot_v1_dot_cluster__service__pb2.TrendingClustersRequest.SerializeToString,
+            coldframe_dot_v1_dot_cluster__service__pb2.TrendingClustersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,26 +23,50 @@ class ClusterServiceStub:
         coldframe.v1.cluster_service_pb2.ListClustersRequest,
         coldframe.v1.cluster_service_pb2.ListClustersResponse,
     ]
-    """Lists the clusters, the largest first."""
+    """Lists the clusters, the largest first unless told otherwise."""
 
     GetCluster: grpc.UnaryUnaryMultiCallable[
         coldframe.v1.cluster_service_pb2.GetClusterRequest,
         coldframe.v1.cluster_service_pb2.GetClusterResponse,
     ]
-    """One cluster with its representative articles."""
+    """One cluster: what it is about, how its articles lie and how old they are, where it comes from, what is beside it."""
+
+    ListClusterArticles: grpc.UnaryUnaryMultiCallable[
+        coldframe.v1.cluster_service_pb2.ListClusterArticlesRequest,
+        coldframe.v1.cluster_service_pb2.ListClusterArticlesResponse,
+    ]
+    """The articles of a cluster."""
+
+    TrendingClusters: grpc.UnaryUnaryMultiCallable[
+        coldframe.v1.cluster_service_pb2.TrendingClustersRequest,
+        coldframe.v1.cluster_service_pb2.TrendingClustersResponse,
+    ]
+    """The clusters that grow most."""
 
 class ClusterServiceAsyncStub:
     ListClusters: grpc.aio.UnaryUnaryMultiCallable[
         coldframe.v1.cluster_service_pb2.ListClustersRequest,
         coldframe.v1.cluster_service_pb2.ListClustersResponse,
     ]
-    """Lists the clusters, the largest first."""
+    """Lists the clusters, the largest first unless told otherwise."""
 
     GetCluster: grpc.aio.UnaryUnaryMultiCallable[
         coldframe.v1.cluster_service_pb2.GetClusterRequest,
         coldframe.v1.cluster_service_pb2.GetClusterResponse,
     ]
-    """One cluster with its representative articles."""
+    """One cluster: what it is about, how its articles lie and how old they are, where it comes from, what is beside it."""
+
+    ListClusterArticles: grpc.aio.UnaryUnaryMultiCallable[
+        coldframe.v1.cluster_service_pb2.ListClusterArticlesRequest,
+        coldframe.v1.cluster_service_pb2.ListClusterArticlesResponse,
+    ]
+    """The articles of a cluster."""
+
+    TrendingClusters: grpc.aio.UnaryUnaryMultiCallable[
+        coldframe.v1.cluster_service_pb2.TrendingClustersRequest,
+        coldframe.v1.cluster_service_pb2.TrendingClustersResponse,
+    ]
+    """The clusters that grow most."""
 
 class ClusterServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -51,7 +75,7 @@ class ClusterServiceServicer(metaclass=abc.ABCMeta):
         request: coldframe.v1.cluster_service_pb2.ListClustersRequest,
         context: _ServicerContext,
     ) -> typing.Union[coldframe.v1.cluster_service_pb2.ListClustersResponse, collections.abc.Awaitable[coldframe.v1.cluster_service_pb2.ListClustersResponse]]:
-        """Lists the clusters, the largest first."""
+        """Lists the clusters, the largest first unless told otherwise."""
 
     @abc.abstractmethod
     def GetCluster(
@@ -59,6 +83,22 @@ class ClusterServiceServicer(metaclass=abc.ABCMeta):
         request: coldframe.v1.cluster_service_pb2.GetClusterRequest,
         context: _ServicerContext,
     ) -> typing.Union[coldframe.v1.cluster_service_pb2.GetClusterResponse, collections.abc.Awaitable[coldframe.v1.cluster_service_pb2.GetClusterResponse]]:
-        """One cluster with its representative articles."""
+        """One cluster: what it is about, how its articles lie and how old they are, where it comes from, what is beside it."""
+
+    @abc.abstractmethod
+    def ListClusterArticles(
+        self,
+        request: coldframe.v1.cluster_service_pb2.ListClusterArticlesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[coldframe.v1.cluster_service_pb2.ListClusterArticlesResponse, collections.abc.Awaitable[coldframe.v1.cluster_service_pb2.ListClusterArticlesResponse]]:
+        """The articles of a cluster."""
+
+    @abc.abstractmethod
+    def TrendingClusters(
+        self,
+        request: coldframe.v1.cluster_service_pb2.TrendingClustersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[coldframe.v1.cluster_service_pb2.TrendingClustersResponse, collections.abc.Awaitable[coldframe.v1.cluster_service_pb2.TrendingClustersResponse]]:
+        """The clusters that grow most."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from coldframe.v1 import types_pb2 as coldframe_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$coldframe/v1/embedding_service.proto\x12\x0c\x63oldframe.v1\x1a\x18\x63oldframe/v1/types.proto\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"\x8d\x01\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.coldframe.v1.Embedding\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x03 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"U\n\tEmbedding\x12$\n\x06vector\x18\x01 \x01(\x0b\x32\x14.coldframe.v1.Vector\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.coldframe.v1.Usage2T\n\x10\x45mbeddingService\x12@\n\x05\x45mbed\x12\x1a.coldframe.v1.EmbedRequest\x1a\x1b.coldframe.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$coldframe/v1/embedding_service.proto\x12\x0c\x63oldframe.v1\x1a\x18\x63oldframe/v1/types.proto\"-\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x0e\n\x06packed\x18\x02 \x01(\x08\"\x8d\x01\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.coldframe.v1.Embedding\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x03 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"U\n\tEmbedding\x12$\n\x06vector\x18\x01 \x01(\x0b\x32\x14.coldframe.v1.Vector\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.coldframe.v1.Usage\"J\n\x12StreamEmbedRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06packed\x18\x03 \x01(\x08\"\xe0\x01\n\x13StreamEmbedResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x17.coldframe.v1.EmbeddingH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.coldframe.v1.ItemErrorH\x00\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x05 \x01(\x0b\x32\x16.coldframe.v1.ServedByB\x08\n\x06result2\xac\x01\n\x10\x45mbeddingService\x12@\n\x05\x45mbed\x12\x1a.coldframe.v1.EmbedRequest\x1a\x1b.coldframe.v1.EmbedResponse\x12V\n\x0bStreamEmbed\x12 .coldframe.v1.StreamEmbedRequest\x1a!.coldframe.v1.StreamEmbedResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coldframe.v1.embedding_serv
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EMBEDREQUEST']._serialized_start=80
-  _globals['_EMBEDREQUEST']._serialized_end=109
-  _globals['_EMBEDRESPONSE']._serialized_start=112
-  _globals['_EMBEDRESPONSE']._serialized_end=253
-  _globals['_EMBEDDING']._serialized_start=255
-  _globals['_EMBEDDING']._serialized_end=340
-  _globals['_EMBEDDINGSERVICE']._serialized_start=342
-  _globals['_EMBEDDINGSERVICE']._serialized_end=426
+  _globals['_EMBEDREQUEST']._serialized_end=125
+  _globals['_EMBEDRESPONSE']._serialized_start=128
+  _globals['_EMBEDRESPONSE']._serialized_end=269
+  _globals['_EMBEDDING']._serialized_start=271
+  _globals['_EMBEDDING']._serialized_end=356
+  _globals['_STREAMEMBEDREQUEST']._serialized_start=358
+  _globals['_STREAMEMBEDREQUEST']._serialized_end=432
+  _globals['_STREAMEMBEDRESPONSE']._serialized_start=435
+  _globals['_STREAMEMBEDRESPONSE']._serialized_end=659
+  _globals['_EMBEDDINGSERVICE']._serialized_start=662
+  _globals['_EMBEDDINGSERVICE']._serialized_end=834
 # @@protoc_insertion_point(module_scope)

@@ -18,6 +18,9 @@ class EmbedRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TEXTS_FIELD_NUMBER: builtins.int
+    PACKED_FIELD_NUMBER: builtins.int
+    packed: builtins.bool
+    """Answers Vector.packed instead of Vector.values."""
     @property
     def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """1 to 256 texts, each of 1 to 1,000,000 characters."""
@@ -26,8 +29,9 @@ class EmbedRequest(google.protobuf.message.Message):
         self,
         *,
         texts: collections.abc.Iterable[builtins.str] | None = ...,
+        packed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["texts", b"texts"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["packed", b"packed", "texts", b"texts"]) -> None: ...
 
 global___EmbedRequest = EmbedRequest
 
@@ -80,3 +84,59 @@ class Embedding(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["usage", b"usage", "vector", b"vector"]) -> None: ...
 
 global___Embedding = Embedding
+
+@typing.final
+class StreamEmbedRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CORRELATION_ID_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    PACKED_FIELD_NUMBER: builtins.int
+    correlation_id: builtins.str
+    """The caller's, repeated in the answer."""
+    text: builtins.str
+    packed: builtins.bool
+    """Answers Vector.packed instead of Vector.values."""
+    def __init__(
+        self,
+        *,
+        correlation_id: builtins.str = ...,
+        text: builtins.str = ...,
+        packed: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["correlation_id", b"correlation_id", "packed", b"packed", "text", b"text"]) -> None: ...
+
+global___StreamEmbedRequest = StreamEmbedRequest
+
+@typing.final
+class StreamEmbedResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CORRELATION_ID_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    SERVED_BY_FIELD_NUMBER: builtins.int
+    correlation_id: builtins.str
+    @property
+    def embedding(self) -> global___Embedding: ...
+    @property
+    def error(self) -> coldframe.v1.types_pb2.ItemError: ...
+    @property
+    def timing(self) -> coldframe.v1.types_pb2.Timing: ...
+    @property
+    def served_by(self) -> coldframe.v1.types_pb2.ServedBy: ...
+    def __init__(
+        self,
+        *,
+        correlation_id: builtins.str = ...,
+        embedding: global___Embedding | None = ...,
+        error: coldframe.v1.types_pb2.ItemError | None = ...,
+        timing: coldframe.v1.types_pb2.Timing | None = ...,
+        served_by: coldframe.v1.types_pb2.ServedBy | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "error", b"error", "result", b"result", "served_by", b"served_by", "timing", b"timing"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["correlation_id", b"correlation_id", "embedding", b"embedding", "error", b"error", "result", b"result", "served_by", b"served_by", "timing", b"timing"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["embedding", "error"] | None: ...
+
+global___StreamEmbedResponse = StreamEmbedResponse

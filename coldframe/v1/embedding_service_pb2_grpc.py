@@ -39,6 +39,11 @@ class EmbeddingServiceStub(object):
                 request_serializer=coldframe_dot_v1_dot_embedding__service__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=coldframe_dot_v1_dot_embedding__service__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.StreamEmbed = channel.stream_stream(
+                '/coldframe.v1.EmbeddingService/StreamEmbed',
+                request_serializer=coldframe_dot_v1_dot_embedding__service__pb2.StreamEmbedRequest.SerializeToString,
+                response_deserializer=coldframe_dot_v1_dot_embedding__service__pb2.StreamEmbedResponse.FromString,
+                _registered_method=True)
 
 
 class EmbeddingServiceServicer(object):
@@ -51,6 +56,13 @@ class EmbeddingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamEmbed(self, request_iterator, context):
+        """Embeds without end. Answers come in the order of the requests; at most 32 are under way, then reading stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmbeddingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=coldframe_dot_v1_dot_embedding__service__pb2.EmbedRequest.FromString,
                     response_serializer=coldframe_dot_v1_dot_embedding__service__pb2.EmbedResponse.SerializeToString,
+            ),
+            'StreamEmbed': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamEmbed,
+                    request_deserializer=coldframe_dot_v1_dot_embedding__service__pb2.StreamEmbedRequest.FromString,
+                    response_serializer=coldframe_dot_v1_dot_embedding__service__pb2.StreamEmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class EmbeddingService(object):
             '/coldframe.v1.EmbeddingService/Embed',
             coldframe_dot_v1_dot_embedding__service__pb2.EmbedRequest.SerializeToString,
             coldframe_dot_v1_dot_embedding__service__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamEmbed(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/coldframe.v1.EmbeddingService/StreamEmbed',
+            coldframe_dot_v1_dot_embedding__service__pb2.StreamEmbedRequest.SerializeToString,
+            coldframe_dot_v1_dot_embedding__service__pb2.StreamEmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

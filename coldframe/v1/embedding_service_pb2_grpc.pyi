@@ -25,12 +25,24 @@ class EmbeddingServiceStub:
     ]
     """Embeds texts as the index's articles were embedded."""
 
+    StreamEmbed: grpc.StreamStreamMultiCallable[
+        coldframe.v1.embedding_service_pb2.StreamEmbedRequest,
+        coldframe.v1.embedding_service_pb2.StreamEmbedResponse,
+    ]
+    """Embeds without end. Answers come in the order of the requests; at most 32 are under way, then reading stops."""
+
 class EmbeddingServiceAsyncStub:
     Embed: grpc.aio.UnaryUnaryMultiCallable[
         coldframe.v1.embedding_service_pb2.EmbedRequest,
         coldframe.v1.embedding_service_pb2.EmbedResponse,
     ]
     """Embeds texts as the index's articles were embedded."""
+
+    StreamEmbed: grpc.aio.StreamStreamMultiCallable[
+        coldframe.v1.embedding_service_pb2.StreamEmbedRequest,
+        coldframe.v1.embedding_service_pb2.StreamEmbedResponse,
+    ]
+    """Embeds without end. Answers come in the order of the requests; at most 32 are under way, then reading stops."""
 
 class EmbeddingServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -40,5 +52,13 @@ class EmbeddingServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[coldframe.v1.embedding_service_pb2.EmbedResponse, collections.abc.Awaitable[coldframe.v1.embedding_service_pb2.EmbedResponse]]:
         """Embeds texts as the index's articles were embedded."""
+
+    @abc.abstractmethod
+    def StreamEmbed(
+        self,
+        request_iterator: _MaybeAsyncIterator[coldframe.v1.embedding_service_pb2.StreamEmbedRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[coldframe.v1.embedding_service_pb2.StreamEmbedResponse], collections.abc.AsyncIterator[coldframe.v1.embedding_service_pb2.StreamEmbedResponse]]:
+        """Embeds without end. Answers come in the order of the requests; at most 32 are under way, then reading stops."""
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

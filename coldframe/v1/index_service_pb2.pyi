@@ -63,8 +63,11 @@ class Index(google.protobuf.message.Message):
     MAX_TOKENS_FIELD_NUMBER: builtins.int
     PROBES_FIELD_NUMBER: builtins.int
     RECALL_AT_10_FIELD_NUMBER: builtins.int
+    LIVE_COUNT_FIELD_NUMBER: builtins.int
+    DELETED_COUNT_FIELD_NUMBER: builtins.int
     generation: builtins.str
     article_count: builtins.int
+    """Live articles among them."""
     cluster_count: builtins.int
     dimension: builtins.int
     """Length of every vector."""
@@ -73,7 +76,7 @@ class Index(google.protobuf.message.Message):
     recipe: builtins.str
     """How token states become a vector, such as "mean" or "seed"."""
     precision: builtins.str
-    """What the server's encoder computes in: "fp32" or "bf16"."""
+    """What the server's encoder computes in: "fp32", "bf16" or "int8"."""
     max_tokens: builtins.int
     """Longer texts are cut to so many tokens."""
     probes: builtins.int
@@ -81,6 +84,9 @@ class Index(google.protobuf.message.Message):
     build measured it.
     """
     recall_at_10: builtins.float
+    live_count: builtins.int
+    """Articles added, replaced and removed since the generation was built."""
+    deleted_count: builtins.int
     @property
     def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
@@ -98,8 +104,10 @@ class Index(google.protobuf.message.Message):
         max_tokens: builtins.int = ...,
         probes: builtins.int = ...,
         recall_at_10: builtins.float = ...,
+        live_count: builtins.int = ...,
+        deleted_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["article_count", b"article_count", "cluster_count", b"cluster_count", "created_at", b"created_at", "dimension", b"dimension", "fingerprint", b"fingerprint", "generation", b"generation", "max_tokens", b"max_tokens", "model", b"model", "precision", b"precision", "probes", b"probes", "recall_at_10", b"recall_at_10", "recipe", b"recipe"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["article_count", b"article_count", "cluster_count", b"cluster_count", "created_at", b"created_at", "deleted_count", b"deleted_count", "dimension", b"dimension", "fingerprint", b"fingerprint", "generation", b"generation", "live_count", b"live_count", "max_tokens", b"max_tokens", "model", b"model", "precision", b"precision", "probes", b"probes", "recall_at_10", b"recall_at_10", "recipe", b"recipe"]) -> None: ...
 
 global___Index = Index

@@ -22,26 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from coldframe.v1 import ranking_pb2 as coldframe_dot_v1_dot_ranking__pb2
 from coldframe.v1 import types_pb2 as coldframe_dot_v1_dot_types__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!coldframe/v1/search_service.proto\x12\x0c\x63oldframe.v1\x1a\x18\x63oldframe/v1/types.proto\"u\n\rSearchRequest\x12 \n\x04seed\x18\x01 \x01(\x0b\x32\x12.coldframe.v1.Seed\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12$\n\x06\x65\x66\x66ort\x18\x03 \x01(\x0e\x32\x14.coldframe.v1.EffortB\x08\n\x06_limit\"\xa6\x01\n\x0eSearchResponse\x12\x1f\n\x04hits\x18\x01 \x03(\x0b\x32\x11.coldframe.v1.Hit\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.coldframe.v1.Usage\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x04 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"X\n\x16NearestClustersRequest\x12 \n\x04seed\x18\x01 \x01(\x0b\x32\x12.coldframe.v1.Seed\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"\xbb\x01\n\x17NearestClustersResponse\x12+\n\x07matches\x18\x01 \x03(\x0b\x32\x1a.coldframe.v1.ClusterMatch\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.coldframe.v1.Usage\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x04 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"J\n\x0c\x43lusterMatch\x12&\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x15.coldframe.v1.Cluster\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x32\xb4\x01\n\rSearchService\x12\x43\n\x06Search\x12\x1b.coldframe.v1.SearchRequest\x1a\x1c.coldframe.v1.SearchResponse\x12^\n\x0fNearestClusters\x12$.coldframe.v1.NearestClustersRequest\x1a%.coldframe.v1.NearestClustersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!coldframe/v1/search_service.proto\x12\x0c\x63oldframe.v1\x1a\x1a\x63oldframe/v1/ranking.proto\x1a\x18\x63oldframe/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb1\x01\n\rSearchRequest\x12 \n\x04seed\x18\x01 \x01(\x0b\x32\x12.coldframe.v1.Seed\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12$\n\x06\x65\x66\x66ort\x18\x03 \x01(\x0e\x32\x14.coldframe.v1.Effort\x12&\n\x07ranking\x18\x04 \x01(\x0b\x32\x15.coldframe.v1.Ranking\x12\x12\n\npage_token\x18\x05 \x01(\tB\x08\n\x06_limit\"\xd4\x01\n\x0eSearchResponse\x12\x1f\n\x04hits\x18\x01 \x03(\x0b\x32\x11.coldframe.v1.Hit\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.coldframe.v1.Usage\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x04 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\x12\x17\n\x0fnext_page_token\x18\x05 \x01(\t\x12\x13\n\x0bmissing_ids\x18\x06 \x03(\t\"C\n\x12\x42\x61tchSearchRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.coldframe.v1.SearchRequest\"\x98\x01\n\x13\x42\x61tchSearchResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.coldframe.v1.BatchSearchResult\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x03 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"y\n\x11\x42\x61tchSearchResult\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.coldframe.v1.SearchResponseH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.coldframe.v1.ItemErrorH\x00\x42\x08\n\x06result\"[\n\x13StreamSearchRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.coldframe.v1.SearchRequest\"\x94\x01\n\x14StreamSearchResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.coldframe.v1.SearchResponseH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.coldframe.v1.ItemErrorH\x00\x42\x08\n\x06result\"P\n\x0cWeightedSeed\x12 \n\x04seed\x18\x01 \x01(\x0b\x32\x12.coldframe.v1.Seed\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xab\x02\n\x10RecommendRequest\x12)\n\x05seeds\x18\x01 \x03(\x0b\x32\x1a.coldframe.v1.WeightedSeed\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12&\n\x07ranking\x18\x03 \x01(\x0b\x32\x15.coldframe.v1.Ranking\x12\x1a\n\rmax_interests\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13interest_similarity\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12*\n\texpansion\x18\x06 \x01(\x0b\x32\x17.coldframe.v1.Expansion\x12\x12\n\npage_token\x18\x07 \x01(\tB\x08\n\x06_limitB\x10\n\x0e_max_interestsB\x16\n\x14_interest_similarity\"{\n\tExpansion\x12\x13\n\x06weight\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\x08\x61rticles\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12*\n\x07max_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07_weightB\x0b\n\t_articles\"\x83\x02\n\x11RecommendResponse\x12\x1f\n\x04hits\x18\x01 \x03(\x0b\x32\x11.coldframe.v1.Hit\x12)\n\tinterests\x18\x02 \x03(\x0b\x32\x16.coldframe.v1.Interest\x12#\n\x06usages\x18\x03 \x03(\x0b\x32\x13.coldframe.v1.Usage\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x05 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\x12\x17\n\x0fnext_page_token\x18\x06 \x01(\t\x12\x13\n\x0bmissing_ids\x18\x07 \x03(\t\"d\n\x08Interest\x12\r\n\x05seeds\x18\x01 \x03(\x05\x12\x0e\n\x06medoid\x18\x02 \x01(\x05\x12\x0e\n\x06weight\x18\x03 \x01(\x02\x12\x12\n\ncluster_id\x18\x04 \x01(\t\x12\x15\n\rcluster_label\x18\x05 \x01(\t\"\x82\x01\n\x16NearestClustersRequest\x12 \n\x04seed\x18\x01 \x01(\x0b\x32\x12.coldframe.v1.Seed\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x01\x88\x01\x01\x42\x08\n\x06_limitB\x0e\n\x0c_temperature\"\xcc\x01\n\x17NearestClustersResponse\x12+\n\x07matches\x18\x01 \x03(\x0b\x32\x1a.coldframe.v1.ClusterMatch\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.coldframe.v1.Usage\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x04 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\x12\x0f\n\x07outlier\x18\x05 \x01(\x08\"k\n\x0c\x43lusterMatch\x12&\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x15.coldframe.v1.Cluster\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12\r\n\x05share\x18\x03 \x01(\x02\x12\x10\n\x08\x64istance\x18\x04 \x01(\x02\x32\xb1\x03\n\rSearchService\x12\x43\n\x06Search\x12\x1b.coldframe.v1.SearchRequest\x1a\x1c.coldframe.v1.SearchResponse\x12R\n\x0b\x42\x61tchSearch\x12 .coldframe.v1.BatchSearchRequest\x1a!.coldframe.v1.BatchSearchResponse\x12Y\n\x0cStreamSearch\x12!.coldframe.v1.StreamSearchRequest\x1a\".coldframe.v1.StreamSearchResponse(\x01\x30\x01\x12L\n\tRecommend\x12\x1e.coldframe.v1.RecommendRequest\x1a\x1f.coldframe.v1.RecommendResponse\x12^\n\x0fNearestClusters\x12$.coldframe.v1.NearestClustersRequest\x1a%.coldframe.v1.NearestClustersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coldframe.v1.search_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEARCHREQUEST']._serialized_start=77
-  _globals['_SEARCHREQUEST']._serialized_end=194
-  _globals['_SEARCHRESPONSE']._serialized_start=197
-  _globals['_SEARCHRESPONSE']._serialized_end=363
-  _globals['_NEARESTCLUSTERSREQUEST']._serialized_start=365
-  _globals['_NEARESTCLUSTERSREQUEST']._serialized_end=453
-  _globals['_NEARESTCLUSTERSRESPONSE']._serialized_start=456
-  _globals['_NEARESTCLUSTERSRESPONSE']._serialized_end=643
-  _globals['_CLUSTERMATCH']._serialized_start=645
-  _globals['_CLUSTERMATCH']._serialized_end=719
-  _globals['_SEARCHSERVICE']._serialized_start=722
-  _globals['_SEARCHSERVICE']._serialized_end=902
+  _globals['_SEARCHREQUEST']._serialized_start=138
+  _globals['_SEARCHREQUEST']._serialized_end=315
+  _globals['_SEARCHRESPONSE']._serialized_start=318
+  _globals['_SEARCHRESPONSE']._serialized_end=530
+  _globals['_BATCHSEARCHREQUEST']._serialized_start=532
+  _globals['_BATCHSEARCHREQUEST']._serialized_end=599
+  _globals['_BATCHSEARCHRESPONSE']._serialized_start=602
+  _globals['_BATCHSEARCHRESPONSE']._serialized_end=754
+  _globals['_BATCHSEARCHRESULT']._serialized_start=756
+  _globals['_BATCHSEARCHRESULT']._serialized_end=877
+  _globals['_STREAMSEARCHREQUEST']._serialized_start=879
+  _globals['_STREAMSEARCHREQUEST']._serialized_end=970
+  _globals['_STREAMSEARCHRESPONSE']._serialized_start=973
+  _globals['_STREAMSEARCHRESPONSE']._serialized_end=1121
+  _globals['_WEIGHTEDSEED']._serialized_start=1123
+  _globals['_WEIGHTEDSEED']._serialized_end=1203
+  _globals['_RECOMMENDREQUEST']._serialized_start=1206
+  _globals['_RECOMMENDREQUEST']._serialized_end=1505
+  _globals['_EXPANSION']._serialized_start=1507
+  _globals['_EXPANSION']._serialized_end=1630
+  _globals['_RECOMMENDRESPONSE']._serialized_start=1633
+  _globals['_RECOMMENDRESPONSE']._serialized_end=1892
+  _globals['_INTEREST']._serialized_start=1894
+  _globals['_INTEREST']._serialized_end=1994
+  _globals['_NEARESTCLUSTERSREQUEST']._serialized_start=1997
+  _globals['_NEARESTCLUSTERSREQUEST']._serialized_end=2127
+  _globals['_NEARESTCLUSTERSRESPONSE']._serialized_start=2130
+  _globals['_NEARESTCLUSTERSRESPONSE']._serialized_end=2334
+  _globals['_CLUSTERMATCH']._serialized_start=2336
+  _globals['_CLUSTERMATCH']._serialized_end=2443
+  _globals['_SEARCHSERVICE']._serialized_start=2446
+  _globals['_SEARCHSERVICE']._serialized_end=2879
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,21 @@ class SearchServiceStub(object):
                 request_serializer=coldframe_dot_v1_dot_search__service__pb2.SearchRequest.SerializeToString,
                 response_deserializer=coldframe_dot_v1_dot_search__service__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.BatchSearch = channel.unary_unary(
+                '/coldframe.v1.SearchService/BatchSearch',
+                request_serializer=coldframe_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
+                response_deserializer=coldframe_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
+                _registered_method=True)
+        self.StreamSearch = channel.stream_stream(
+                '/coldframe.v1.SearchService/StreamSearch',
+                request_serializer=coldframe_dot_v1_dot_search__service__pb2.StreamSearchRequest.SerializeToString,
+                response_deserializer=coldframe_dot_v1_dot_search__service__pb2.StreamSearchResponse.FromString,
+                _registered_method=True)
+        self.Recommend = channel.unary_unary(
+                '/coldframe.v1.SearchService/Recommend',
+                request_serializer=coldframe_dot_v1_dot_search__service__pb2.RecommendRequest.SerializeToString,
+                response_deserializer=coldframe_dot_v1_dot_search__service__pb2.RecommendResponse.FromString,
+                _registered_method=True)
         self.NearestClusters = channel.unary_unary(
                 '/coldframe.v1.SearchService/NearestClusters',
                 request_serializer=coldframe_dot_v1_dot_search__service__pb2.NearestClustersRequest.SerializeToString,
@@ -51,6 +66,27 @@ class SearchServiceServicer(object):
 
     def Search(self, request, context):
         """Finds the articles nearest to a seed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSearch(self, request, context):
+        """Several searches in one call; one that fails fails alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamSearch(self, request_iterator, context):
+        """Searches without end. Answers come in the order of the requests; at most 32 are under way, then reading stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Recommend(self, request, context):
+        """Recommends to a reader of whom little is known (user cold start).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +106,21 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=coldframe_dot_v1_dot_search__service__pb2.SearchRequest.FromString,
                     response_serializer=coldframe_dot_v1_dot_search__service__pb2.SearchResponse.SerializeToString,
+            ),
+            'BatchSearch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSearch,
+                    request_deserializer=coldframe_dot_v1_dot_search__service__pb2.BatchSearchRequest.FromString,
+                    response_serializer=coldframe_dot_v1_dot_search__service__pb2.BatchSearchResponse.SerializeToString,
+            ),
+            'StreamSearch': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamSearch,
+                    request_deserializer=coldframe_dot_v1_dot_search__service__pb2.StreamSearchRequest.FromString,
+                    response_serializer=coldframe_dot_v1_dot_search__service__pb2.StreamSearchResponse.SerializeToString,
+            ),
+            'Recommend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recommend,
+                    request_deserializer=coldframe_dot_v1_dot_search__service__pb2.RecommendRequest.FromString,
+                    response_serializer=coldframe_dot_v1_dot_search__service__pb2.RecommendResponse.SerializeToString,
             ),
             'NearestClusters': grpc.unary_unary_rpc_method_handler(
                     servicer.NearestClusters,
@@ -104,6 +155,87 @@ class SearchService(object):
             '/coldframe.v1.SearchService/Search',
             coldframe_dot_v1_dot_search__service__pb2.SearchRequest.SerializeToString,
             coldframe_dot_v1_dot_search__service__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coldframe.v1.SearchService/BatchSearch',
+            coldframe_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
+            coldframe_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSearch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/coldframe.v1.SearchService/StreamSearch',
+            coldframe_dot_v1_dot_search__service__pb2.StreamSearchRequest.SerializeToString,
+            coldframe_dot_v1_dot_search__service__pb2.StreamSearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recommend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coldframe.v1.SearchService/Recommend',
+            coldframe_dot_v1_dot_search__service__pb2.RecommendRequest.SerializeToString,
+            coldframe_dot_v1_dot_search__service__pb2.RecommendResponse.FromString,
             options,
             channel_credentials,
             insecure,

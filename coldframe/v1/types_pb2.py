@@ -25,37 +25,45 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63oldframe/v1/types.proto\x12\x0c\x63oldframe.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x07\x41rticle\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x86\x01\n\x04Seed\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\x07\x61rticle\x18\x02 \x01(\x0b\x32\x15.coldframe.v1.ArticleH\x00\x12\x14\n\narticle_id\x18\x03 \x01(\tH\x00\x12&\n\x06vector\x18\x04 \x01(\x0b\x32\x14.coldframe.v1.VectorH\x00\x42\x06\n\x04seed\"\xf7\x01\n\x0e\x41rticleSummary\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07\x65xcerpt\x18\x03 \x01(\t\x12\x30\n\x0cpublished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12@\n\nattributes\x18\x06 \x03(\x0b\x32,.coldframe.v1.ArticleSummary.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x03Hit\x12-\n\x07\x61rticle\x18\x01 \x01(\x0b\x32\x1c.coldframe.v1.ArticleSummary\x12\r\n\x05score\x18\x02 \x01(\x02\"$\n\x04Term\x12\x0c\n\x04term\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x02\"\xba\x01\n\x07\x43luster\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12!\n\x05terms\x18\x03 \x03(\x0b\x32\x12.coldframe.v1.Term\x12\x0c\n\x04size\x18\x04 \x01(\x05\x12,\n\x06medoid\x18\x05 \x01(\x0b\x32\x1c.coldframe.v1.ArticleSummary\x12\x35\n\x0frepresentatives\x18\x06 \x03(\x0b\x32\x1c.coldframe.v1.ArticleSummary\"1\n\x05Usage\x12\x13\n\x0btokens_seen\x18\x01 \x01(\x05\x12\x13\n\x0btokens_used\x18\x02 \x01(\x05\"f\n\x06Timing\x12\x13\n\x0btokenize_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x10\n\x08\x65mbed_ms\x18\x03 \x01(\x02\x12\x11\n\tsearch_ms\x18\x04 \x01(\x02\x12\x10\n\x08total_ms\x18\x05 \x01(\x02\"B\n\x08ServedBy\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t*G\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45\x46\x46ORT_BALANCED\x10\x01\x12\x10\n\x0c\x45\x46\x46ORT_EXACT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63oldframe/v1/types.proto\x12\x0c\x63oldframe.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x01\n\x07\x41rticle\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x30\n\x0cpublished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\nattributes\x18\x05 \x03(\x0b\x32%.coldframe.v1.Article.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\"\x9c\x01\n\x04Seed\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\x07\x61rticle\x18\x02 \x01(\x0b\x32\x15.coldframe.v1.ArticleH\x00\x12\x14\n\narticle_id\x18\x03 \x01(\tH\x00\x12&\n\x06vector\x18\x04 \x01(\x0b\x32\x14.coldframe.v1.VectorH\x00\x12\x14\n\ncluster_id\x18\x05 \x01(\tH\x00\x42\x06\n\x04seed\"\xbc\x02\n\x0e\x41rticleSummary\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07\x65xcerpt\x18\x03 \x01(\t\x12\x30\n\x0cpublished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12@\n\nattributes\x18\x06 \x03(\x0b\x32,.coldframe.v1.ArticleSummary.AttributesEntry\x12\x10\n\x08story_id\x18\x07 \x01(\t\x12\x12\n\ncentrality\x18\x08 \x01(\x02\x12\x0f\n\x07outlier\x18\t \x01(\x08\x12\x0c\n\x04live\x18\n \x01(\x08\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"s\n\x03Hit\x12-\n\x07\x61rticle\x18\x01 \x01(\x0b\x32\x1c.coldframe.v1.ArticleSummary\x12\r\n\x05score\x18\x02 \x01(\x02\x12.\n\x0b\x65xplanation\x18\x03 \x01(\x0b\x32\x19.coldframe.v1.Explanation\"\xd6\x01\n\x0b\x45xplanation\x12\x12\n\nsimilarity\x18\x01 \x01(\x02\x12\x10\n\x08negative\x18\x02 \x01(\x02\x12\x0f\n\x07recency\x18\x03 \x01(\x02\x12\r\n\x05prior\x18\x04 \x01(\x02\x12\x11\n\tdiversity\x18\x05 \x01(\x02\x12\x10\n\x08interest\x18\x06 \x01(\x05\x12\x0c\n\x04seed\x18\x07 \x01(\x05\x12\x12\n\ncluster_id\x18\x08 \x01(\t\x12\x15\n\rcluster_label\x18\t \x01(\t\x12\x11\n\tfreshness\x18\n \x01(\x02\x12\x10\n\x08\x65xplored\x18\x0b \x01(\x08\"$\n\x04Term\x12\x0c\n\x04term\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x02\"\x8f\x02\n\x07\x43luster\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12!\n\x05terms\x18\x03 \x03(\x0b\x32\x12.coldframe.v1.Term\x12\x0c\n\x04size\x18\x04 \x01(\x05\x12,\n\x06medoid\x18\x05 \x01(\x0b\x32\x1c.coldframe.v1.ArticleSummary\x12\x35\n\x0frepresentatives\x18\x06 \x03(\x0b\x32\x1c.coldframe.v1.ArticleSummary\x12\x10\n\x08topic_id\x18\x07 \x01(\t\x12-\n\tnewest_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlive_count\x18\t \x01(\x05\"1\n\x05Usage\x12\x13\n\x0btokens_seen\x18\x01 \x01(\x05\x12\x13\n\x0btokens_used\x18\x02 \x01(\x05\"w\n\x06Timing\x12\x13\n\x0btokenize_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x10\n\x08\x65mbed_ms\x18\x03 \x01(\x02\x12\x11\n\tsearch_ms\x18\x04 \x01(\x02\x12\x10\n\x08total_ms\x18\x05 \x01(\x02\x12\x0f\n\x07rank_ms\x18\x06 \x01(\x02\"t\n\x08ServedBy\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x15\n\rlive_sequence\x18\x04 \x01(\x03\x12\x19\n\x11\x61ttribution_token\x18\x05 \x01(\t\"9\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t*X\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45\x46\x46ORT_BALANCED\x10\x01\x12\x10\n\x0c\x45\x46\x46ORT_EXACT\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_FAST\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coldframe.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ARTICLE_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_ARTICLE_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_ARTICLESUMMARY_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_ARTICLESUMMARY_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_EFFORT']._serialized_start=1062
-  _globals['_EFFORT']._serialized_end=1133
-  _globals['_ARTICLE']._serialized_start=75
-  _globals['_ARTICLE']._serialized_end=128
-  _globals['_VECTOR']._serialized_start=130
-  _globals['_VECTOR']._serialized_end=154
-  _globals['_SEED']._serialized_start=157
-  _globals['_SEED']._serialized_end=291
-  _globals['_ARTICLESUMMARY']._serialized_start=294
-  _globals['_ARTICLESUMMARY']._serialized_end=541
-  _globals['_ARTICLESUMMARY_ATTRIBUTESENTRY']._serialized_start=492
-  _globals['_ARTICLESUMMARY_ATTRIBUTESENTRY']._serialized_end=541
-  _globals['_HIT']._serialized_start=543
-  _globals['_HIT']._serialized_end=610
-  _globals['_TERM']._serialized_start=612
-  _globals['_TERM']._serialized_end=648
-  _globals['_CLUSTER']._serialized_start=651
-  _globals['_CLUSTER']._serialized_end=837
-  _globals['_USAGE']._serialized_start=839
-  _globals['_USAGE']._serialized_end=888
-  _globals['_TIMING']._serialized_start=890
-  _globals['_TIMING']._serialized_end=992
-  _globals['_SERVEDBY']._serialized_start=994
-  _globals['_SERVEDBY']._serialized_end=1060
+  _globals['_EFFORT']._serialized_start=1806
+  _globals['_EFFORT']._serialized_end=1894
+  _globals['_ARTICLE']._serialized_start=76
+  _globals['_ARTICLE']._serialized_end=289
+  _globals['_ARTICLE_ATTRIBUTESENTRY']._serialized_start=240
+  _globals['_ARTICLE_ATTRIBUTESENTRY']._serialized_end=289
+  _globals['_VECTOR']._serialized_start=291
+  _globals['_VECTOR']._serialized_end=331
+  _globals['_SEED']._serialized_start=334
+  _globals['_SEED']._serialized_end=490
+  _globals['_ARTICLESUMMARY']._serialized_start=493
+  _globals['_ARTICLESUMMARY']._serialized_end=809
+  _globals['_ARTICLESUMMARY_ATTRIBUTESENTRY']._serialized_start=240
+  _globals['_ARTICLESUMMARY_ATTRIBUTESENTRY']._serialized_end=289
+  _globals['_HIT']._serialized_start=811
+  _globals['_HIT']._serialized_end=926
+  _globals['_EXPLANATION']._serialized_start=929
+  _globals['_EXPLANATION']._serialized_end=1143
+  _globals['_TERM']._serialized_start=1145
+  _globals['_TERM']._serialized_end=1181
+  _globals['_CLUSTER']._serialized_start=1184
+  _globals['_CLUSTER']._serialized_end=1455
+  _globals['_USAGE']._serialized_start=1457
+  _globals['_USAGE']._serialized_end=1506
+  _globals['_TIMING']._serialized_start=1508
+  _globals['_TIMING']._serialized_end=1627
+  _globals['_SERVEDBY']._serialized_start=1629
+  _globals['_SERVEDBY']._serialized_end=1745
+  _globals['_ITEMERROR']._serialized_start=1747
+  _globals['_ITEMERROR']._serialized_end=1804
 # @@protoc_insertion_point(module_scope)

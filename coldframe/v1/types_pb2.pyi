@@ -32,6 +32,8 @@ class _EffortEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """As many lists as the build measured to be needed for its target recall."""
     EFFORT_EXACT: _Effort.ValueType  # 2
     """Every list: the answer equals a brute-force search."""
+    EFFORT_FAST: _Effort.ValueType  # 3
+    """As many lists as the build measured to be needed for a recall of 0.9."""
 
 class Effort(_Effort, metaclass=_EffortEnumTypeWrapper):
     """How much of the index a search visits."""
@@ -42,6 +44,8 @@ EFFORT_BALANCED: Effort.ValueType  # 1
 """As many lists as the build measured to be needed for its target recall."""
 EFFORT_EXACT: Effort.ValueType  # 2
 """Every list: the answer equals a brute-force search."""
+EFFORT_FAST: Effort.ValueType  # 3
+"""As many lists as the build measured to be needed for a recall of 0.9."""
 global___Effort = Effort
 
 @typing.final
@@ -50,39 +54,75 @@ class Article(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class AttributesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     ID_FIELD_NUMBER: builtins.int
     TITLE_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
+    PUBLISHED_AT_FIELD_NUMBER: builtins.int
+    ATTRIBUTES_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """The caller's id. A search never returns the article that it was asked about."""
+    """1 to 512 characters where the article is upserted. As a seed it may be empty; a search never returns the article
+    that it was asked about.
+    """
     title: builtins.str
     content: builtins.str
+    """Title and content together: 1 to 1,000,000 characters."""
+    @property
+    def published_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """At most 64 of them; keys of 1 to 128, values of at most 4,096 characters."""
+
     def __init__(
         self,
         *,
         id: builtins.str = ...,
         title: builtins.str = ...,
         content: builtins.str = ...,
+        published_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        attributes: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "id", b"id", "title", b"title"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["published_at", b"published_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attributes", b"attributes", "content", b"content", "id", b"id", "published_at", b"published_at", "title", b"title"]) -> None: ...
 
 global___Article = Article
 
 @typing.final
 class Vector(google.protobuf.message.Message):
-    """A point in the encoder's space. Its length is Index.dimension; it is brought to unit length before it is used."""
+    """A point in the encoder's space. Its length is Index.dimension; it is brought to unit length before it is used.
+    Exactly one of the two fields.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     VALUES_FIELD_NUMBER: builtins.int
+    PACKED_FIELD_NUMBER: builtins.int
+    packed: builtins.bytes
+    """The same, as little-endian float32, four bytes a value."""
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     def __init__(
         self,
         *,
         values: collections.abc.Iterable[builtins.float] | None = ...,
+        packed: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["packed", b"packed", "values", b"values"]) -> None: ...
 
 global___Vector = Vector
 
@@ -96,10 +136,13 @@ class Seed(google.protobuf.message.Message):
     ARTICLE_FIELD_NUMBER: builtins.int
     ARTICLE_ID_FIELD_NUMBER: builtins.int
     VECTOR_FIELD_NUMBER: builtins.int
+    CLUSTER_ID_FIELD_NUMBER: builtins.int
     text: builtins.str
     """Any text: a reader's words, a headline, a whole article. At most 1,000,000 characters."""
     article_id: builtins.str
     """The id of an indexed article ("more like this")."""
+    cluster_id: builtins.str
+    """A cluster: its centroid."""
     @property
     def article(self) -> global___Article:
         """An article that the index may never have seen (item cold start)."""
@@ -115,10 +158,11 @@ class Seed(google.protobuf.message.Message):
         article: global___Article | None = ...,
         article_id: builtins.str = ...,
         vector: global___Vector | None = ...,
+        cluster_id: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["article", b"article", "article_id", b"article_id", "seed", b"seed", "text", b"text", "vector", b"vector"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["article", b"article", "article_id", b"article_id", "seed", b"seed", "text", b"text", "vector", b"vector"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["seed", b"seed"]) -> typing.Literal["text", "article", "article_id", "vector"] | None: ...
+    def HasField(self, field_name: typing.Literal["article", b"article", "article_id", b"article_id", "cluster_id", b"cluster_id", "seed", b"seed", "text", b"text", "vector", b"vector"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["article", b"article", "article_id", b"article_id", "cluster_id", b"cluster_id", "seed", b"seed", "text", b"text", "vector", b"vector"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["seed", b"seed"]) -> typing.Literal["text", "article", "article_id", "vector", "cluster_id"] | None: ...
 
 global___Seed = Seed
 
@@ -150,12 +194,26 @@ class ArticleSummary(google.protobuf.message.Message):
     PUBLISHED_AT_FIELD_NUMBER: builtins.int
     CLUSTER_ID_FIELD_NUMBER: builtins.int
     ATTRIBUTES_FIELD_NUMBER: builtins.int
+    STORY_ID_FIELD_NUMBER: builtins.int
+    CENTRALITY_FIELD_NUMBER: builtins.int
+    OUTLIER_FIELD_NUMBER: builtins.int
+    LIVE_FIELD_NUMBER: builtins.int
     id: builtins.str
     title: builtins.str
     excerpt: builtins.str
     """The beginning of the content."""
     cluster_id: builtins.str
     """The cluster whose list holds the article."""
+    story_id: builtins.str
+    """Articles that tell one story share it: the id of the first of them."""
+    centrality: builtins.float
+    """Cosine similarity to the centroid of its cluster, -1 to 1."""
+    outlier: builtins.bool
+    """Whether it lies farther from the centroid than the articles of its cluster usually do: nearer to no other cluster,
+    and not like this one.
+    """
+    live: builtins.bool
+    """Whether it was added or replaced since the generation was built."""
     @property
     def published_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Absent where the corpus gave no date that could be read."""
@@ -173,9 +231,13 @@ class ArticleSummary(google.protobuf.message.Message):
         published_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         cluster_id: builtins.str = ...,
         attributes: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        story_id: builtins.str = ...,
+        centrality: builtins.float = ...,
+        outlier: builtins.bool = ...,
+        live: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["published_at", b"published_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attributes", b"attributes", "cluster_id", b"cluster_id", "excerpt", b"excerpt", "id", b"id", "published_at", b"published_at", "title", b"title"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attributes", b"attributes", "centrality", b"centrality", "cluster_id", b"cluster_id", "excerpt", b"excerpt", "id", b"id", "live", b"live", "outlier", b"outlier", "published_at", b"published_at", "story_id", b"story_id", "title", b"title"]) -> None: ...
 
 global___ArticleSummary = ArticleSummary
 
@@ -187,20 +249,88 @@ class Hit(google.protobuf.message.Message):
 
     ARTICLE_FIELD_NUMBER: builtins.int
     SCORE_FIELD_NUMBER: builtins.int
+    EXPLANATION_FIELD_NUMBER: builtins.int
     score: builtins.float
-    """Cosine similarity to the seed, -1 to 1. Hits are sorted by it, equal scores by id."""
+    """What hits are sorted by, equal scores by id: the cosine similarity to the seed, -1 to 1, plus what the call's
+    options add and take away (Explanation).
+    """
     @property
     def article(self) -> global___ArticleSummary: ...
+    @property
+    def explanation(self) -> global___Explanation:
+        """Set where the call asked for it."""
+
     def __init__(
         self,
         *,
         article: global___ArticleSummary | None = ...,
         score: builtins.float = ...,
+        explanation: global___Explanation | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["article", b"article"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["article", b"article", "score", b"score"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["article", b"article", "explanation", b"explanation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["article", b"article", "explanation", b"explanation", "score", b"score"]) -> None: ...
 
 global___Hit = Hit
+
+@typing.final
+class Explanation(google.protobuf.message.Message):
+    """Why an article has its score: score = similarity + negative + recency + prior + diversity.
+
+    Parts are added, not multiplied: a cosine can be below zero, where a factor would turn the order around.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIMILARITY_FIELD_NUMBER: builtins.int
+    NEGATIVE_FIELD_NUMBER: builtins.int
+    RECENCY_FIELD_NUMBER: builtins.int
+    PRIOR_FIELD_NUMBER: builtins.int
+    DIVERSITY_FIELD_NUMBER: builtins.int
+    INTEREST_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    CLUSTER_ID_FIELD_NUMBER: builtins.int
+    CLUSTER_LABEL_FIELD_NUMBER: builtins.int
+    FRESHNESS_FIELD_NUMBER: builtins.int
+    EXPLORED_FIELD_NUMBER: builtins.int
+    similarity: builtins.float
+    """Cosine similarity to the seed, or to the medoid of the interest that brought the article here."""
+    negative: builtins.float
+    """At most 0: likeness to the negative seed that counts most."""
+    recency: builtins.float
+    """-recency_weight to 0: what age takes away."""
+    prior: builtins.float
+    """What the caller's priors or the popularity attribute add."""
+    diversity: builtins.float
+    """At most 0: likeness to articles that stand before it (maximal marginal relevance)."""
+    interest: builtins.int
+    """Number of the interest in RecommendResponse.interests; 0 for Search."""
+    seed: builtins.int
+    """Number of the request's seed that it is nearest to: the interest's medoid; 0 for Search."""
+    cluster_id: builtins.str
+    """The article's cluster and its label."""
+    cluster_label: builtins.str
+    freshness: builtins.float
+    """2^(-age / half_life): 1 for a fresh article, and for one without a date."""
+    explored: builtins.bool
+    """Whether its place was given to chance (explore_fraction) and not to its score."""
+    def __init__(
+        self,
+        *,
+        similarity: builtins.float = ...,
+        negative: builtins.float = ...,
+        recency: builtins.float = ...,
+        prior: builtins.float = ...,
+        diversity: builtins.float = ...,
+        interest: builtins.int = ...,
+        seed: builtins.int = ...,
+        cluster_id: builtins.str = ...,
+        cluster_label: builtins.str = ...,
+        freshness: builtins.float = ...,
+        explored: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cluster_id", b"cluster_id", "cluster_label", b"cluster_label", "diversity", b"diversity", "explored", b"explored", "freshness", b"freshness", "interest", b"interest", "negative", b"negative", "prior", b"prior", "recency", b"recency", "seed", b"seed", "similarity", b"similarity"]) -> None: ...
+
+global___Explanation = Explanation
 
 @typing.final
 class Term(google.protobuf.message.Message):
@@ -235,22 +365,33 @@ class Cluster(google.protobuf.message.Message):
     SIZE_FIELD_NUMBER: builtins.int
     MEDOID_FIELD_NUMBER: builtins.int
     REPRESENTATIVES_FIELD_NUMBER: builtins.int
+    TOPIC_ID_FIELD_NUMBER: builtins.int
+    NEWEST_AT_FIELD_NUMBER: builtins.int
+    LIVE_COUNT_FIELD_NUMBER: builtins.int
     id: builtins.str
     label: builtins.str
     """The first terms, for people to read."""
     size: builtins.int
-    """How many articles it holds."""
+    """How many articles it holds, live ones among them."""
+    topic_id: builtins.str
+    """The broad topic that it belongs to; empty where no topics were made."""
+    live_count: builtins.int
+    """Articles added since the generation was built."""
     @property
     def terms(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Term]:
         """Best first."""
 
     @property
     def medoid(self) -> global___ArticleSummary:
-        """The article nearest to the centroid."""
+        """The article nearest to the centroid when the generation was built."""
 
     @property
     def representatives(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ArticleSummary]:
         """Typical articles, the medoid first; set by GetCluster only."""
+
+    @property
+    def newest_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Date of its newest article; absent where none has a date."""
 
     def __init__(
         self,
@@ -261,9 +402,12 @@ class Cluster(google.protobuf.message.Message):
         size: builtins.int = ...,
         medoid: global___ArticleSummary | None = ...,
         representatives: collections.abc.Iterable[global___ArticleSummary] | None = ...,
+        topic_id: builtins.str = ...,
+        newest_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        live_count: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["medoid", b"medoid"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "label", b"label", "medoid", b"medoid", "representatives", b"representatives", "size", b"size", "terms", b"terms"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["medoid", b"medoid", "newest_at", b"newest_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "label", b"label", "live_count", b"live_count", "medoid", b"medoid", "newest_at", b"newest_at", "representatives", b"representatives", "size", b"size", "terms", b"terms", "topic_id", b"topic_id"]) -> None: ...
 
 global___Cluster = Cluster
 
@@ -300,6 +444,7 @@ class Timing(google.protobuf.message.Message):
     EMBED_MS_FIELD_NUMBER: builtins.int
     SEARCH_MS_FIELD_NUMBER: builtins.int
     TOTAL_MS_FIELD_NUMBER: builtins.int
+    RANK_MS_FIELD_NUMBER: builtins.int
     tokenize_ms: builtins.float
     queue_ms: builtins.float
     """Waiting for the encoder."""
@@ -308,6 +453,8 @@ class Timing(google.protobuf.message.Message):
     search_ms: builtins.float
     total_ms: builtins.float
     """From the request's arrival to the reply's departure."""
+    rank_ms: builtins.float
+    """Filters, scores, and the order of the hits."""
     def __init__(
         self,
         *,
@@ -316,8 +463,9 @@ class Timing(google.protobuf.message.Message):
         embed_ms: builtins.float = ...,
         search_ms: builtins.float = ...,
         total_ms: builtins.float = ...,
+        rank_ms: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["embed_ms", b"embed_ms", "queue_ms", b"queue_ms", "search_ms", b"search_ms", "tokenize_ms", b"tokenize_ms", "total_ms", b"total_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embed_ms", b"embed_ms", "queue_ms", b"queue_ms", "rank_ms", b"rank_ms", "search_ms", b"search_ms", "tokenize_ms", b"tokenize_ms", "total_ms", b"total_ms"]) -> None: ...
 
 global___Timing = Timing
 
@@ -330,19 +478,54 @@ class ServedBy(google.protobuf.message.Message):
     GENERATION_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
+    LIVE_SEQUENCE_FIELD_NUMBER: builtins.int
+    ATTRIBUTION_TOKEN_FIELD_NUMBER: builtins.int
     generation: builtins.str
     """The generation's name, "<UTC time>-<digest>"."""
     model: builtins.str
     """The model's name as the build was given it."""
     fingerprint: builtins.str
     """Hex digest of weights, tokenizer and recipe."""
+    live_sequence: builtins.int
+    """Number of the last upsert or delete that this answer knows of. With the generation it names the state of the index."""
+    attribution_token: builtins.str
+    """Ties the answer to generation, model, live sequence and request: log it with what the reader did. Equal calls on an
+    equal index have equal tokens. Of every ranked call.
+    """
     def __init__(
         self,
         *,
         generation: builtins.str = ...,
         model: builtins.str = ...,
         fingerprint: builtins.str = ...,
+        live_sequence: builtins.int = ...,
+        attribution_token: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fingerprint", b"fingerprint", "generation", b"generation", "model", b"model"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attribution_token", b"attribution_token", "fingerprint", b"fingerprint", "generation", b"generation", "live_sequence", b"live_sequence", "model", b"model"]) -> None: ...
 
 global___ServedBy = ServedBy
+
+@typing.final
+class ItemError(google.protobuf.message.Message):
+    """Why one of many items was not served, where the others were: the same as the status of a call of its own."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    FIELD_FIELD_NUMBER: builtins.int
+    code: builtins.str
+    """Name of the gRPC status code, such as "INVALID_ARGUMENT"."""
+    message: builtins.str
+    field: builtins.str
+    """The field that was wrong, where there is one."""
+    def __init__(
+        self,
+        *,
+        code: builtins.str = ...,
+        message: builtins.str = ...,
+        field: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "field", b"field", "message", b"message"]) -> None: ...
+
+global___ItemError = ItemError
