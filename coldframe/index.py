@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from coldframe.rows import RowSet
+
 # Scores that differ by less may come in either order from fp32: candidates this close to the cut are looked at too.
 _FP32_NOISE = 1e-5
 _SPARE_ROWS = 8
 _SPARE_CENTROIDS = 2
 _BLOCK = 2_048
 _SCAN_BLOCK = 16_384
+# So few rows are scored one by one: to read them out of their lists costs more.
+_FEW_ROWS = 512
 
 
 class ClusterIndex:
@@ -151,11 +155,89 @@ class ClusterIndex:
         """`search` that can miss nothing: of every list, or of the stored vectors where the lists keep codes."""
         return self.search(vector, limit, self.clusters, hidden)
 
+    def search_among(
+        self, vector: NDArray[np.float32], limit: int, probes: int, allowed: RowSet
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """`search` among some rows only: at most `limit` of them, best first, with their similarities.
+
+        The fewer rows are allowed, the farther away the nearest ones lie: lists are visited, the nearest first, until
+        as many allowed rows were seen as an unfiltered search of `probes` lists sees rows, and as many such lists; that
+        costs no more, since rows that are not allowed are passed over unread. With all lists visited it is exact.
+        """
+        wanted = min(limit, len(allowed))
+        if wanted == 0:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        exact = probes >= self.clusters
+        if len(allowed) <= max(_FEW_ROWS, 4 * limit) or (exact and self.storage != "flat"):
+            return self._best_of(allowed.rows(), vector, wanted)
+        fetch = self._overfetch * limit + _SPARE_ROWS
+        lists, coarse = self._lists_for(vector, probes, allowed, fetch)
+        while True:
+            found, proposed = self._visit(vector, lists, coarse, min(fetch, len(allowed)), allowed)
+            rows, scores, tie = self._rescored(found, proposed, vector, wanted)
+            if not (len(rows) == fetch < len(allowed) and tie):
+                return rows[:wanted], scores[:wanted]
+            fetch *= 4
+
+    def _lists_for(
+        self, vector: NDArray[np.float32], probes: int, allowed: RowSet, fetch: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The lists that `search_among` visits, the nearest first, and the similarities of their centroids."""
+        similarities = self.centroids @ vector  # (clusters,)
+        held = allowed.per_cluster
+        order = np.argsort(-similarities, kind="stable")
+        order = order[held[order] > 0]
+        seen = np.cumsum(held[order])
+        enough = max(fetch, len(self) * probes // self.clusters)
+        count = max(probes, int(np.searchsorted(seen, enough)) + 1)
+        return order[:count], similarities[order[:count]]
+
+    def _visit(
+        self,
+        vector: NDArray[np.float32],
+        lists: NDArray[np.int64],
+        coarse: NDArray[np.float32],
+        fetch: int,
+        allowed: RowSet,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Up to `fetch` allowed rows of these lists, and their scores as the codes tell them."""
+        selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
+        parameters = faiss.SearchParametersIVF(nprobe=len(lists), sel=selector)  # type: ignore[call-arg]
+        query, found, scores = np.ascontiguousarray(vector), np.empty(fetch, np.int64), np.empty(fetch, np.float32)
+        arrays = (faiss.swig_ptr(array) for array in (lists, coarse, scores, found))
+        # The wrapper takes no parameters; the method that it wraps does.
+        run = self._ivf.search_preassigned_c  # type: ignore[attr-defined]
+        run(1, faiss.swig_ptr(query), fetch, *arrays, False, parameters)
+        there = found >= 0
+        return found[there], scores[there]
+
+    def _best_of(
+        self, rows: NDArray[np.int64], vector: NDArray[np.float32], wanted: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest of some rows, ascending, each of which is looked at."""
+        guesses = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _BLOCK):
+            guesses[start : start + _BLOCK] = self.vectors[rows[start : start + _BLOCK]] @ vector
+        last = np.partition(guesses, -wanted)[-wanted] if wanted < len(rows) else -np.inf
+        near = guesses >= last - _FP32_NOISE
+        rows, scores, _ = self._rescored(rows[near], guesses[near], vector, wanted)
+        return rows[:wanted], scores[:wanted]
+
     def _candidates(
         self, vector: NDArray[np.float32], fetch: int, wanted: int, probes: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
         """Rows by score, their scores, and whether rows that were not fetched could tie with those wanted."""
         found, proposed = self._propose(vector[None], fetch, probes)
+        return self._rescored(found, proposed, vector, wanted)
+
+    def _rescored(
+        self,
+        found: NDArray[np.int64],
+        proposed: NDArray[np.float32],
+        vector: NDArray[np.float32],
+        wanted: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
+        """What was proposed, by its score in fp64; as `_candidates`."""
         order = np.argsort(found)
         rows, guesses = found[order], proposed[order]
         scores = _dots(self.vectors, rows, vector)
