@@ -113,7 +113,7 @@ class ClusterIndex:
 
     def similarities(self, rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine similarities of some rows to a vector, (n,), to the same bits as a search finds."""
-        return _dots(self.vectors, rows, vector)
+        return dots(self.vectors, rows, vector)
 
     def members(self, cluster: int) -> NDArray[np.int64]:
         """Rows in a cluster's list, ascending."""
@@ -240,7 +240,7 @@ class ClusterIndex:
         """What was proposed, by its score in fp64; as `_candidates`."""
         order = np.argsort(found)
         rows, guesses = found[order], proposed[order]
-        scores = _dots(self.vectors, rows, vector)
+        scores = dots(self.vectors, rows, vector)
         order = np.argsort(-scores, kind="stable")  # rows ascend, so equal scores stay in the order of ids
         guesses = guesses[order]
         # Equal vectors have equal codes: only what was proposed last can have equals that were not fetched.
@@ -313,7 +313,7 @@ def _reserve(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> None:
         lists.resize(cluster, 0)
 
 
-def _dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+def dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """Inner products of some rows, (n,): summed in fp64 in one order for every row, so equal rows have equal scores."""
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _BLOCK):

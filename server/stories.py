@@ -1,0 +1,70 @@
+"""Which story a live article tells: the rules of the offline build (docs/decisions/0011-stories.md), one at a time.
+
+The build holds whole texts against each other. Of a generation's articles the server has the title and the beginning,
+and asks that those be found in the new text; of live articles it has the words of all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from coldframe.stories import SAME_WORDS, cosine, overlap, shingles
+from coldframe.text import article_text
+from server.columns import UNDATED, microseconds
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from numpy.typing import NDArray
+
+    from server.view import View
+
+_NEIGHBOURS = 8
+_PROBES = 4
+_DAY_US = 86_400_000_000
+
+
+def story_of(
+    view: View,
+    article_id: str,
+    vector: NDArray[np.float32],
+    words: NDArray[np.uint64],
+    digest: bytes,
+    published_at: datetime | None,
+) -> int:
+    """The row that began the story which an article tells: its own, the next live row, where nobody told it before.
+
+    vector: (dim,), of unit length. words: the shingles of its text.
+    """
+    rules = view.base.generation.manifest.parameters
+    itself = view.row_of(article_id)
+    near, similarities = view.search(vector, _NEIGHBOURS, _PROBES, view.allow(excluded=() if itself is None else (itself,)))
+    near = near[similarities >= rules.story_similarity]
+    equal = [row for row in near.tolist() if view.article(row).text_digest == digest]
+    if equal:
+        return int(view.stories(np.array(equal[:1]))[0])
+    best, most = len(view.base) + len(view.alive), 0.0
+    for leader in np.unique(view.stories(near)).tolist():
+        if not _within(view, leader, published_at, rules.story_window_days):
+            continue
+        if cosine(vector, view.vectors(np.array([leader]))[0]) < rules.story_similarity:
+            continue
+        shared = overlap(words, _words_of(view, leader))
+        if shared >= SAME_WORDS and shared > most:
+            best, most = leader, shared
+    return best
+
+
+def _within(view: View, row: int, published_at: datetime | None, days: float) -> bool:
+    """Whether a row lies within the window of a date, as far as anyone knows."""
+    known, date = int(view.microseconds(np.array([row]))[0]), microseconds(published_at)
+    return UNDATED in {known, date} or abs(known - date) <= days * _DAY_US
+
+
+def _words_of(view: View, row: int) -> NDArray[np.uint64]:
+    if view.is_live(row):
+        return view.overlay.rows[row - len(view.base)].shingles
+    article = view.article(row)
+    return shingles(article_text(article.title, article.excerpt.removesuffix("…")))

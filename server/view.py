@@ -1,0 +1,287 @@
+"""What one request sees: a generation, the live articles beside it, and which of both are there at this moment.
+
+A view never changes. Each commit makes the next one, sharing all but what is new; a request takes the view once and
+keeps it to its end, so that no answer mixes two states. Rows of the generation are numbered 0 to n - 1 in the order of
+ids, live rows from n on in the order of arrival.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coldframe.index import dots
+from coldframe.rows import RowSet
+from server.columns import UNDATED, BaseColumns
+from server.overlay import LiveRow, Overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from coldframe.articles import ArticleRow
+    from coldframe.generation import Generation
+    from server.filters import Condition
+
+    Floats = NDArray[np.float32]
+    Rows = NDArray[np.int64]
+
+_FILTERS_KEPT = 64
+_FEW_HIDDEN = 64  # so few are fetched and dropped; more are passed over by a bitmap
+_FP32_NOISE = 1e-5
+
+
+class Base:
+    """A generation, and what of it is worked out once for all views."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        self.columns = BaseColumns(generation.articles)
+        self.rows = RowSet.of(np.ones(len(self), np.bool_), self.columns.clusters, len(generation.clusters))
+        self._filtered: OrderedDict[bytes, RowSet] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.generation.index)
+
+    def matching(self, condition: Condition) -> RowSet:
+        """The rows that a filter lets through. Filters come again and again: the last ones are kept."""
+        with self._lock:
+            found = self._filtered.pop(condition.key, None)
+        if found is None:
+            mask = condition.mask(self.columns, len(self))
+            found = RowSet.of(mask, self.columns.clusters, len(self.rows.per_cluster))
+        with self._lock:
+            self._filtered[condition.key] = found
+            while len(self._filtered) > _FILTERS_KEPT:
+                self._filtered.popitem(last=False)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The rows that a search may answer."""
+
+    base: RowSet
+    live: NDArray[np.bool_]
+    """(live rows,)"""
+    plain: frozenset[int] | None
+    """Where all of the generation's rows are allowed but these few: what they are. None: see `base`."""
+
+    def __len__(self) -> int:
+        return len(self.base) + int(self.live.sum())
+
+
+@dataclass(frozen=True)
+class View:
+    """One state of the index. `sequence` is that of the last change it knows of."""
+
+    base: Base
+    overlay: Overlay
+    sequence: int
+    replaced: Rows
+    """Rows of the generation that were replaced or removed, ascending."""
+    base_rows: RowSet
+    """The others."""
+    alive: NDArray[np.bool_]
+    """Which live rows are there, (live rows,)."""
+
+    @classmethod
+    def of(cls, base: Base) -> View:
+        """A generation as it was built: `sequence` is its watermark."""
+        overlay = Overlay(base.generation.index.dim)
+        none = np.empty(0, np.int64)
+        watermark = base.generation.manifest.watermark
+        return cls(base, overlay, watermark, none, base.rows, np.empty(0, np.bool_))
+
+    # --- the next state ----------------------------------------------------------------------------------------------
+
+    def with_article(self, row: LiveRow, sequence: int) -> View:
+        """The view with an article more, in place of one with the same id. One thread may call it."""
+        view = self.without_article(row.article.id, sequence)
+        self.overlay.append(row)
+        return replace(view, alive=np.append(view.alive, True))
+
+    def without_article(self, article_id: str, sequence: int) -> View:
+        """The view with an article less; the same but for the sequence where it is not there."""
+        row = self.row_of(article_id)
+        if row is None:
+            return replace(self, sequence=sequence)
+        if row >= len(self.base):
+            alive = self.alive.copy()
+            alive[row - len(self.base)] = False
+            return replace(self, alive=alive, sequence=sequence)
+        gone = np.array([row])
+        replaced = np.insert(self.replaced, np.searchsorted(self.replaced, row), row)
+        rows = self.base_rows.without(gone, self.base.columns.clusters)
+        return replace(self, replaced=replaced, base_rows=rows, sequence=sequence)
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.base_rows) + int(self.alive.sum())
+
+    def row_of(self, article_id: str) -> int | None:
+        """The row of an id; None where there is none."""
+        live = self.overlay.row_of(article_id, len(self.alive))
+        if live is not None and self.alive[live]:
+            return len(self.base) + live
+        row = self.base.generation.articles.row_of(article_id)
+        return row if row is not None and self.base_rows.has(np.array([row]))[0] else None
+
+    def row_of_text(self, digest: bytes) -> int | None:
+        """A row whose embedded text has that digest: its vector need not be computed again."""
+        live = self.overlay.row_of_text(digest, self.alive)
+        # A row that was replaced has the vector of its text all the same.
+        return self.base.generation.articles.row_of_text(digest) if live is None else len(self.base) + live
+
+    def is_live(self, row: int) -> bool:
+        """Whether a row came after the generation was built."""
+        return row >= len(self.base)
+
+    def article(self, row: int) -> ArticleRow:
+        """What is known of a row; `story` is a row of this view, too."""
+        return (
+            self.overlay.rows[row - len(self.base)].article if self.is_live(row) else self.base.generation.articles[row]
+        )
+
+    def story_id(self, row: int) -> str:
+        """The id of the article that began the story that a row tells."""
+        return self.id_of(int(self.stories(np.array([row]))[0]))
+
+    def id_of(self, row: int) -> str:
+        """The article id of a row."""
+        if self.is_live(row):
+            return self.overlay.rows[row - len(self.base)].article.id
+        return self.base.generation.articles.id_of(row)
+
+    def vectors(self, rows: Rows) -> Floats:
+        """Vectors of some rows, (n, dim)."""
+        return self._pick(rows, self.base.generation.index.vectors, self.overlay.vectors(len(self.alive)))
+
+    def microseconds(self, rows: Rows) -> NDArray[np.int64]:
+        """When they were published, since 1970, (n,); UNDATED where that is not known."""
+        return self._pick(rows, self.base.columns.microseconds, self.overlay.columns.microseconds)
+
+    def stories(self, rows: Rows) -> NDArray[np.int64]:
+        """The row that began the story of each, (n,)."""
+        return self._pick(rows, self.base.columns.stories, self.overlay.columns.stories)
+
+    def clusters(self, rows: Rows) -> NDArray[np.int32]:
+        """The cluster number of each, (n,)."""
+        return self._pick(rows, self.base.columns.clusters, self.overlay.columns.clusters)
+
+    def _pick(self, rows: Rows, of_base: NDArray[Any], of_live: NDArray[Any]) -> NDArray[Any]:
+        live = rows >= len(self.base)
+        if not live.any():
+            return of_base[rows]
+        found = np.empty((len(rows), *of_base.shape[1:]), of_base.dtype)
+        found[~live], found[live] = of_base[rows[~live]], of_live[rows[live] - len(self.base)]
+        return found
+
+    def members(self, cluster: int) -> Rows:
+        """The rows in a cluster, ascending."""
+        base = self.base.generation.index.members(cluster)
+        live = np.flatnonzero(self.alive & (self.overlay.columns.clusters[: len(self.alive)] == cluster))
+        return np.concatenate([base[self.base_rows.has(base)], live + len(self.base)])
+
+    # --- all clusters at once ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def live_sizes(self) -> NDArray[np.int64]:
+        """Live articles of each cluster, (clusters,)."""
+        clusters = self.overlay.columns.clusters[: len(self.alive)][self.alive]
+        return np.bincount(clusters, minlength=len(self.base_rows.per_cluster))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Articles of each cluster, (clusters,)."""
+        return self.base_rows.per_cluster + self.live_sizes
+
+    @cached_property
+    def dated(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Date, in microseconds, and cluster of every article that has a date, (n,) each."""
+        rows = np.concatenate([self.base_rows.rows(), np.flatnonzero(self.alive) + len(self.base)])
+        dates = self.microseconds(rows)
+        known = dates != UNDATED
+        return dates[known], self.clusters(rows)[known]
+
+    @cached_property
+    def newest(self) -> NDArray[np.int64]:
+        """Date of the newest article of each cluster, in microseconds, (clusters,); UNDATED where none has one."""
+        newest = np.full(len(self.base_rows.per_cluster), UNDATED, np.int64)
+        dates, clusters = self.dated
+        np.maximum.at(newest, clusters, dates)
+        return newest
+
+    # --- searching ---------------------------------------------------------------------------------------------------
+
+    def allow(self, condition: Condition | None = None, excluded: Iterable[int] = ()) -> Allowed:
+        """The rows that match a filter, without some."""
+        out = np.array(sorted(set(excluded)), np.int64)
+        live = self.alive
+        if condition is not None:
+            live = live & condition.mask(self.overlay.columns, len(live))
+        if (of_live := out[out >= len(self.base)]).size:
+            live = live.copy()
+            live[of_live - len(self.base)] = False
+        of_base = out[out < len(self.base)]
+        hidden = np.union1d(self.replaced, of_base)
+        plain = frozenset(hidden.tolist()) if condition is None and len(hidden) <= _FEW_HIDDEN else None
+        if condition is not None:
+            base = self.base.matching(condition).without(hidden, self.base.columns.clusters)
+        else:
+            base = self.base_rows.without(of_base, self.base.columns.clusters) if len(of_base) else self.base_rows
+        return Allowed(base, live, plain)
+
+    def search(self, vector: Floats, limit: int, probes: int, allowed: Allowed) -> tuple[Rows, Floats]:
+        """The nearest allowed rows, best first, equal ones by id: at most `limit`, with their cosine similarities.
+
+        vector: (dim,), of unit length. probes: lists that are visited, of the generation's clusters and of the live
+        rows' alike; with all of them the answer is exact.
+        """
+        index = self.base.generation.index
+        if allowed.plain is not None:
+            rows, scores = index.search(vector, limit, probes, allowed.plain)
+        else:
+            rows, scores = index.search_among(vector, limit, probes, allowed.base)
+        if not allowed.live.any():
+            return rows, scores
+        live, live_scores = self._search_live(vector, limit, probes, allowed.live)
+        rows, scores = np.concatenate([rows, live + len(self.base)]), np.concatenate([scores, live_scores])
+        order = self.by_score(rows, scores)[:limit]
+        return rows[order], scores[order]
+
+    def _search_live(self, vector: Floats, limit: int, probes: int, allowed: NDArray[np.bool_]) -> tuple[Rows, Floats]:
+        """The nearest allowed live rows and all that could tie with the last of them, in no order."""
+        centroids = self.base.generation.index.centroids
+        nearest = np.argsort(-(centroids @ vector), kind="stable")[:probes]  # (probes,)
+        rows = self.overlay.candidates(nearest, limit, allowed)
+        if not len(rows):
+            return rows, np.empty(0, np.float32)
+        vectors = self.overlay.vectors(len(self.alive))
+        guesses = vectors[rows] @ vector  # (rows,)
+        last = np.partition(guesses, -limit)[-limit] if limit < len(rows) else -np.inf
+        rows = rows[guesses >= last - _FP32_NOISE]
+        return rows, dots(vectors, rows, vector)
+
+    def by_score(self, rows: Rows, scores: Floats) -> NDArray[np.int64]:
+        """The order of some rows, (n,): the highest score first, equal ones by article id."""
+        order = np.lexsort((rows, -scores))
+        ranked = scores[order]
+        if not (rows >= len(self.base)).any() or not (ranked[1:] == ranked[:-1]).any():
+            return order  # the generation's rows are in the order of ids
+        keyed = sorted(order.tolist(), key=lambda place: (-float(scores[place]), self.id_of(int(rows[place]))))
+        return np.array(keyed, np.int64)
+
+
+def rows_of(view: View, ids: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Rows of the ids that are there, and the ids that are not, each in order."""
+    found = {article_id: view.row_of(article_id) for article_id in ids}
+    return [row for row in found.values() if row is not None], [name for name, row in found.items() if row is None]

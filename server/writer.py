@@ -1,0 +1,200 @@
+"""Changes to the live articles: committed in groups, then seen by everybody, then acknowledged.
+
+Callers that wait together share one transaction, and so one wait for the disk. A group is taken whole or, where the
+disk refuses, not at all: nobody is told of a change that a crash could undo, and no view shows one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from coldframe.articles import ArticleRow, excerpt
+from coldframe.errors import Overloaded
+from coldframe.live import Upsert
+from coldframe.stories import shingles
+from coldframe.text import article_text, text_digest
+from server.overlay import LiveRow
+from server.stories import story_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+
+    from coldframe.live import Change, LiveArticle, LiveStore
+    from server.view import View
+
+_GROUP = 1_024
+MAX_WAITING = 16_384
+
+
+class Outcome(Enum):
+    """What came of a change."""
+
+    CREATED = 1
+    REPLACED = 2
+    UNCHANGED = 3
+    DELETED = 4
+    MISSING = 5
+    """There was no such article to delete."""
+
+
+class StaleVector(Exception):
+    """Another encoder serves by now: the article must be embedded again."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    changes: Sequence[Change]
+    done: asyncio.Future[tuple[list[Outcome], View]]
+
+
+class Writer:
+    """The one who writes. `view` gives the newest state, `publish` makes one the newest; both are called on `thread`."""
+
+    def __init__(
+        self, store: LiveStore, thread: Executor, view: Callable[[], View], publish: Callable[[View], None]
+    ) -> None:
+        self._store, self._thread = store, thread
+        self._view, self._publish = view, publish
+        self._line: deque[_Waiting] = deque()
+        self._waiting = 0
+        self._worker: asyncio.Task[None] | None = None
+
+    async def apply(self, changes: Sequence[Change]) -> tuple[list[Outcome], View]:
+        """Commits all of the changes, no two of one id, or none; says what came of each, and the first view with them.
+
+        Raises Overloaded, at once, where too many wait; StaleVector; and what the store says of a disk that refuses.
+        """
+        if self._waiting + len(changes) > MAX_WAITING:
+            raise Overloaded(f"{self._waiting:,} changes wait to be written, which is as many as this server takes")
+        item = _Waiting(changes, asyncio.get_running_loop().create_future())
+        self._line.append(item)
+        self._waiting += len(changes)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await item.done
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while group := self._next_group():
+            results = await loop.run_in_executor(self._thread, self._commit, [item.changes for item in group])
+            for item, result in zip(group, results, strict=True):
+                if item.done.done():
+                    continue
+                if isinstance(result, Exception):
+                    item.done.set_exception(result)
+                else:
+                    item.done.set_result(result)
+
+    def _next_group(self) -> list[_Waiting]:
+        """The first in line, up to a limit, and up to the first that changes an id that the group changes already."""
+        group: list[_Waiting] = []
+        ids: set[str] = set()
+        while self._line and len(ids) < _GROUP:
+            new = {_id_of(change) for change in self._line[0].changes}
+            if ids & new:
+                break
+            ids |= new
+            item = self._line.popleft()
+            self._waiting -= len(item.changes)
+            if not item.done.cancelled():
+                group.append(item)
+        return group
+
+    def _commit(self, group: list[Sequence[Change]]) -> list[tuple[list[Outcome], View] | Exception]:
+        """One transaction for all. Runs on the writer's thread."""
+        try:
+            return self._committed(group)
+        except Exception as error:  # noqa: BLE001  # whatever it is, each caller must hear of it
+            return [error] * len(group)
+
+    def _committed(self, group: list[Sequence[Change]]) -> list[tuple[list[Outcome], View] | Exception]:
+        view = self._view()
+        fingerprint = view.base.generation.manifest.model.fingerprint
+        outcomes: list[list[Outcome] | Exception] = []
+        writes: list[Change] = []
+        for changes in group:
+            if any(isinstance(change, Upsert) and change.embedded.fingerprint != fingerprint for change in changes):
+                outcomes.append(StaleVector())
+                continue
+            found = [self.outcome(view, change) for change in changes]
+            outcomes.append(found)
+            writes += [change for change, outcome in zip(changes, found, strict=True) if self._counts(change, outcome)]
+        for change, sequence in zip(writes, self._store.apply(writes) if writes else [], strict=True):
+            view = applied(view, change, sequence)
+        self._publish(view)
+        return [found if isinstance(found, Exception) else (found, view) for found in outcomes]
+
+    @staticmethod
+    def outcome(view: View, change: Change) -> Outcome:
+        """What a change comes to."""
+        row = view.row_of(_id_of(change))
+        if not isinstance(change, Upsert):
+            return Outcome.MISSING if row is None else Outcome.DELETED
+        if row is None:
+            return Outcome.CREATED
+        return Outcome.UNCHANGED if is_same(view.article(row), change.article) else Outcome.REPLACED
+
+    def _counts(self, change: Change, outcome: Outcome) -> bool:
+        """Whether a change must be written; what is gone is marked once."""
+        if outcome is Outcome.MISSING:
+            known = self._store.get(_id_of(change))
+            return known is None or known.article is not None
+        return outcome is not Outcome.UNCHANGED
+
+    async def drain(self) -> None:
+        """Serves who still waits."""
+        if self._worker is not None:
+            await self._worker
+
+
+def _id_of(change: Change) -> str:
+    return change.article.id if isinstance(change, Upsert) else change.id
+
+
+def is_same(known: ArticleRow, article: LiveArticle) -> bool:
+    """Whether an article is in the index exactly as it comes."""
+    return (
+        known.text_digest == text_digest(article_text(article.title, article.content))
+        and known.title == article.title.strip()
+        and known.published_at == article.published_at
+        and known.attributes == article.attributes
+    )
+
+
+def applied(view: View, change: Change, sequence: int) -> View:
+    """The view after a change that is on the disk."""
+    if isinstance(change, Upsert):
+        return view.with_article(live_row(view, change), sequence)
+    return view.without_article(change.id, sequence)
+
+
+def live_row(view: View, upsert: Upsert) -> LiveRow:
+    """An article where it belongs in this view: its cluster and its story."""
+    article, generation = upsert.article, view.base.generation
+    text = article_text(article.title, article.content)
+    digest, words = text_digest(text), shingles(text)
+    known = view.row_of_text(digest)
+    # Equal texts have equal vectors, whatever they were batched with.
+    vectors = generation.placement(upsert.embedded.vector[None]) if known is None else view.vectors(as_rows(known))
+    clusters, similarities = generation.index.nearest_clusters(vectors, 1)
+    cluster, similarity = int(clusters[0, 0]), float(similarities[0, 0])
+    row = ArticleRow(
+        id=article.id,
+        title=article.title.strip(),
+        excerpt=excerpt(article.content.strip()),
+        published_at=article.published_at,
+        attributes=article.attributes,
+        cluster=cluster,
+        tokens_seen=upsert.embedded.tokens_seen,
+        tokens_used=upsert.embedded.tokens_used,
+        text_digest=digest,
+        story=story_of(view, article.id, vectors[0], words, digest, article.published_at),
+        similarity=similarity,
+        outlier=similarity < generation.clusters[cluster].outlier_below,
+    )
+    return LiveRow(row, vectors[0], words)
