@@ -124,6 +124,12 @@ class Articles:
         fields["attributes"] = dict(fields["attributes"])
         return ArticleRow(**fields)
 
+    def id_of(self, row: int) -> str:
+        """The id of a row."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        found: str = self._batches[number].column("id")[row - int(self._starts[number])].as_py()
+        return found
+
     def row_of(self, article_id: str) -> int | None:
         """The row of an id; None where there is none."""
         number = bisect_right(self._first_ids, article_id) - 1

@@ -247,6 +247,11 @@ class Generation:
         """The generation's name, "<UTC time>-<digest>"."""
         return self.manifest.name
 
+    @property
+    def probes(self) -> int:
+        """Lists that a balanced search visits."""
+        return self.manifest.parameters.probes
+
     def require(self, fingerprint: str) -> None:
         """Raises FingerprintMismatch unless the encoder of that fingerprint built this generation."""
         built_by = self.manifest.model

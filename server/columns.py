@@ -85,6 +85,11 @@ def number(value: str) -> float:
     return read if np.isfinite(read) else float("nan")
 
 
+def microseconds(date: datetime | None) -> int:
+    """A date that knows its time zone, since 1970; UNDATED for None."""
+    return UNDATED if date is None else (date - _EPOCH) // _MICROSECOND
+
+
 class BaseColumns:
     """Columns of a generation. Safe for many readers."""
 
@@ -183,7 +188,7 @@ class LiveColumns:
 
     def append(self, published_at: datetime | None, cluster: int, story: int, attributes: Mapping[str, str]) -> None:
         """Adds one row. `published_at` knows its time zone. `attributes` is kept, and must not change any more."""
-        since = UNDATED if published_at is None else (published_at - _EPOCH) // _MICROSECOND
+        since = microseconds(published_at)
         self._microseconds.append(since)
         self._seconds.append(UNDATED if published_at is None else since // 1_000_000)
         self._clusters.append(cluster)

@@ -63,6 +63,13 @@ class Overlay:
         self.rows.append(row)
         return number
 
+    def copy(self, count: int) -> Overlay:
+        """The first rows in an overlay of their own."""
+        other = Overlay(self._vectors.shape[1])
+        for row in self.rows[:count]:
+            other.append(row)
+        return other
+
     def vectors(self, count: int) -> NDArray[np.float32]:
         """Of the first rows, (count, dim), without a copy."""
         return self._vectors[:count]

@@ -50,6 +50,11 @@ class Base:
     def __len__(self) -> int:
         return len(self.generation.index)
 
+    @cached_property
+    def centralities(self) -> Floats:
+        """The cosine of every row to the centroid of its cluster, (n,)."""
+        return np.asarray(self.generation.articles.column("similarity").to_numpy(), np.float32)
+
     def matching(self, condition: Condition) -> RowSet:
         """The rows that a filter lets through. Filters come again and again: the last ones are kept."""
         with self._lock:
@@ -122,6 +127,10 @@ class View:
         rows = self.base_rows.without(gone, self.base.columns.clusters)
         return replace(self, replaced=replaced, base_rows=rows, sequence=sequence)
 
+    def apart(self) -> View:
+        """The same state, to try out what would become of it."""
+        return replace(self, overlay=self.overlay.copy(len(self.alive)))
+
     # --- rows --------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -161,6 +170,11 @@ class View:
             return self.overlay.rows[row - len(self.base)].article.id
         return self.base.generation.articles.id_of(row)
 
+    def vector(self, row: int) -> Floats:
+        """The vector of a row, (dim,)."""
+        found: Floats = self.vectors(np.array([row]))[0]
+        return found
+
     def vectors(self, rows: Rows) -> Floats:
         """Vectors of some rows, (n, dim)."""
         return self._pick(rows, self.base.generation.index.vectors, self.overlay.vectors(len(self.alive)))
@@ -176,6 +190,11 @@ class View:
     def clusters(self, rows: Rows) -> NDArray[np.int32]:
         """The cluster number of each, (n,)."""
         return self._pick(rows, self.base.columns.clusters, self.overlay.columns.clusters)
+
+    def centralities(self, rows: Rows) -> Floats:
+        """The cosine of each to the centroid of its cluster, (n,)."""
+        of_live = np.array([row.article.similarity for row in self.overlay.rows[: len(self.alive)]], np.float32)
+        return self._pick(rows, self.base.centralities, of_live)
 
     def _pick(self, rows: Rows, of_base: NDArray[Any], of_live: NDArray[Any]) -> NDArray[Any]:
         live = rows >= len(self.base)
@@ -271,13 +290,13 @@ class View:
         rows = rows[guesses >= last - _FP32_NOISE]
         return rows, dots(vectors, rows, vector)
 
-    def by_score(self, rows: Rows, scores: Floats) -> NDArray[np.int64]:
+    def by_score(self, rows: Rows, scores: NDArray[Any]) -> NDArray[np.int64]:
         """The order of some rows, (n,): the highest score first, equal ones by article id."""
         order = np.lexsort((rows, -scores))
         ranked = scores[order]
         if not (rows >= len(self.base)).any() or not (ranked[1:] == ranked[:-1]).any():
             return order  # the generation's rows are in the order of ids
-        keyed = sorted(order.tolist(), key=lambda place: (-float(scores[place]), self.id_of(int(rows[place]))))
+        keyed = sorted(order.tolist(), key=lambda place: (-scores[place], self.id_of(int(rows[place]))))
         return np.array(keyed, np.int64)
 
 

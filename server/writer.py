@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from coldframe.articles import ArticleRow, excerpt
 from coldframe.errors import Overloaded
-from coldframe.live import Upsert
+from coldframe.live import Delete, Upsert
 from coldframe.stories import shingles
 from coldframe.text import article_text, text_digest
 from server.overlay import LiveRow
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
-    from coldframe.live import Change, LiveArticle, LiveStore
+    from coldframe.live import LiveArticle, LiveStore
     from server.view import View
 
 _GROUP = 1_024
@@ -42,14 +42,25 @@ class Outcome(Enum):
     """There was no such article to delete."""
 
 
-class StaleVector(Exception):
-    """Another encoder serves by now: the article must be embedded again."""
+@dataclass(frozen=True, slots=True)
+class Same:
+    """An article that the index held exactly so when its caller looked: nobody embedded it."""
+
+    article: LiveArticle
+
+
+Change = Upsert | Same | Delete
+Outcomes = list[Outcome]
+
+
+class StaleVector(Exception):  # noqa: N818  # no error: the one who calls tries again
+    """Another encoder serves by now, or the article is no longer the `Same`: it must be embedded."""
 
 
 @dataclass(slots=True)
 class _Waiting:
     changes: Sequence[Change]
-    done: asyncio.Future[tuple[list[Outcome], View]]
+    done: asyncio.Future[tuple[Outcomes, View]]
 
 
 class Writer:
@@ -64,7 +75,7 @@ class Writer:
         self._waiting = 0
         self._worker: asyncio.Task[None] | None = None
 
-    async def apply(self, changes: Sequence[Change]) -> tuple[list[Outcome], View]:
+    async def apply(self, changes: Sequence[Change]) -> tuple[Outcomes, View]:
         """Commits all of the changes, no two of one id, or none; says what came of each, and the first view with them.
 
         Raises Overloaded, at once, where too many wait; StaleVector; and what the store says of a disk that refuses.
@@ -105,41 +116,40 @@ class Writer:
                 group.append(item)
         return group
 
-    def _commit(self, group: list[Sequence[Change]]) -> list[tuple[list[Outcome], View] | Exception]:
+    def _commit(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
         """One transaction for all. Runs on the writer's thread."""
         try:
             return self._committed(group)
         except Exception as error:  # noqa: BLE001  # whatever it is, each caller must hear of it
             return [error] * len(group)
 
-    def _committed(self, group: list[Sequence[Change]]) -> list[tuple[list[Outcome], View] | Exception]:
+    def _committed(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
         view = self._view()
-        fingerprint = view.base.generation.manifest.model.fingerprint
-        outcomes: list[list[Outcome] | Exception] = []
-        writes: list[Change] = []
-        for changes in group:
-            if any(isinstance(change, Upsert) and change.embedded.fingerprint != fingerprint for change in changes):
-                outcomes.append(StaleVector())
-                continue
-            found = [self.outcome(view, change) for change in changes]
-            outcomes.append(found)
-            writes += [change for change, outcome in zip(changes, found, strict=True) if self._counts(change, outcome)]
+        found = [self._judge(view, changes) for changes in group]
+        writes = [
+            change
+            for changes, outcomes in zip(group, found, strict=True)
+            if isinstance(outcomes, list)
+            for change, outcome in zip(changes, outcomes, strict=True)
+            if not isinstance(change, Same) and self._counts(change, outcome)
+        ]
         for change, sequence in zip(writes, self._store.apply(writes) if writes else [], strict=True):
             view = applied(view, change, sequence)
-        self._publish(view)
-        return [found if isinstance(found, Exception) else (found, view) for found in outcomes]
+        if writes:
+            self._publish(view)
+        return [(outcomes, view) if isinstance(outcomes, list) else outcomes for outcomes in found]
 
     @staticmethod
-    def outcome(view: View, change: Change) -> Outcome:
-        """What a change comes to."""
-        row = view.row_of(_id_of(change))
-        if not isinstance(change, Upsert):
-            return Outcome.MISSING if row is None else Outcome.DELETED
-        if row is None:
-            return Outcome.CREATED
-        return Outcome.UNCHANGED if is_same(view.article(row), change.article) else Outcome.REPLACED
+    def _judge(view: View, changes: Sequence[Change]) -> Outcomes | StaleVector:
+        fingerprint = view.base.generation.manifest.model.fingerprint
+        outcomes = [outcome(view, change) for change in changes]
+        for change, found in zip(changes, outcomes, strict=True):
+            other = isinstance(change, Upsert) and change.embedded.fingerprint != fingerprint
+            if other or (isinstance(change, Same) and found is not Outcome.UNCHANGED):
+                return StaleVector()
+        return outcomes
 
-    def _counts(self, change: Change, outcome: Outcome) -> bool:
+    def _counts(self, change: Upsert | Delete, outcome: Outcome) -> bool:
         """Whether a change must be written; what is gone is marked once."""
         if outcome is Outcome.MISSING:
             known = self._store.get(_id_of(change))
@@ -153,7 +163,17 @@ class Writer:
 
 
 def _id_of(change: Change) -> str:
-    return change.article.id if isinstance(change, Upsert) else change.id
+    return change.id if isinstance(change, Delete) else change.article.id
+
+
+def outcome(view: View, change: Change) -> Outcome:
+    """What a change comes to."""
+    row = view.row_of(_id_of(change))
+    if isinstance(change, Delete):
+        return Outcome.MISSING if row is None else Outcome.DELETED
+    if row is None:
+        return Outcome.CREATED
+    return Outcome.UNCHANGED if is_same(view.article(row), change.article) else Outcome.REPLACED
 
 
 def is_same(known: ArticleRow, article: LiveArticle) -> bool:
@@ -166,7 +186,7 @@ def is_same(known: ArticleRow, article: LiveArticle) -> bool:
     )
 
 
-def applied(view: View, change: Change, sequence: int) -> View:
+def applied(view: View, change: Upsert | Delete, sequence: int) -> View:
     """The view after a change that is on the disk."""
     if isinstance(change, Upsert):
         return view.with_article(live_row(view, change), sequence)
@@ -180,7 +200,7 @@ def live_row(view: View, upsert: Upsert) -> LiveRow:
     digest, words = text_digest(text), shingles(text)
     known = view.row_of_text(digest)
     # Equal texts have equal vectors, whatever they were batched with.
-    vectors = generation.placement(upsert.embedded.vector[None]) if known is None else view.vectors(as_rows(known))
+    vectors = generation.placement(upsert.embedded.vector[None]) if known is None else view.vector(known)[None]
     clusters, similarities = generation.index.nearest_clusters(vectors, 1)
     cluster, similarity = int(clusters[0, 0]), float(similarities[0, 0])
     row = ArticleRow(

@@ -55,9 +55,7 @@ class UpsertArticlesRequest(google.protobuf.message.Message):
     cluster_limit: builtins.int
     """Nearest clusters to answer for each article, 0 to 100. Default 0."""
     neighbor_limit: builtins.int
-    """Nearest articles to answer for each article, 0 to 100. Default 0. Articles of this request are not among them
-    where validate_only is set.
-    """
+    """Nearest articles to answer for each article, 0 to 100. Default 0."""
     @property
     def articles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Article]:
         """1 to 256, no two with the same id. All are taken or none."""

@@ -64,7 +64,7 @@ class Index(google.protobuf.message.Message):
     PROBES_FIELD_NUMBER: builtins.int
     RECALL_AT_10_FIELD_NUMBER: builtins.int
     LIVE_COUNT_FIELD_NUMBER: builtins.int
-    DELETED_COUNT_FIELD_NUMBER: builtins.int
+    REPLACED_COUNT_FIELD_NUMBER: builtins.int
     generation: builtins.str
     article_count: builtins.int
     """Live articles among them."""
@@ -85,8 +85,9 @@ class Index(google.protobuf.message.Message):
     """
     recall_at_10: builtins.float
     live_count: builtins.int
-    """Articles added, replaced and removed since the generation was built."""
-    deleted_count: builtins.int
+    """Articles added or replaced since the generation was built."""
+    replaced_count: builtins.int
+    """The generation's articles that were replaced or removed since."""
     @property
     def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
@@ -105,9 +106,9 @@ class Index(google.protobuf.message.Message):
         probes: builtins.int = ...,
         recall_at_10: builtins.float = ...,
         live_count: builtins.int = ...,
-        deleted_count: builtins.int = ...,
+        replaced_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["article_count", b"article_count", "cluster_count", b"cluster_count", "created_at", b"created_at", "deleted_count", b"deleted_count", "dimension", b"dimension", "fingerprint", b"fingerprint", "generation", b"generation", "live_count", b"live_count", "max_tokens", b"max_tokens", "model", b"model", "precision", b"precision", "probes", b"probes", "recall_at_10", b"recall_at_10", "recipe", b"recipe"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["article_count", b"article_count", "cluster_count", b"cluster_count", "created_at", b"created_at", "dimension", b"dimension", "fingerprint", b"fingerprint", "generation", b"generation", "live_count", b"live_count", "max_tokens", b"max_tokens", "model", b"model", "precision", b"precision", "probes", b"probes", "recall_at_10", b"recall_at_10", "recipe", b"recipe", "replaced_count", b"replaced_count"]) -> None: ...
 
 global___Index = Index

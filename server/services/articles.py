@@ -1,0 +1,184 @@
+"""ArticleService: articles that come and go while the service answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle
+from coldframe.live import Delete, LiveArticle, Upsert
+from coldframe.text import article_text
+from coldframe.v1 import article_service_pb2 as pb
+from coldframe.v1 import article_service_pb2_grpc
+from server import clusters
+from server.engine import Timing
+from server.search import neighbours
+from server.seeds import Usage
+from server.streaming import in_order
+from server.view import View, rows_of
+from server.wire import replies, requests
+from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied, is_same, outcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    import grpc.aio
+
+    from server.engine import Engine
+    from server.serving import Served
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_MOST_NEAR = 100
+_TRIES = 3
+_OUTCOMES = {
+    Outcome.CREATED: pb.UPSERT_OUTCOME_CREATED,
+    Outcome.REPLACED: pb.UPSERT_OUTCOME_REPLACED,
+    Outcome.UNCHANGED: pb.UPSERT_OUTCOME_UNCHANGED,
+}
+
+
+class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
+    """Upserts, deletes, single articles."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def UpsertArticles(  # noqa: N802, D102
+        self, request: pb.UpsertArticlesRequest, context: Context
+    ) -> pb.UpsertArticlesResponse:
+        return await self._upsert(request)
+
+    def StreamUpsertArticles(  # noqa: N802, D102
+        self, request_iterator: AsyncIterator[pb.StreamUpsertArticlesRequest], context: Context
+    ) -> AsyncIterator[pb.StreamUpsertArticlesResponse]:
+        return in_order(request_iterator, self._upsert_one)
+
+    async def _upsert_one(self, request: pb.StreamUpsertArticlesRequest) -> pb.StreamUpsertArticlesResponse:
+        try:
+            response = await self._upsert(request.request)
+        except ColdframeError as error:
+            return pb.StreamUpsertArticlesResponse(
+                correlation_id=request.correlation_id, error=replies.item_error(error)
+            )
+        return pb.StreamUpsertArticlesResponse(correlation_id=request.correlation_id, response=response)
+
+    async def _upsert(self, request: pb.UpsertArticlesRequest) -> pb.UpsertArticlesResponse:
+        clock, served = Timing(), self._engine.served()
+        articles = requests.articles(request.articles)
+        limits = _limits(request)
+        if request.validate_only:
+            changes = await self._changes(served, articles, clock)
+            outcomes, view = await self._engine.searching(lambda: _rehearse(served.view, changes))
+        else:
+            outcomes, view = await self._write(served, articles, clock)
+        served = served.showing(view)
+        results = await self._engine.searching(lambda: _results(view, articles, outcomes, limits))
+        return pb.UpsertArticlesResponse(
+            results=results, served_by=replies.served_by(served), timing=replies.timing(clock)
+        )
+
+    async def _write(
+        self, served: Served, articles: Sequence[LiveArticle], clock: Timing
+    ) -> tuple[Outcomes, View]:
+        for _ in range(_TRIES):
+            changes = await self._changes(served, articles, clock)
+            try:
+                return await self._engine.writer.apply(changes)
+            except StaleVector:  # another encoder took over while these were embedded
+                served = self._engine.served()
+        raise Unavailable("the index is being exchanged again and again; try again in a second")
+
+    async def _changes(self, served: Served, articles: Sequence[LiveArticle], clock: Timing) -> list[Change]:
+        """The articles with their vectors. What the index holds exactly so need not be embedded."""
+        view = served.view
+        rows = [view.row_of(article.id) for article in articles]
+        known = [row is not None and is_same(view.article(row), a) for row, a in zip(rows, articles, strict=True)]
+        new = [article for article, same in zip(articles, known, strict=True) if not same]
+        texts = [article_text(article.title, article.content) for article in new]
+        embedded = iter(await self._engine.embed_articles(served, texts, clock))
+        return [Same(a) if same else Upsert(a, next(embedded)) for a, same in zip(articles, known, strict=True)]
+
+    async def DeleteArticles(  # noqa: N802, D102
+        self, request: pb.DeleteArticlesRequest, context: Context
+    ) -> pb.DeleteArticlesResponse:
+        clock, served = Timing(), self._engine.served()
+        ids = requests.identifiers(request.ids, requests.MAX_DELETES, "ids")
+        if request.validate_only:
+            gone = set(rows_of(served.view, ids)[1])
+        else:
+            outcomes, view = await self._engine.writer.apply([Delete(article_id) for article_id in ids])
+            served = served.showing(view)
+            gone = {name for name, outcome in zip(ids, outcomes, strict=True) if outcome is Outcome.MISSING}
+        return pb.DeleteArticlesResponse(
+            deleted_ids=[name for name in ids if name not in gone],
+            missing_ids=[name for name in ids if name in gone],
+            served_by=replies.served_by(served),
+            timing=replies.timing(clock),
+        )
+
+    async def GetArticle(  # noqa: N802, D102
+        self, request: pb.GetArticleRequest, context: Context
+    ) -> pb.GetArticleResponse:
+        clock, served = Timing(), self._engine.served()
+        row = served.view.row_of(requests.identifier(request.id, "id"))
+        if row is None:
+            raise UnknownArticle(f"no article {request.id!r} in the index")
+        limits = _limits(request)
+        result = await self._engine.searching(lambda: _result(served.view, row, limits))
+        return pb.GetArticleResponse(
+            article=result.article,
+            usage=result.usage,
+            clusters=result.clusters,
+            neighbors=result.neighbors,
+            served_by=replies.served_by(served),
+            timing=replies.timing(clock),
+        )
+
+
+def _limits(request: pb.UpsertArticlesRequest | pb.GetArticleRequest) -> tuple[int, int]:
+    """How many nearest clusters and nearest articles are answered."""
+    for field in ("cluster_limit", "neighbor_limit"):
+        value = getattr(request, field)
+        if not 0 <= value <= _MOST_NEAR:
+            raise InvalidArgument(f"{field} is {value}; allowed are 0 to {_MOST_NEAR}", field=field)
+    return request.cluster_limit, request.neighbor_limit
+
+
+def _rehearse(view: View, changes: Sequence[Change]) -> tuple[Outcomes, View]:
+    """What would come of the changes, and a view in which each would be; the served one does not change."""
+    outcomes = [outcome(view, change) for change in changes]
+    view = view.apart()
+    for change, found in zip(changes, outcomes, strict=True):
+        if isinstance(change, Upsert) and found is not Outcome.UNCHANGED:
+            view = applied(view, change, view.sequence)
+    return outcomes, view
+
+
+def _results(
+    view: View, articles: Sequence[LiveArticle], outcomes: Sequence[Outcome], limits: tuple[int, int]
+) -> list[pb.UpsertResult]:
+    results = []
+    for article, found in zip(articles, outcomes, strict=True):
+        row = view.row_of(article.id)
+        assert row is not None, "the first view with the changes has them"
+        result = _result(view, row, limits)
+        result.outcome = _OUTCOMES[found]
+        results.append(result)
+    return results
+
+
+def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
+    article, (cluster_limit, neighbour_limit) = view.article(row), limits
+    result = pb.UpsertResult(
+        article=replies.summary(view, row), usage=replies.usage(Usage(article.tokens_seen, article.tokens_used))
+    )
+    vector = view.vector(row)
+    if cluster_limit:
+        numbers, similarities, shares = clusters.nearest(view, vector[None], cluster_limit)
+        result.clusters.extend(replies.cluster_matches(view, numbers[0], similarities[0], shares[0]))
+    if neighbour_limit:
+        found = neighbours(view, vector, np.array([row]), neighbour_limit)
+        result.neighbors.extend(replies.hits(view, found))
+    return result

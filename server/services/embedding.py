@@ -1,0 +1,62 @@
+"""EmbeddingService: text to vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from coldframe.errors import ColdframeError
+from coldframe.v1 import embedding_service_pb2 as pb
+from coldframe.v1 import embedding_service_pb2_grpc
+from server.engine import Timing, placed
+from server.seeds import Usage
+from server.streaming import in_order
+from server.wire import replies, requests
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc.aio
+
+    from server.engine import Engine
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
+    """Text to vectors."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802, D102
+        clock, served = Timing(), self._engine.served()
+        embedded = await self._engine.embed(served, requests.texts(request.texts), clock)
+        usages = [Usage(of.tokens_seen, of.tokens_used) for of in embedded]
+        return pb.EmbedResponse(
+            embeddings=[
+                replies.embedding(vector, usage, packed=request.packed)
+                for vector, usage in zip(placed(served, embedded), usages, strict=True)
+            ],
+            served_by=replies.served_by(served),
+            timing=replies.timing(clock),
+        )
+
+    def StreamEmbed(  # noqa: N802, D102
+        self, request_iterator: AsyncIterator[pb.StreamEmbedRequest], context: Context
+    ) -> AsyncIterator[pb.StreamEmbedResponse]:
+        return in_order(request_iterator, self._answer)
+
+    async def _answer(self, request: pb.StreamEmbedRequest) -> pb.StreamEmbedResponse:
+        clock = Timing()
+        try:
+            served = self._engine.served()
+            embedded = await self._engine.embed(served, [requests.text(request.text, "text")], clock)
+        except ColdframeError as error:
+            return pb.StreamEmbedResponse(correlation_id=request.correlation_id, error=replies.item_error(error))
+        usage = Usage(embedded[0].tokens_seen, embedded[0].tokens_used)
+        return pb.StreamEmbedResponse(
+            correlation_id=request.correlation_id,
+            embedding=replies.embedding(placed(served, embedded)[0], usage, packed=request.packed),
+            served_by=replies.served_by(served),
+            timing=replies.timing(clock),
+        )

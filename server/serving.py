@@ -1,0 +1,110 @@
+"""What is being served, and how a generation comes to be: opened, its encoder loaded, live changes replayed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from coldframe.encoder import Device, Encoder, Precision
+from coldframe.live import Embedded, Upsert
+from coldframe.text import article_text
+from server.embed_queue import EmbedQueue
+from server.view import Base, View
+from server.writer import applied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from concurrent.futures import Executor
+
+    from coldframe.generation import Generation
+    from coldframe.live import Entry, LiveStore
+    from coldframe.store import Store
+
+_log = logging.getLogger("coldframe.server")
+_EMBED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Served:
+    """A state of the index and the encoder that built it. A request takes it once and keeps it to its end."""
+
+    view: View
+    encoder: Encoder
+    queue: EmbedQueue
+
+    @property
+    def generation(self) -> Generation:
+        """The generation below the live articles."""
+        return self.view.base.generation
+
+    def showing(self, view: View) -> Served:
+        """The same with another state of the index."""
+        return replace(self, view=view)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Makes what is served of what the store publishes. All that torch does, it does on the `compute` thread."""
+
+    store: Store
+    live: LiveStore
+    compute: Executor
+    model: str | None
+    precision: Precision
+    device: Device
+
+    def load(self, before: Served | None) -> Served:
+        """Opens the current generation and replays the live changes since it was built; blocks.
+
+        Keeps the encoder of what was served `before` where that is the same. Raises what makes it impossible to serve.
+        """
+        generation = self.store.open()
+        encoder, queue = self._encoder(generation, before)
+        generation.require(encoder.fingerprint)
+        return Served(self.replay(View.of(Base(generation)), encoder), encoder, queue)
+
+    def _encoder(self, generation: Generation, before: Served | None) -> tuple[Encoder, EmbedQueue]:
+        if before is not None and before.encoder.fingerprint == generation.manifest.model.fingerprint:
+            return before.encoder, before.queue
+        encoder = self.compute.submit(self._load_encoder, generation).result()
+        return encoder, EmbedQueue(encoder, self.compute)
+
+    def _load_encoder(self, generation: Generation) -> Encoder:
+        manifest = generation.manifest
+        encoder = Encoder.load(self.model or manifest.source, manifest.model.recipe, self.precision, self.device)
+        encoder.embed(["warm"])
+        return encoder
+
+    def replay(self, view: View, encoder: Encoder) -> View:
+        """The view after all live changes that it does not know of."""
+        for entry in self._embedded(self.live.since(view.sequence), encoder):
+            if entry.article is None or entry.embedded is None:
+                view = view.without_article(entry.id, entry.sequence)
+            else:
+                view = applied(view, Upsert(entry.article, entry.embedded), entry.sequence)
+        return view
+
+    def _embedded(self, entries: Iterable[Entry], encoder: Encoder) -> Iterable[Entry]:
+        """The entries, those of another encoder embedded anew."""
+        waiting: list[Entry] = []
+        for entry in entries:
+            waiting.append(entry)
+            if len(waiting) == _EMBED_AT_ONCE:
+                yield from self._embed_anew(waiting, encoder)
+                waiting = []
+        yield from self._embed_anew(waiting, encoder)
+
+    def _embed_anew(self, entries: list[Entry], encoder: Encoder) -> list[Entry]:
+        stale = [e for e in entries if e.article and e.embedded and e.embedded.fingerprint != encoder.fingerprint]
+        if not stale:
+            return entries
+        _log.info("embedding %d live articles with the encoder of the new generation", len(stale))
+        tokens = encoder.tokenize([article_text(e.article.title, e.article.content) for e in stale if e.article])
+        vectors = self.compute.submit(encoder.embed_ids, [t.ids for t in tokens]).result()
+        anew: dict[int, Entry] = {}
+        for entry, text, vector in zip(stale, tokens, vectors, strict=True):
+            embedded = Embedded(vector, encoder.fingerprint, encoder.precision, text.seen, text.used)
+            self.live.reembed(entry.id, entry.sequence, embedded)
+            anew[entry.sequence] = replace(entry, embedded=embedded)
+        return [anew.get(entry.sequence, entry) for entry in entries]

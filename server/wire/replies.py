@@ -1,0 +1,180 @@
+"""How answers are written. A hit is made of the fields that were asked for, and no others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from coldframe.errors import InvalidArgument
+from coldframe.v1 import embedding_service_pb2, search_service_pb2, types_pb2
+from server.columns import UNDATED
+from server.wire import paging
+
+if TYPE_CHECKING:
+    import numpy as np
+    from google.protobuf.field_mask_pb2 import FieldMask
+    from google.protobuf.message import Message
+    from numpy.typing import NDArray
+
+    from coldframe.errors import ColdframeError
+    from server.engine import Timing
+    from server.search import Found
+    from server.seeds import Usage
+    from server.serving import Served
+    from server.view import View
+
+_SUMMARY = tuple(field.name for field in types_pb2.ArticleSummary.DESCRIPTOR.fields)
+_ALLOWED = ("article", *(f"article.{name}" for name in _SUMMARY), "score", "explanation")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a hit comes back."""
+
+    summary: frozenset[str] = frozenset(_SUMMARY)
+    score: bool = True
+    explanation: bool = False
+
+    @classmethod
+    def of(cls, mask: FieldMask) -> Parts:
+        """Raises InvalidArgument for a path that a hit has not."""
+        if not mask.paths:
+            return WHOLE
+        for path in mask.paths:
+            if path not in _ALLOWED:
+                raise InvalidArgument(
+                    f"ranking.read_mask has {path[:128]!r}; allowed are {', '.join(_ALLOWED)}", field="ranking.read_mask"
+                )
+        named = {path.partition(".")[2] for path in mask.paths if path.startswith("article.")}
+        summary = frozenset(_SUMMARY) if "article" in mask.paths else frozenset(named)
+        return cls(summary, "score" in mask.paths, "explanation" in mask.paths)
+
+
+WHOLE = Parts()
+
+
+def summary(view: View, row: int, parts: frozenset[str] = WHOLE.summary) -> types_pb2.ArticleSummary:
+    """What is shown of an article, or some of it."""
+    article, clusters = view.article(row), view.base.generation.clusters
+    message = types_pb2.ArticleSummary(
+        id=article.id,
+        title=article.title,
+        excerpt=article.excerpt,
+        cluster_id=clusters[article.cluster].id,
+        attributes=article.attributes,
+        story_id=article.id if article.story == row else view.id_of(article.story),
+        centrality=article.similarity,
+        outlier=article.outlier,
+        live=view.is_live(row),
+    )
+    if article.published_at is not None:
+        message.published_at.FromDatetime(article.published_at)
+    if parts is not WHOLE.summary:
+        for name in _SUMMARY:
+            if name not in parts:
+                message.ClearField(name)  # type: ignore[arg-type]
+    return message
+
+
+def hits(view: View, found: Found, parts: Parts = WHOLE) -> list[types_pb2.Hit]:
+    """The hits of a search, in their order."""
+    return [_hit(view, found, place, parts) for place in range(len(found.rows))]
+
+
+def _hit(view: View, found: Found, place: int, parts: Parts) -> types_pb2.Hit:
+    row = int(found.rows[place])
+    return types_pb2.Hit(
+        article=summary(view, row, parts.summary) if parts.summary else None,
+        score=float(found.ranked.score[place]) if parts.score else 0.0,
+        explanation=_explanation(view, found, place, row) if parts.explanation else None,
+    )
+
+
+def _explanation(view: View, found: Found, place: int, row: int) -> types_pb2.Explanation:
+    ranked, cluster = found.ranked, view.base.generation.clusters[view.article(row).cluster]
+    interest = int(ranked.interest[place])
+    return types_pb2.Explanation(
+        similarity=float(ranked.similarity[place]),
+        negative=float(ranked.negative[place]),
+        recency=float(ranked.recency[place]),
+        prior=float(ranked.prior[place]),
+        diversity=float(ranked.diversity[place]),
+        freshness=float(ranked.freshness[place]),
+        explored=bool(ranked.explored[place]),
+        interest=interest,
+        seed=found.medoids[interest],
+        cluster_id=cluster.id,
+        cluster_label=cluster.label,
+    )
+
+
+def cluster(view: View, number: int, *, representatives: bool = False) -> types_pb2.Cluster:
+    """A cluster with its medoid, and with its representatives where they were asked for."""
+    described, newest = view.base.generation.clusters[number], int(view.newest[number])
+    message = types_pb2.Cluster(
+        id=described.id,
+        label=described.label,
+        terms=[types_pb2.Term(term=term, weight=weight) for term, weight in described.terms],
+        size=int(view.sizes[number]),
+        medoid=summary(view, described.medoid),
+        representatives=[summary(view, row) for row in described.representatives] if representatives else None,
+        topic_id=described.topic or "",
+        live_count=int(view.live_sizes[number]),
+    )
+    if newest != UNDATED:
+        message.newest_at.FromDatetime(_EPOCH + timedelta(microseconds=newest))
+    return message
+
+
+def cluster_matches(
+    view: View, numbers: NDArray[np.int64], similarities: NDArray[np.float32], shares: NDArray[np.float64]
+) -> list[search_service_pb2.ClusterMatch]:
+    """Nearest clusters, in their order; (n,) each."""
+    return [
+        search_service_pb2.ClusterMatch(
+            cluster=cluster(view, int(number)), similarity=float(near), share=float(share), distance=1.0 - float(near)
+        )
+        for number, near, share in zip(numbers, similarities, shares, strict=True)
+    ]
+
+
+def embedding(vector: NDArray[np.float32], of: Usage, *, packed: bool) -> embedding_service_pb2.Embedding:
+    """A vector, (dim,), and how much of its text was read."""
+    values = types_pb2.Vector(packed=vector.astype("<f4").tobytes()) if packed else types_pb2.Vector(values=vector)
+    return embedding_service_pb2.Embedding(vector=values, usage=usage(of))
+
+
+def usage(value: Usage | None) -> types_pb2.Usage | None:
+    """None where nothing was embedded."""
+    return None if value is None else types_pb2.Usage(tokens_seen=value.seen, tokens_used=value.used)
+
+
+def item_error(error: ColdframeError) -> types_pb2.ItemError:
+    """An error of one of many items."""
+    return types_pb2.ItemError(code=error.code, message=error.message, field=getattr(error, "field", ""))
+
+
+def timing(value: Timing) -> types_pb2.Timing:
+    """The stages, and the total up to now: write it last."""
+    return types_pb2.Timing(
+        tokenize_ms=value.tokenize_ms,
+        queue_ms=value.queue_ms,
+        embed_ms=value.embed_ms,
+        search_ms=value.search_ms,
+        rank_ms=value.rank_ms,
+        total_ms=value.total_ms,
+    )
+
+
+def served_by(served: Served, request: Message | None = None) -> types_pb2.ServedBy:
+    """What answered, and to what, where the answer is ranked."""
+    model = served.generation.manifest.model
+    return types_pb2.ServedBy(
+        generation=served.generation.name,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        live_sequence=served.view.sequence,
+        attribution_token="" if request is None else paging.attribution(served, request),
+    )
