@@ -165,8 +165,8 @@ class Store:
                 shutil.rmtree(draft)
             else:
                 draft.rename(target)
-            _sync(self._generations)
-            _sync(self.path)
+            sync_path(self._generations)
+            sync_path(self.path)
         return target
 
     # --- one who builds or prunes ------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class Store:
         try:
             yield
         except (OSError, sqlite3.Error, RuntimeError) as error:
-            known = _kind(error)
+            known = known_errno(error)
             if known is None or not self._is_own(getattr(error, "filename", None)):
                 raise
             raise self._refusal(OSError(known, str(error))) from error
@@ -305,7 +305,7 @@ class Store:
         )
 
 
-def _kind(error: Exception) -> int | None:
+def known_errno(error: Exception) -> int | None:
     """The errno that stands for an error of the file system's, SQLite's, NumPy's or FAISS's; None for another one."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -351,17 +351,18 @@ def replace_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def sync_tree(directory: Path) -> None:
     """Waits until a folder and all in it are on the disk."""
     for path in sorted(directory.rglob("*")):
-        _sync(path)
-    _sync(directory)
+        sync_path(path)
+    sync_path(directory)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,10 @@
 """From which cosine on two articles may tell one story: that belongs to the encoder, and a corpus can teach it.
 
 A sample of texts is drawn, the nearest other texts of each are found, and all these pairs are compared word by word
-(`indexer.stories.overlap`). The threshold is the highest that keeps 99% of the pairs whose words agree, but not so low
-that texts would be compared in vain more than once per article: words decide in the end, and a low threshold only costs
-time. Where too few pairs agree to learn from, it lies halfway between the usual similarity of nearest neighbours and 1.
+(`coldframe.stories.overlap`). The threshold is the highest that keeps 99% of the pairs whose words agree, but not so
+low that texts would be compared in vain more than once per article: words decide in the end, and a low threshold only
+costs time. Where too few pairs agree to learn from, it lies halfway between the usual similarity of nearest neighbours
+and 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from indexer.stories import PROBES, SAME_WORDS, Texts, cosine, overlap, shingles
+from coldframe.stories import SAME_WORDS, cosine, overlap, shingles
+from indexer.stories import PROBES, Texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,14 +16,13 @@ becomes several stories, each as long as the window at most, and never one that 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 import numpy as np
 
+from coldframe.stories import SAME_WORDS, cosine, overlap, shingles
 from indexer.spool import UNDATED
 
 if TYPE_CHECKING:
@@ -33,18 +32,8 @@ if TYPE_CHECKING:
 
     from coldframe.index import ClusterIndex
 
-SAME_WORDS = 0.6
-"""Overlap from which two texts are versions of one; see docs/decisions/0011-stories.md for what was measured."""
 PROBES = 4
 DAY_S = 86_400
-
-_SHINGLE_WORDS = 3
-# Little text proves little: to the shorter text's shingles so many are added that no other text shares.
-_UNSHARED = 5
-# Numbers are one word with their points and commas. Scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese,
-# Khmer) are taken sign by sign.
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+(?:[.,]\w+)*")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits well mixed: 2**64 divided by the golden ratio
 
 _NEIGHBOURS = 8
 # A text whose neighbours are all near is asked for four times as many, up to this. Who has more is mostly found from
@@ -186,36 +175,3 @@ class _Judge:
             return False
         rows = self._texts.first[[text, leader]]
         return cosine(self._vectors[rows[0]], self._vectors[rows[1]]) >= self._threshold
-
-
-def cosine(vector: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Of two unit vectors, (dim,); in fp64, so that it does not depend on what else is multiplied."""
-    return float((vector.astype(np.float64) * other.astype(np.float64)).sum())
-
-
-def shingles(text: str) -> NDArray[np.uint64]:
-    """Numbers that stand for the text's runs of three words, ascending, each once; case and punctuation are nothing."""
-    words = [crc32(word.encode()) for word in _WORD.findall(text.casefold())]
-    if not words:
-        return np.empty(0, np.uint64)
-    hashed = np.array(words + [0] * (_SHINGLE_WORDS - len(words)), np.uint64)
-    runs = np.lib.stride_tricks.sliding_window_view(hashed, _SHINGLE_WORDS)
-    mixed = runs[:, 0]
-    for place in range(1, _SHINGLE_WORDS):
-        mixed = mixed * _MULTIPLIER + runs[:, place]  # modulo 2**64
-    return np.unique(mixed)
-
-
-def overlap(shingles_of_one: NDArray[np.uint64], shingles_of_other: NDArray[np.uint64]) -> float:
-    """How far the shorter of two texts is contained in the other, 0 to 1, from their shingles.
-
-    Containment (Broder 1997), so that a paragraph more does not matter; damped for short texts, of which two that
-    report different things may share most words. Texts of the same words have 1, however short.
-    """
-    smaller = min(len(shingles_of_one), len(shingles_of_other))
-    if smaller == 0:
-        return 0.0
-    if np.array_equal(shingles_of_one, shingles_of_other):
-        return 1.0
-    shared = len(np.intersect1d(shingles_of_one, shingles_of_other, assume_unique=True))
-    return shared / (smaller + _UNSHARED)

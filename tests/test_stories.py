@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from coldframe.index import ClusterIndex
 from coldframe.recipe import unit
+from coldframe.stories import SAME_WORDS, overlap, shingles
 from coldframe.text import text_digest
 from indexer.spool import UNDATED
-from indexer.stories import DAY_S, SAME_WORDS, Texts, find_stories, overlap, shingles
+from indexer.stories import DAY_S, Texts, find_stories
 from indexer.train import assign, train
 
 if TYPE_CHECKING:

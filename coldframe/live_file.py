@@ -1,0 +1,261 @@
+"""The file of live articles: how it is made, opened by those who write and those who read, and refused if damaged.
+
+What is in it, and why it keeps a write-ahead log: `coldframe.live`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import tempfile
+import zlib
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from coldframe.errors import CorruptGeneration, FailedPrecondition, InvalidArgument
+from coldframe.store import known_errno, sync_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LIVE = "live.db"
+
+_APPLICATION = 0x6C697665  # "live", in the header of the file
+_VERSION = 1
+_BUSY_S = 10.0
+# What SQLite says of a file that is no database, that is one no more, or that has no such table.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT}
+# What it says of a folder in which a reader may not make the log's index, which it needs.
+NO_INDEX = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far the file is, and what its rows come to."""
+
+    sequence: int = 0
+    entries: int = 0
+    total: int = 0
+
+    def checksum(self) -> int:
+        """Of these numbers."""
+        return zlib.crc32(b"%d %d %d" % (self.sequence, self.entries, self.total))
+
+
+# Two may begin the file at once. The checksum stands before all that is long: to sum it up, no page that only goes on
+# with a text or a vector is read.
+_SCHEMA = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE IF NOT EXISTS state (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        sequence INTEGER NOT NULL,
+        entries INTEGER NOT NULL,
+        total INTEGER NOT NULL,
+        checksum INTEGER NOT NULL
+    );
+    INSERT OR IGNORE INTO state VALUES (1, 0, 0, 0, {State().checksum()});
+    CREATE TABLE IF NOT EXISTS changes (
+        sequence INTEGER PRIMARY KEY,
+        checksum INTEGER NOT NULL,
+        changed_at INTEGER NOT NULL,
+        id TEXT NOT NULL UNIQUE,
+        digest BLOB NOT NULL,
+        title TEXT,
+        published_at INTEGER,
+        attributes TEXT,
+        fingerprint TEXT,
+        precision TEXT,
+        seen INTEGER,
+        used INTEGER,
+        vector BLOB,
+        content TEXT
+    );
+    CREATE INDEX IF NOT EXISTS changes_by_digest ON changes (digest) WHERE vector IS NOT NULL;
+    PRAGMA application_id = {_APPLICATION};
+    PRAGMA user_version = {_VERSION};
+    COMMIT;
+"""  # noqa: S608
+
+
+def read_state(db: sqlite3.Connection) -> State:
+    """Raises CorruptGeneration where the file does not know what it comes to."""
+    row = db.execute("SELECT sequence, entries, total, checksum FROM state").fetchone()
+    if row is None or State(*row[:3]).checksum() != row[3]:
+        refuse("its row of state does not match its checksum")
+    return State(*row[:3])
+
+
+def save_state(db: sqlite3.Connection, state: State) -> None:
+    """Within the transaction that made it so."""
+    row = (state.sequence, state.entries, state.total, state.checksum())
+    db.execute("UPDATE state SET sequence = ?, entries = ?, total = ?, checksum = ?", row)
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def open_to_write(path: Path) -> sqlite3.Connection:
+    """A connection that writes; the file is made if it is not there.
+
+    Raises CorruptGeneration for a damaged or foreign file, and InvalidArgument or FailedPrecondition where the store
+    cannot be written.
+    """
+    with damage_told(), _unwritable_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_a_log_alone(path)
+        db = _connect(path, "rwc")
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            _prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        sync_path(path.parent)
+    return db
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Makes the tables of a new file, in one step, and refuses a foreign one."""
+    if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        db.executescript(_SCHEMA)
+    _check(db)
+    mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise FailedPrecondition(
+            f"live.db cannot keep a write-ahead log on this file system (it keeps a {mode} journal); keep the store on "
+            f"a local disk"
+        )
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that reads. Raises CorruptGeneration for a foreign file, and what SQLite raises."""
+    db = _connect(path, "ro")
+    try:
+        _check(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    # Transactions begin and end where it is written, and locks of ours keep threads apart.
+    return sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=_BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _check(db: sqlite3.Connection) -> None:
+    found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    if found != [_APPLICATION, _VERSION]:
+        refuse("it holds no live articles, or is of another version of Coldframe")
+    read_state(db)
+
+
+def copied(path: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder of its own with the file and its log, named `LIVE`: there the log may have its index.
+
+    Raises InvalidArgument where the file cannot be read.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="coldframe-live-")
+    try:
+        shutil.copyfile(path, Path(folder.name) / LIVE)
+        with suppress(FileNotFoundError):  # there is no log after a server that ended well
+            shutil.copyfile(_log(path), _log(Path(folder.name) / LIVE))
+    except OSError as error:
+        folder.cleanup()
+        raise InvalidArgument(
+            f"{LIVE} in the store {path.parent} cannot be read ({error.strerror}); choose a store that you may read",
+            field="store",
+        ) from error
+    return folder
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def refuse_a_log_alone(path: Path) -> None:
+    """SQLite would take a log without its file for rubbish and remove it, and what is in it was acknowledged."""
+    if _size(_log(path)) and not _size(path):
+        refuse(f"it is empty or missing beside its log {_log(path).name}")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+# --- what can go wrong -----------------------------------------------------------------------------------------------
+
+
+def refuse(reason: str) -> NoReturn:
+    """Raises CorruptGeneration: nothing is ever done to the file."""
+    raise CorruptGeneration(
+        f"{LIVE} cannot be trusted: {reason}. It holds articles that were acknowledged, so it is left as it is. Put a "
+        f"copy in its place, or move {LIVE}, {LIVE}-wal and {LIVE}-shm out of the store to go on without them"
+    )
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """SQLite's; that of damage for an error of Python's own, such as text that is no UTF-8."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Raises CorruptGeneration for what SQLite says of a damaged file; other errors pass."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:  # ours
+        raise
+    except sqlite3.DatabaseError as error:
+        if code_of(error) not in _DAMAGED:
+            raise
+        try:
+            refuse(str(error))
+        except CorruptGeneration as refusal:
+            raise refusal from error
+
+
+@contextmanager
+def want_told() -> Iterator[None]:
+    """Says in a sentence that what was sent was not taken. It crosses the wire: it names no path."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        known = known_errno(error)
+        if known is None and code_of(error) != sqlite3.SQLITE_BUSY:
+            raise
+        reason = str(error) if known is None else os.strerror(known)
+        raise FailedPrecondition(
+            f"the store cannot keep these articles ({reason}); none of this call was taken. Make room, or give the "
+            f"right to write, where the server runs, and send them again"
+        ) from error
+
+
+@contextmanager
+def _unwritable_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        known = known_errno(error) or getattr(error, "errno", None)
+        if known is None:
+            raise
+        if known == errno.ENOSPC:
+            raise FailedPrecondition(f"there is no room for {LIVE} in the store {path.parent}; make room") from error
+        raise InvalidArgument(
+            f"{LIVE} cannot be written in the store {path.parent} ({os.strerror(known)}); choose a folder that you may "
+            f"write to",
+            field="store",
+        ) from error
