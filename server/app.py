@@ -20,6 +20,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from coldframe.client import MAX_MESSAGE_BYTES
 from coldframe.errors import InvalidArgument, NoGeneration
 from coldframe.v1 import (
+    article_service_pb2,
+    article_service_pb2_grpc,
     cluster_service_pb2,
     cluster_service_pb2_grpc,
     embedding_service_pb2,
@@ -29,8 +31,12 @@ from coldframe.v1 import (
     search_service_pb2,
     search_service_pb2_grpc,
 )
-from server import services
 from server.interceptor import ErrorInterceptor
+from server.services.articles import ArticleService
+from server.services.clusters import ClusterService
+from server.services.embedding import EmbeddingService
+from server.services.index import IndexService
+from server.services.search import SearchService
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +45,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 
+_PROTOS = (embedding_service_pb2, search_service_pb2, cluster_service_pb2, article_service_pb2, index_service_pb2)
 SERVICES = tuple(
     descriptor.full_name
-    for module in (embedding_service_pb2, search_service_pb2, cluster_service_pb2, index_service_pb2)
+    for module in _PROTOS
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -88,10 +95,11 @@ class Server:
 
     def _register(self) -> None:
         server, engine = self._server, self._engine
-        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(services.EmbeddingService(engine), server)
-        search_service_pb2_grpc.add_SearchServiceServicer_to_server(services.SearchService(engine), server)
-        cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(services.ClusterService(engine), server)
-        index_service_pb2_grpc.add_IndexServiceServicer_to_server(services.IndexService(engine), server)
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(engine), server)
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(engine), server)
+        cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterService(engine), server)
+        article_service_pb2_grpc.add_ArticleServiceServicer_to_server(ArticleService(engine), server)
+        index_service_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(engine), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, _REFLECTION_V1)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
@@ -104,17 +112,15 @@ class Server:
             port = self._server.add_insecure_port(str(address))
         except RuntimeError as error:
             raise _taken(address) from error
-        await self._set_health()
+        await self.set_health()
         await self._server.start()
         return Address(address.host, port)
 
-    async def become_ready(self) -> None:
-        """Waits for something to serve, and tells the health service."""
-        await self._engine.wait_and_load()
-        await self._set_health()
-        _log.info("serving generation %s", self._engine.served().generation.name)
+    async def follow(self) -> None:
+        """Serves whatever the store makes current, and tells the health service; for ever."""
+        await self._engine.watch(loaded=self.set_health)
 
-    async def _set_health(self) -> None:
+    async def set_health(self) -> None:
         status = (
             health_pb2.HealthCheckResponse.SERVING if self._engine.ready else health_pb2.HealthCheckResponse.NOT_SERVING
         )
@@ -185,10 +191,10 @@ async def serve(
     server = Server(engine)
     listening = await server.start(address)
     announce(f"listening on {listening}")
-    ready = asyncio.create_task(server.become_ready())
+    following = asyncio.create_task(server.follow())
     if not engine.ready:
         announce("the store is empty; waiting for its first generation (python -m indexer build)")
     await stopping.wait()
-    ready.cancel()
+    following.cancel()
     announce("stopping: finishing the calls under way")
     await server.stop(grace_s)

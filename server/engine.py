@@ -35,7 +35,7 @@ from server.serving import Loader, Served
 from server.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -99,7 +99,7 @@ class Engine:
         """Opens the current generation and its encoder; blocks. Raises what makes it impossible to serve."""
         self._served = self._loader.load(None)
 
-    async def watch(self, poll_s: float = 1.0, loaded: Callable[[], object] = lambda: None) -> None:
+    async def watch(self, loaded: Callable[[], Awaitable[None]], poll_s: float = 1.0) -> None:
         """Exchanges what is served whenever another generation becomes current, and tells `loaded`; for ever.
 
         What cannot be opened is logged, and what was served goes on; where nothing was, it is the answer to every call.
@@ -111,7 +111,7 @@ class Engine:
                 if current is not None and current != tried:
                     tried = current
                     await self._exchange()
-                    loaded()
+                    await loaded()
             except Exception as error:  # whatever it is, a server that waits must say why
                 _log.error("cannot serve: %s", error, exc_info=not isinstance(error, ColdframeError))
                 self._refusal = _refusal(error)

@@ -20,9 +20,11 @@ from google.rpc import error_details_pb2, status_pb2
 from coldframe.errors import ColdframeError, InternalError, InvalidArgument, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from google.protobuf.message import Message
+
+    _Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("coldframe.server")
 _OURS = "/coldframe."
@@ -36,7 +38,7 @@ class _Malformed:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every unary method of Coldframe's own services."""
+    """Wraps every method of Coldframe's own services, which are unary or stream both ways."""
 
     async def intercept_service(  # noqa: D102
         self,
@@ -46,11 +48,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_OURS):
             return handler
-        return grpc.unary_unary_rpc_method_handler(
-            _guarded(handler.unary_unary, handler_call_details.method),
-            request_deserializer=_lenient(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+        name, codecs = handler_call_details.method, (
+            _lenient(handler.request_deserializer),
+            handler.response_serializer,
         )
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name), *codecs)
+        return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name), *codecs)
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -65,24 +69,48 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _guarded(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def call(request: Any, context: _Context) -> Any:
         try:
-            if isinstance(request, _Malformed):
-                raise InvalidArgument(f"the request's bytes are no message that {name} takes", field="request")
-            return await method(request, context)
-        except ColdframeError as error:
-            await _abort(context, error)
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            ticket = uuid.uuid4().hex[:12]
-            _log.exception("%s failed, ticket %s", name, ticket)
-            await _abort(context, InternalError(f"the server failed; its log says why under {ticket}"))
+            return await method(_whole(request, name), context)
+        except Exception as error:
+            await _refuse(context, error, name)
 
     return call
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ColdframeError) -> None:
+def _guarded_stream(method: Callable[..., AsyncIterator[Any]], name: str) -> Callable[..., AsyncIterator[Any]]:
+    async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield _whole(request, name)
+
+    async def call(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+        try:
+            async for reply in method(whole(requests), context):
+                yield reply
+        except Exception as error:
+            await _refuse(context, error, name)
+
+    return call
+
+
+def _whole(request: Any, name: str) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidArgument(f"the request's bytes are no message that {name} takes", field="request")
+    return request
+
+
+async def _refuse(context: _Context, error: Exception, name: str) -> None:
+    """Ends a call with the status that stands for an error; one that nobody foresaw is logged under a ticket."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, ColdframeError):
+        ticket = uuid.uuid4().hex[:12]
+        _log.error("%s failed, ticket %s", name, ticket, exc_info=error)
+        error = InternalError(f"the server failed; its log says why under {ticket}")
+    await _abort(context, error)
+
+
+async def _abort(context: _Context, error: ColdframeError) -> None:
     code, message = grpc.StatusCode[error.code], _shortened(error.message)
     status = status_pb2.Status(code=code.value[0], message=message, details=_details(error, message))
     hints = {"coldframe-error": type(error).__name__}

@@ -1,0 +1,143 @@
+"""SearchService: the nearest articles, the nearest clusters, and what a reader may like."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from coldframe.errors import ColdframeError
+from coldframe.v1 import search_service_pb2 as pb
+from coldframe.v1 import search_service_pb2_grpc
+from server import clusters
+from server.engine import Timing
+from server.search import Taste, recommend, search
+from server.seeds import missing, resolve, unknown
+from server.streaming import in_order
+from server.wire import paging, replies, requests, tastes
+from server.wire.ranking import ask
+from server.wire.replies import Parts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import grpc.aio
+
+    from server.engine import Engine
+    from server.search import Found
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SearchService(search_service_pb2_grpc.SearchServiceServicer):
+    """Search, recommendations, nearest clusters."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:  # noqa: N802, D102
+        return await self._search(request)
+
+    async def BatchSearch(self, request: pb.BatchSearchRequest, context: Context) -> pb.BatchSearchResponse:  # noqa: N802, D102
+        clock, served = Timing(), self._engine.served()
+        requests.entries(request.requests, requests.MAX_SEARCHES, "requests")
+        results = []
+        for one in request.requests:  # one after the other: a batch is one caller, and gets one caller's share
+            try:
+                results.append(pb.BatchSearchResult(response=await self._search(one)))
+            except ColdframeError as error:
+                results.append(pb.BatchSearchResult(error=replies.item_error(error)))
+        return pb.BatchSearchResponse(
+            results=results, served_by=replies.served_by(served, request), timing=replies.timing(clock)
+        )
+
+    def StreamSearch(  # noqa: N802, D102
+        self, request_iterator: AsyncIterator[pb.StreamSearchRequest], context: Context
+    ) -> AsyncIterator[pb.StreamSearchResponse]:
+        return in_order(request_iterator, self._search_one)
+
+    async def _search_one(self, request: pb.StreamSearchRequest) -> pb.StreamSearchResponse:
+        try:
+            response = await self._search(request.request)
+        except ColdframeError as error:
+            return pb.StreamSearchResponse(correlation_id=request.correlation_id, error=replies.item_error(error))
+        return pb.StreamSearchResponse(correlation_id=request.correlation_id, response=response)
+
+    async def _search(self, request: pb.SearchRequest) -> pb.SearchResponse:
+        clock, served = Timing(), self._engine.served()
+        seed, view = requests.seed(request.seed), served.view
+        asked = ask(request.ranking, served, requests.count(request, "limit", 10), request.effort)
+        parts = Parts.of(request.ranking.read_mask)
+        start = paging.read_page_token(served, request, request.page_token)
+        point = (await resolve(self._engine, served, [seed], clock))[0]
+        if point is None:
+            raise unknown(seed)
+        found, hits = await self._found(lambda: search(view, point, asked, start), served.view, parts, clock)
+        return pb.SearchResponse(
+            hits=hits,
+            usage=replies.usage(point.usage),
+            next_page_token=paging.page_token(served, request, start + len(hits)) if found.more else "",
+            missing_ids=found.missing,
+            served_by=replies.served_by(served, request),
+            timing=replies.timing(clock),
+        )
+
+    async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802, D102
+        clock, served = Timing(), self._engine.served()
+        seeds, view = tastes.seeds(request), served.view
+        asked = ask(request.ranking, served, requests.count(request, "limit", 10))
+        parts, shape = Parts.of(request.ranking.read_mask), tastes.shape(request)
+        start = paging.read_page_token(served, request, request.page_token)
+        points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
+        taste = Taste(points, [seed.weight for seed in seeds], shape)
+        found, hits = await self._found(lambda: recommend(view, taste, asked, start), view, parts, clock)
+        gone = missing([seed.seed for seed in seeds], points)
+        return pb.RecommendResponse(
+            hits=hits,
+            interests=[tastes.interest(view, interest, taste) for interest in found.interests],
+            usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points],
+            next_page_token=paging.page_token(served, request, start + len(hits)) if found.more else "",
+            missing_ids=list(dict.fromkeys([*gone, *found.missing])),
+            served_by=replies.served_by(served, request),
+            timing=replies.timing(clock),
+        )
+
+    async def _found(
+        self, work: Callable[[], Found], view: Any, parts: Parts, clock: Timing
+    ) -> tuple[Found, list[Any]]:
+        """What a ranked call finds, and its hits: made on the same thread, which needs no second way there."""
+
+        def run() -> tuple[Found, list[Any]]:
+            start = time.perf_counter()
+            found = work()
+            hits = replies.hits(view, found, parts)
+            clock.search_ms += found.search_ms
+            clock.rank_ms += 1e3 * (time.perf_counter() - start) - found.search_ms
+            return found, hits
+
+        return await self._engine.searching(run)
+
+    async def NearestClusters(  # noqa: N802, D102
+        self, request: pb.NearestClustersRequest, context: Context
+    ) -> pb.NearestClustersResponse:
+        clock, served = Timing(), self._engine.served()
+        seed, view = requests.seed(request.seed), served.view
+        limit = requests.count(request, "limit", 5)
+        heat = requests.within(
+            requests.optional(request, "temperature"), 0.001, 10.0, clusters.TEMPERATURE, "temperature"
+        )
+        point = (await resolve(self._engine, served, [seed], clock))[0]
+        if point is None:
+            raise unknown(seed)
+        start = time.perf_counter()
+        numbers, similarities, shares = await self._engine.searching(
+            lambda: clusters.nearest(view, point.vector[None], limit, heat)
+        )
+        clock.search_ms += 1e3 * (time.perf_counter() - start)
+        nearest = served.generation.clusters[int(numbers[0, 0])]
+        return pb.NearestClustersResponse(
+            matches=replies.cluster_matches(view, numbers[0], similarities[0], shares[0]),
+            usage=replies.usage(point.usage),
+            outlier=bool(similarities[0, 0] < nearest.outlier_below),
+            served_by=replies.served_by(served),
+            timing=replies.timing(clock),
+        )
