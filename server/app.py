@@ -47,9 +47,7 @@ _log = logging.getLogger("coldframe.server")
 
 _PROTOS = (embedding_service_pb2, search_service_pb2, cluster_service_pb2, article_service_pb2, index_service_pb2)
 SERVICES = tuple(
-    descriptor.full_name
-    for module in _PROTOS
-    for descriptor in module.DESCRIPTOR.services_by_name.values()
+    descriptor.full_name for module in _PROTOS for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _OPTIONS = (

@@ -85,7 +85,9 @@ def trends(
     usual = np.bincount(clusters[(dates > first) & (dates <= start)], minlength=size) / baseline_windows
     growth = (counts + 1) / (usual + 1)
     order = np.lexsort((np.arange(size), -counts, -growth))
-    found = [Trend(n, int(counts[n]), float(usual[n]), float(growth[n])) for n in order.tolist() if counts[n] >= min_count]
+    found = [
+        Trend(n, int(counts[n]), float(usual[n]), float(growth[n])) for n in order.tolist() if counts[n] >= min_count
+    ]
     return found, end
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -82,7 +83,9 @@ class Engine:
         threads: int = 2,
     ) -> None:
         self._store = store
-        self._live = LiveStore(store.path / LIVE)
+        self._live = LiveStore(store.path / LIVE, read_only=True)
+        self._writable: LiveStore | None = None
+        self._opening = threading.Lock()
         self._served: Served | None = None
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
         self._compute = ThreadPoolExecutor(1, "compute")
@@ -90,8 +93,8 @@ class Engine:
         self._search = ThreadPoolExecutor(threads, "search", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
-        self._loader = Loader(store, self._live, self._compute, model, precision, device)
-        self.writer = Writer(self._live, self._write, lambda: self.served().view, self._show)
+        self._loader = Loader(store, self._live, self.writable, self._compute, model, precision, device)
+        self.writer = Writer(self.writable, self._write, lambda: self.served().view, self._show)
 
     # --- what is served ----------------------------------------------------------------------------------------------
 
@@ -126,6 +129,15 @@ class Engine:
     def _take_over(self, new: Served) -> None:
         """On the thread that writes: what was written while the generation was loaded is replayed, and nothing is lost."""
         self._served = new.showing(self._loader.replay(new.view, new.encoder))
+
+    def writable(self) -> LiveStore:
+        """The live articles, to be written. The file is made with the first of them: a store that may only be read can
+        be served. Raises InvalidArgument where it cannot be written.
+        """
+        with self._opening:
+            if self._writable is None:
+                self._writable = LiveStore(self._store.path / LIVE)
+            return self._writable
 
     def _show(self, view: View) -> None:
         self._served = self.served().showing(view)
@@ -187,6 +199,8 @@ class Engine:
         for pool in (self._load, self._write, self._search, self._tokenize, self._compute):
             pool.shutdown()
         self._live.close()
+        if self._writable is not None:
+            self._writable.close()
 
 
 def placed(served: Served, embedded: Sequence[Embedded]) -> NDArray[np.float32]:

@@ -48,9 +48,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_OURS):
             return handler
-        name, codecs = handler_call_details.method, (
-            _lenient(handler.request_deserializer),
-            handler.response_serializer,
+        name, codecs = (
+            handler_call_details.method,
+            (
+                _lenient(handler.request_deserializer),
+                handler.response_serializer,
+            ),
         )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name), *codecs)

@@ -7,16 +7,21 @@ one page does not depend on the next.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coldframe.recipe import unit
+from coldframe.v1 import ranking_pb2
+from server import filters
 from server.interests import Interest, group, negative_part
 from server.ranking import Candidates, Options, Ranked, merge
+from server.view import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -31,3 +36,230 @@ POOL = 1_000
 """Candidates of an interest that are ranked by more than similarity."""
 MOST_PAGED = 10_000
 _SPARE = 8
+_WIDEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Moves a seed text towards the articles nearest to it."""
+
+    weight: float
+    """Share of the articles in the mixture, 0 to 1."""
+    articles: int
+    max_age_s: float | None
+    """Only articles younger than this; None: of any age."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How seeds become interests."""
+
+    most: int
+    similarity: float | None
+    """Seeds at least so similar are one interest; None: as two articles of one cluster usually are."""
+    expansion: Expansion | None
+
+
+@dataclass(frozen=True)
+class Taste:
+    """What is known of a reader: seeds as points, None where the index does not hold one, and their weights."""
+
+    points: Sequence[Point | None]
+    weights: Sequence[float]
+    shape: Shape
+
+    def numbers(self, sign: int) -> list[int]:
+        """The seeds that are there whose weights have a sign."""
+        pairs = enumerate(zip(self.points, self.weights, strict=True))
+        return [n for n, (point, weight) in pairs if point is not None and sign * weight > 0]
+
+    def vectors(self, numbers: Sequence[int]) -> Floats:
+        """Of some seeds, (n, dim)."""
+        return np.stack([point.vector for n in numbers if (point := self.points[n]) is not None])
+
+
+@dataclass(frozen=True)
+class Found:
+    """One page: rows, best first, and why they stand where they do."""
+
+    rows: Rows
+    ranked: Ranked
+    interests: Sequence[Interest]
+    missing: Sequence[str]
+    """Ids that the request excludes or filters by, and that are not there."""
+    more: bool
+    """Whether another page follows."""
+    search_ms: float
+
+    @property
+    def medoids(self) -> list[int]:
+        """The seed that stands for each interest."""
+        return [interest.medoid for interest in self.interests]
+
+
+@dataclass(frozen=True)
+class _Hunt:
+    """What is looked for: one vector an interest, and what speaks against an article."""
+
+    interests: Sequence[Interest]
+    vectors: Floats
+    """(interests, dim)"""
+    against: Floats | None = None
+    """(negative seeds, dim)"""
+    against_weights: NDArray[np.float64] | None = None
+    """(negative seeds,), above 0 to 1."""
+    hidden: frozenset[int] = frozenset()
+    stories_taken: frozenset[int] = frozenset()
+
+
+def search(view: View, point: Point, ask: Ask, start: int = 0) -> Found:
+    """The articles nearest to a point, from place `start` on, without the one that it is."""
+    hidden = frozenset() if point.row is None else frozenset({point.row})
+    return _page(view, _Hunt([Interest([0], 0, 1.0)], point.vector[None], hidden=hidden), ask, start)
+
+
+def neighbours(view: View, vector: Floats, hidden: Rows, limit: int) -> Found:
+    """The articles nearest to a vector, (dim,), without some rows: every one of a story, in the order of similarity."""
+    rows, scores = view.search(vector, limit, view.base.generation.probes, view.allow(excluded=hidden.tolist()))
+    alone = Interest([0], 0, 1.0)
+    candidates = _candidates(view, rows, scores, _NOTHING_ELSE)
+    return Found(rows, merge([candidates], [1.0], Options(max_per_story=0), limit), [alone], [], False, 0.0)
+
+
+def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
+    """What a reader may like: each interest's own articles, the places shared by weight."""
+    liked, disliked = taste.numbers(1), taste.numbers(-1)
+    if not liked:
+        return _page(view, _Hunt([], np.empty((0, view.base.generation.index.dim), np.float32)), ask, start)
+    vectors = _moved(view, taste, liked, ask)
+    weights = np.array([taste.weights[n] for n in liked])
+    similarity = typical_similarity(view) if taste.shape.similarity is None else taste.shape.similarity
+    grouped = group(vectors, weights, similarity=similarity, most=taste.shape.most)
+    interests = [replace(g, seeds=[liked[n] for n in g.seeds], medoid=liked[g.medoid]) for g in grouped]
+    read = frozenset(point.row for point in taste.points if point is not None and point.row is not None)
+    stories = view.stories(np.array(sorted(read), np.int64)) if ask.options.max_per_story else []
+    hunt = _Hunt(
+        interests,
+        vectors[[g.medoid for g in grouped]],
+        against=taste.vectors(disliked) if disliked else None,
+        against_weights=np.minimum(-np.array([taste.weights[n] for n in disliked]) / weights.max(), 1.0),
+        hidden=read,
+        stories_taken=frozenset(int(story) for story in stories),
+    )
+    return _page(view, hunt, ask, start)
+
+
+def typical_similarity(view: View) -> float:
+    """The cosine that two articles of one cluster usually have: the square of theirs to the centroid.
+
+    Two unit vectors that deviate from a centroid independently have the product of their cosines to it.
+    """
+    clusters = view.base.generation.clusters
+    sizes = np.array([cluster.size for cluster in clusters], np.float64)
+    near = 1.0 - np.array([cluster.residuals.mean for cluster in clusters])
+    return float((sizes * near**2).sum() / sizes.sum())
+
+
+def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats:
+    """Vectors of some seeds, (n, dim); texts are moved towards the articles nearest to them, where that is asked for."""
+    vectors, expansion = taste.vectors(numbers), taste.shape.expansion
+    if expansion is None:
+        return vectors
+    condition = None
+    if expansion.max_age_s is not None:
+        young = ranking_pb2.Filter()
+        young.published.since.FromSeconds(int(ask.options.as_of_s - expansion.max_age_s))
+        condition = filters.compile(young, {})
+    allowed = view.allow(condition)
+    for place, n in enumerate(numbers):
+        point = taste.points[n]
+        if point is None or not point.text:
+            continue
+        rows, _ = view.search(vectors[place], expansion.articles, ask.probes, allowed)
+        if len(rows):
+            mean = view.vectors(rows).mean(axis=0)
+            vectors[place] = unit((1 - expansion.weight) * vectors[place] + expansion.weight * mean)
+    return vectors
+
+
+def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
+    excluded, missing = rows_of(view, ask.excluded)
+    missing += ask.condition.missing if ask.condition else []
+    allowed = view.allow(ask.condition, [*excluded, *hunt.hidden])
+    reranks = ask.reranks or hunt.against is not None
+    depth = min(start + ask.limit, POOL if reranks else MOST_PAGED)
+    fetch, search_ms = POOL if reranks else depth + _SPARE, 0.0
+    explores = ask.options.explore_fraction > 0
+    while True:
+        candidates, took_ms, whole = _gather(view, hunt, ask, allowed, fetch)
+        search_ms += took_ms
+        # One more than the page shows whether there is another; exploration shares out exactly the places there are.
+        ranked = merge(
+            candidates,
+            [interest.weight for interest in hunt.interests],
+            ask.options,
+            depth + (not explores),
+            stories_taken=hunt.stories_taken,
+        )
+        if len(ranked) > depth or whole or reranks:
+            break
+        fetch *= _WIDEN
+    page = ranked[start:depth]
+    more = len(ranked) > depth and start < depth
+    return Found(page.rows, page, hunt.interests, missing, more, search_ms)
+
+
+def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float, bool]:
+    """The nearest `fetch` articles of every interest, how long that took, and whether those are all there are."""
+    start, whole, found = time.perf_counter(), True, []
+    for vector in hunt.vectors:
+        rows, scores = view.search(vector, fetch, ask.probes, allowed)
+        whole &= len(rows) < fetch
+        found.append((rows, scores))
+    took_ms = 1e3 * (time.perf_counter() - start)
+    extras = _Extras(ask, hunt)
+    return [_candidates(view, rows, scores, extras) for rows, scores in found], took_ms, whole
+
+
+@dataclass(frozen=True)
+class _Extras:
+    """What beside similarity makes a score."""
+
+    ask: Ask | None
+    hunt: _Hunt | None
+
+
+_NOTHING_ELSE = _Extras(None, None)
+
+
+def _candidates(view: View, rows: Rows, scores: Floats, extras: _Extras) -> Candidates:
+    ask, hunt = extras.ask, extras.hunt
+    diverse = ask is not None and ask.options.diversity > 0
+    against = hunt.against if hunt is not None else None
+    vectors = view.vectors(rows) if diverse or against is not None else None
+    negative = np.zeros(len(rows), np.float32)
+    if against is not None and vectors is not None and hunt is not None:
+        negative = negative_part(vectors, against, hunt.against_weights)
+    return Candidates(
+        rows=rows,
+        similarity=scores,
+        negative=negative,
+        prior=_priors(view, rows, ask),
+        seconds=view.seconds(rows),
+        stories=view.stories(rows),
+        clusters=view.clusters(rows),
+        vectors=vectors if diverse else None,
+    )
+
+
+def _priors(view: View, rows: Rows, ask: Ask | None) -> Floats:
+    """What the caller's priors and the popularity attribute add, (n,)."""
+    prior = np.zeros(len(rows), np.float32)
+    if ask is None:
+        return prior
+    if ask.priors:
+        prior += np.array([ask.priors.get(view.id_of(row), 0.0) for row in rows.tolist()], np.float32)
+    if ask.popularity is not None:
+        key, weight = ask.popularity
+        prior += (weight * view.popularity(rows, key)).astype(np.float32)
+    return prior

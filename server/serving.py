@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coldframe.encoder import Device, Encoder, Precision
+from coldframe.errors import FailedPrecondition, InvalidArgument
 from coldframe.live import Embedded, Upsert
 from coldframe.text import article_text
 from server.embed_queue import EmbedQueue
@@ -14,7 +15,7 @@ from server.view import Base, View
 from server.writer import applied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
     from coldframe.generation import Generation
@@ -49,6 +50,7 @@ class Loader:
 
     store: Store
     live: LiveStore
+    writable: Callable[[], LiveStore]
     compute: Executor
     model: str | None
     precision: Precision
@@ -105,6 +107,13 @@ class Loader:
         anew: dict[int, Entry] = {}
         for entry, text, vector in zip(stale, tokens, vectors, strict=True):
             embedded = Embedded(vector, encoder.fingerprint, encoder.precision, text.seen, text.used)
-            self.live.reembed(entry.id, entry.sequence, embedded)
+            self._keep(entry, embedded)
             anew[entry.sequence] = replace(entry, embedded=embedded)
         return [anew.get(entry.sequence, entry) for entry in entries]
+
+    def _keep(self, entry: Entry, embedded: Embedded) -> None:
+        """So that it need not be computed again when the server starts the next time."""
+        try:
+            self.writable().reembed(entry.id, entry.sequence, embedded)
+        except (InvalidArgument, FailedPrecondition) as error:
+            _log.warning("the vector of a live article is not kept: %s", error)

@@ -40,7 +40,9 @@ def story_of(
     """
     rules = view.base.generation.manifest.parameters
     itself = view.row_of(article_id)
-    near, similarities = view.search(vector, _NEIGHBOURS, _PROBES, view.allow(excluded=() if itself is None else (itself,)))
+    near, similarities = view.search(
+        vector, _NEIGHBOURS, _PROBES, view.allow(excluded=() if itself is None else (itself,))
+    )
     near = near[similarities >= rules.story_similarity]
     equal = [row for row in near.tolist() if view.article(row).text_digest == digest]
     if equal:

@@ -18,7 +18,7 @@ import numpy as np
 from coldframe.index import dots
 from coldframe.rows import RowSet
 from server.columns import UNDATED, BaseColumns
-from server.overlay import LiveRow, Overlay
+from server.overlay import Overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from coldframe.articles import ArticleRow
     from coldframe.generation import Generation
+    from server.columns import Attribute
     from server.filters import Condition
+    from server.overlay import LiveRow
 
     Floats = NDArray[np.float32]
     Rows = NDArray[np.int64]
@@ -102,7 +104,7 @@ class View:
         """A generation as it was built: `sequence` is its watermark."""
         overlay = Overlay(base.generation.index.dim)
         none = np.empty(0, np.int64)
-        watermark = base.generation.manifest.watermark
+        watermark: int = getattr(base.generation.manifest, "watermark", 0)
         return cls(base, overlay, watermark, none, base.rows, np.empty(0, np.bool_))
 
     # --- the next state ----------------------------------------------------------------------------------------------
@@ -182,6 +184,17 @@ class View:
     def microseconds(self, rows: Rows) -> NDArray[np.int64]:
         """When they were published, since 1970, (n,); UNDATED where that is not known."""
         return self._pick(rows, self.base.columns.microseconds, self.overlay.columns.microseconds)
+
+    def seconds(self, rows: Rows) -> NDArray[np.int64]:
+        """The same in whole seconds, rounded down, (n,)."""
+        return self._pick(rows, self.base.columns.seconds, self.overlay.columns.seconds)
+
+    def popularity(self, rows: Rows, key: str) -> NDArray[np.float64]:
+        """log(1 + n) of an attribute that holds a number, over the largest of the index, (n,), 0 to 1; 0 without."""
+        of_base, of_live = self.base.columns.attribute(key), self.overlay.columns.attribute(key)
+        numbers = self._pick(rows, _numbers(of_base), _numbers(of_live)[: len(self.alive)])
+        largest = max(_largest(of_base), _largest(of_live))
+        return np.log1p(np.maximum(numbers, 0)) / np.log1p(largest) if largest > 0 else np.zeros(len(rows))
 
     def stories(self, rows: Rows) -> NDArray[np.int64]:
         """The row that began the story of each, (n,)."""
@@ -298,6 +311,16 @@ class View:
             return order  # the generation's rows are in the order of ids
         keyed = sorted(order.tolist(), key=lambda place: (-scores[place], self.id_of(int(rows[place]))))
         return np.array(keyed, np.int64)
+
+
+def _numbers(attribute: Attribute) -> NDArray[np.float64]:
+    """What an attribute says as a number, (rows,); 0 where it says none."""
+    known = np.append(np.nan_to_num(attribute.numbers), 0.0)  # code -1, absent, is the last place
+    return known[attribute.codes]
+
+
+def _largest(attribute: Attribute) -> float:
+    return float(np.nan_to_num(attribute.numbers).max(initial=0.0))
 
 
 def rows_of(view: View, ids: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -67,7 +67,11 @@ class Writer:
     """The one who writes. `view` gives the newest state, `publish` makes one the newest; both are called on `thread`."""
 
     def __init__(
-        self, store: LiveStore, thread: Executor, view: Callable[[], View], publish: Callable[[View], None]
+        self,
+        store: Callable[[], LiveStore],
+        thread: Executor,
+        view: Callable[[], View],
+        publish: Callable[[View], None],
     ) -> None:
         self._store, self._thread = store, thread
         self._view, self._publish = view, publish
@@ -120,7 +124,7 @@ class Writer:
         """One transaction for all. Runs on the writer's thread."""
         try:
             return self._committed(group)
-        except Exception as error:  # noqa: BLE001  # whatever it is, each caller must hear of it
+        except Exception as error:  # whatever it is, each caller must hear of it
             return [error] * len(group)
 
     def _committed(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
@@ -133,7 +137,7 @@ class Writer:
             for change, outcome in zip(changes, outcomes, strict=True)
             if not isinstance(change, Same) and self._counts(change, outcome)
         ]
-        for change, sequence in zip(writes, self._store.apply(writes) if writes else [], strict=True):
+        for change, sequence in zip(writes, self._store().apply(writes) if writes else [], strict=True):
             view = applied(view, change, sequence)
         if writes:
             self._publish(view)
@@ -152,7 +156,7 @@ class Writer:
     def _counts(self, change: Upsert | Delete, outcome: Outcome) -> bool:
         """Whether a change must be written; what is gone is marked once."""
         if outcome is Outcome.MISSING:
-            known = self._store.get(_id_of(change))
+            known = self._store().get(_id_of(change))
             return known is None or known.article is not None
         return outcome is not Outcome.UNCHANGED
 

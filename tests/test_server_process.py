@@ -38,18 +38,18 @@ from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from server.__main__ import app
 from server.app import SERVICES, Address, Server
 from server.embed_queue import EmbedQueue
-from server.engine import Engine, Served
+from server.engine import Engine
+from server.serving import Served
+from server.view import Base, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from coldframe import Encoder
     from coldframe.generation import Generation
-    from server.engine import Timing, Usage
+    from coldframe.live import Embedded
+    from server.engine import Timing
     from tests.conftest import Background
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -175,14 +175,12 @@ class Crowded(Engine):
         self.door = Door(encoder)
         self.queue = EmbedQueue(cast("Encoder", self.door), self._compute, max_waiting_tokens=20)
         self.gone = threading.Semaphore(0)
-        self._fixed = Served(generation, encoder, self.queue)
+        self._fixed = Served(View.of(Base(generation)), encoder, self.queue)
 
     def served(self) -> Served:
         return self._fixed
 
-    async def embed(
-        self, served: Served, texts: Sequence[str], timing: Timing
-    ) -> tuple[NDArray[np.float32], list[Usage]]:
+    async def embed(self, served: Served, texts: Sequence[str], timing: Timing) -> list[Embedded]:
         try:
             return await super().embed(served, texts, timing)
         finally:
@@ -283,8 +281,8 @@ def test_every_service_is_healthy_and_reflection_lists_it(target: str) -> None:
             assert all(answer.file_descriptor_response.file_descriptor_proto for answer in described)
 
 
-def test_the_four_services_are_those_of_the_contract() -> None:
-    names = ("EmbeddingService", "SearchService", "ClusterService", "IndexService")
+def test_the_services_are_those_of_the_contract() -> None:
+    names = ("EmbeddingService", "SearchService", "ClusterService", "ArticleService", "IndexService")
     assert tuple(f"coldframe.v1.{name}" for name in names) == SERVICES
 
 

@@ -79,9 +79,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
             results=results, served_by=replies.served_by(served), timing=replies.timing(clock)
         )
 
-    async def _write(
-        self, served: Served, articles: Sequence[LiveArticle], clock: Timing
-    ) -> tuple[Outcomes, View]:
+    async def _write(self, served: Served, articles: Sequence[LiveArticle], clock: Timing) -> tuple[Outcomes, View]:
         for _ in range(_TRIES):
             changes = await self._changes(served, articles, clock)
             try:

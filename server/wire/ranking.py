@@ -110,7 +110,9 @@ def _key(value: str) -> str:
 def _priors(message: ranking_pb2.Ranking) -> Mapping[str, float]:
     field = f"{_F}.priors"
     if len(message.priors) > MAX_PRIORS:
-        raise InvalidArgument(f"{field} has {len(message.priors):,} entries; at most {MAX_PRIORS:,} are allowed", field=field)
+        raise InvalidArgument(
+            f"{field} has {len(message.priors):,} entries; at most {MAX_PRIORS:,} are allowed", field=field
+        )
     for article_id, prior in message.priors.items():
         if not -2.0 <= prior <= 2.0:
             raise InvalidArgument(

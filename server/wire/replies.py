@@ -45,7 +45,8 @@ class Parts:
         for path in mask.paths:
             if path not in _ALLOWED:
                 raise InvalidArgument(
-                    f"ranking.read_mask has {path[:128]!r}; allowed are {', '.join(_ALLOWED)}", field="ranking.read_mask"
+                    f"ranking.read_mask has {path[:128]!r}; allowed are {', '.join(_ALLOWED)}",
+                    field="ranking.read_mask",
                 )
         named = {path.partition(".")[2] for path in mask.paths if path.startswith("article.")}
         summary = frozenset(_SUMMARY) if "article" in mask.paths else frozenset(named)

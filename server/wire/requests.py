@@ -44,7 +44,9 @@ def within(value: _Number | None, least: _Number, most: _Number, default: _Numbe
     if value is None:
         return default
     if not least <= value <= most:
-        raise InvalidArgument(f"{field} is {value:g}; allowed are {least:g} to {most:,g}, default {default:g}", field=field)
+        raise InvalidArgument(
+            f"{field} is {value:g}; allowed are {least:g} to {most:,g}, default {default:g}", field=field
+        )
     return value
 
 
@@ -147,7 +149,9 @@ def articles(messages: Sequence[types_pb2.Article]) -> list[LiveArticle]:
         first = seen.setdefault(message.id, n)
         if first != n:
             field = f"articles[{n}].id"
-            raise InvalidArgument(f"{field} is {message.id!r}, as is that of articles[{first}]; send it once", field=field)
+            raise InvalidArgument(
+                f"{field} is {message.id!r}, as is that of articles[{first}]; send it once", field=field
+            )
     return [_article(message, f"articles[{n}]") for n, message in enumerate(messages)]
 
 
@@ -169,7 +173,9 @@ def _article(message: types_pb2.Article, field: str) -> LiveArticle:
 def _attributes(given: object, field: str) -> dict[str, str]:
     attributes: dict[str, str] = dict(given)  # type: ignore[call-overload]  # a map field
     if len(attributes) > MAX_ATTRIBUTES:
-        raise InvalidArgument(f"{field} has {len(attributes)} entries; at most {MAX_ATTRIBUTES} are allowed", field=field)
+        raise InvalidArgument(
+            f"{field} has {len(attributes)} entries; at most {MAX_ATTRIBUTES} are allowed", field=field
+        )
     for key, value in attributes.items():
         if not 1 <= len(key) <= MAX_KEY_CHARS or len(value) > MAX_VALUE_CHARS:
             raise InvalidArgument(

@@ -37,7 +37,9 @@ def seeds(request: search_service_pb2.RecommendRequest) -> list[WeightedSeed]:
         for n, message in enumerate(request.seeds)
     ]
     if not any(seed.weight > 0 for seed in read):
-        raise InvalidArgument("seeds all have weights below 0; at least one must be above: what is wanted", field="seeds")
+        raise InvalidArgument(
+            "seeds all have weights below 0; at least one must be above: what is wanted", field="seeds"
+        )
     return read
 
 
