@@ -119,6 +119,7 @@ class Server:
         await self._engine.watch(loaded=self.set_health)
 
     async def set_health(self) -> None:
+        """Tells whether there is something to answer from."""
         status = (
             health_pb2.HealthCheckResponse.SERVING if self._engine.ready else health_pb2.HealthCheckResponse.NOT_SERVING
         )

@@ -127,7 +127,7 @@ class Engine:
         _log.info("serving generation %s", new.generation.name)
 
     def _take_over(self, new: Served) -> None:
-        """On the thread that writes: what was written while the generation was loaded is replayed, and nothing is lost."""
+        """Replays what was written while the generation was loaded, on the thread that writes: nothing is lost."""
         self._served = new.showing(self._loader.replay(new.view, new.encoder))
 
     def writable(self) -> LiveStore:

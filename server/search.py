@@ -16,8 +16,8 @@ import numpy as np
 from coldframe.recipe import unit
 from coldframe.v1 import ranking_pb2
 from server import filters
-from server.interests import Interest, group, negative_part
-from server.ranking import Candidates, Options, Ranked, merge
+from server.interests import Interest, group, negative_part, negative_weights
+from server.ranking import Candidates, Options, Ranked, merge, rank
 from server.view import rows_of
 
 if TYPE_CHECKING:
@@ -122,29 +122,29 @@ def neighbours(view: View, vector: Floats, hidden: Rows, limit: int) -> Found:
     """The articles nearest to a vector, (dim,), without some rows: every one of a story, in the order of similarity."""
     rows, scores = view.search(vector, limit, view.base.generation.probes, view.allow(excluded=hidden.tolist()))
     alone = Interest([0], 0, 1.0)
-    candidates = _candidates(view, rows, scores, _NOTHING_ELSE)
-    return Found(rows, merge([candidates], [1.0], Options(max_per_story=0), limit), [alone], [], False, 0.0)
+    ranked = rank(_candidates(view, rows, scores, _NOTHING_ELSE), Options(max_per_story=0), limit)
+    return Found(rows, ranked, [alone], [], False, 0.0)
 
 
 def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
     """What a reader may like: each interest's own articles, the places shared by weight."""
     liked, disliked = taste.numbers(1), taste.numbers(-1)
     if not liked:
-        return _page(view, _Hunt([], np.empty((0, view.base.generation.index.dim), np.float32)), ask, start)
+        return _nothing(view, ask)
     vectors = _moved(view, taste, liked, ask)
     weights = np.array([taste.weights[n] for n in liked])
     similarity = typical_similarity(view) if taste.shape.similarity is None else taste.shape.similarity
     grouped = group(vectors, weights, similarity=similarity, most=taste.shape.most)
     interests = [replace(g, seeds=[liked[n] for n in g.seeds], medoid=liked[g.medoid]) for g in grouped]
     read = frozenset(point.row for point in taste.points if point is not None and point.row is not None)
-    stories = view.stories(np.array(sorted(read), np.int64)) if ask.options.max_per_story else []
+    stories = view.stories(np.array(sorted(read), np.int64)).tolist() if ask.options.max_per_story else []
     hunt = _Hunt(
         interests,
         vectors[[g.medoid for g in grouped]],
         against=taste.vectors(disliked) if disliked else None,
-        against_weights=np.minimum(-np.array([taste.weights[n] for n in disliked]) / weights.max(), 1.0),
+        against_weights=negative_weights(np.array(taste.weights)[[*liked, *disliked]]),
         hidden=read,
-        stories_taken=frozenset(int(story) for story in stories),
+        stories_taken=frozenset(stories),
     )
     return _page(view, hunt, ask, start)
 
@@ -161,7 +161,7 @@ def typical_similarity(view: View) -> float:
 
 
 def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats:
-    """Vectors of some seeds, (n, dim); texts are moved towards the articles nearest to them, where that is asked for."""
+    """Vectors of some seeds, (n, dim), texts moved towards the articles nearest to them where that is asked for."""
     vectors, expansion = taste.vectors(numbers), taste.shape.expansion
     if expansion is None:
         return vectors
@@ -180,6 +180,13 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
             mean = view.vectors(rows).mean(axis=0)
             vectors[place] = unit((1 - expansion.weight) * vectors[place] + expansion.weight * mean)
     return vectors
+
+
+def _nothing(view: View, ask: Ask) -> Found:
+    """What is found for a reader of whom nothing is known after all."""
+    none = np.empty(0, np.int64)
+    ranked = rank(_candidates(view, none, np.empty(0, np.float32), _NOTHING_ELSE), ask.options, 0)
+    return Found(none, ranked, [], rows_of(view, ask.excluded)[1], False, 0.0)
 
 
 def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
@@ -204,9 +211,10 @@ def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
         if len(ranked) > depth or whole or reranks:
             break
         fetch *= _WIDEN
-    page = ranked[start:depth]
-    more = len(ranked) > depth and start < depth
-    return Found(page.rows, page, hunt.interests, missing, more, search_ms)
+    page = ranked.page(start, depth)
+    rows = [int(candidates[interest].rows[n]) for interest, n in zip(page.interest, page.place, strict=True)]
+    more = len(ranked) > depth > start
+    return Found(np.array(rows, np.int64), page, hunt.interests, missing, more, search_ms)
 
 
 def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float, bool]:

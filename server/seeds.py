@@ -119,17 +119,17 @@ def _itself(served: Served, seed: Seed) -> int | None:
 
 def missing(seeds: Sequence[Seed], points: Sequence[Point | None]) -> list[str]:
     """Ids of the articles and clusters that are not there."""
-    gone = [seed for seed, point in zip(seeds, points, strict=True) if point is None]
-    return [seed.article_id if isinstance(seed, RowSeed) else seed.cluster_id for seed in gone if _has_id(seed)]
+    return [_name(seed) for seed, point in zip(seeds, points, strict=True) if point is None]
 
 
-def _has_id(seed: Seed) -> bool:
-    return isinstance(seed, RowSeed | ClusterSeed)
+def _name(seed: Seed) -> str:
+    if isinstance(seed, ClusterSeed):
+        return seed.cluster_id
+    return seed.article_id if isinstance(seed, RowSeed) else ""
 
 
 def unknown(seed: Seed) -> UnknownArticle | UnknownCluster:
     """What a call says that cannot go on without a seed."""
     if isinstance(seed, ClusterSeed):
         return UnknownCluster(f"no cluster {seed.cluster_id!r} in the index; ListClusters gives the ids")
-    name = seed.article_id if isinstance(seed, RowSeed) else ""
-    return UnknownArticle(f"no article {name!r} in the index; to ask about a new one, send its text")
+    return UnknownArticle(f"no article {_name(seed)!r} in the index; to ask about a new one, send its text")

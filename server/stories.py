@@ -6,6 +6,7 @@ and asks that those be found in the new text; of live articles it has the words 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,42 +27,46 @@ _PROBES = 4
 _DAY_US = 86_400_000_000
 
 
-def story_of(
-    view: View,
-    article_id: str,
-    vector: NDArray[np.float32],
-    words: NDArray[np.uint64],
-    digest: bytes,
-    published_at: datetime | None,
-) -> int:
-    """The row that began the story which an article tells: its own, the next live row, where nobody told it before.
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What shows which story an article tells."""
 
-    vector: (dim,), of unit length. words: the shingles of its text.
-    """
+    article_id: str
+    vector: NDArray[np.float32]
+    """(dim,), of unit length."""
+    words: NDArray[np.uint64]
+    """The shingles of its text."""
+    digest: bytes
+    """Of its text."""
+    published_at: datetime | None
+
+
+def story_of(view: View, new: Telling) -> int:
+    """The row that began the story which an article tells: its own, the next live row, where nobody told it before."""
     rules = view.base.generation.manifest.parameters
-    itself = view.row_of(article_id)
-    near, similarities = view.search(
-        vector, _NEIGHBOURS, _PROBES, view.allow(excluded=() if itself is None else (itself,))
-    )
+    itself = view.row_of(new.article_id)
+    allowed = view.allow(excluded=() if itself is None else (itself,))
+    near, similarities = view.search(new.vector, _NEIGHBOURS, _PROBES, allowed)
     near = near[similarities >= rules.story_similarity]
-    equal = [row for row in near.tolist() if view.article(row).text_digest == digest]
+    equal = [row for row in near.tolist() if view.article(row).text_digest == new.digest]
     if equal:
-        return int(view.stories(np.array(equal[:1]))[0])
+        return view.story(equal[0])
     best, most = len(view.base) + len(view.alive), 0.0
     for leader in np.unique(view.stories(near)).tolist():
-        if not _within(view, leader, published_at, rules.story_window_days):
-            continue
-        if cosine(vector, view.vectors(np.array([leader]))[0]) < rules.story_similarity:
-            continue
-        shared = overlap(words, _words_of(view, leader))
-        if shared >= SAME_WORDS and shared > most:
-            best, most = leader, shared
+        if _within(view, leader, new, rules.story_window_days) and _near(view, leader, new, rules.story_similarity):
+            shared = overlap(new.words, _words_of(view, leader))
+            if shared >= SAME_WORDS and shared > most:
+                best, most = leader, shared
     return best
 
 
-def _within(view: View, row: int, published_at: datetime | None, days: float) -> bool:
-    """Whether a row lies within the window of a date, as far as anyone knows."""
-    known, date = int(view.microseconds(np.array([row]))[0]), microseconds(published_at)
+def _near(view: View, row: int, new: Telling, similarity: float) -> bool:
+    return cosine(new.vector, view.vector(row)) >= similarity
+
+
+def _within(view: View, row: int, new: Telling, days: float) -> bool:
+    """Whether a row lies within the window, as far as anyone knows."""
+    known, date = int(view.microseconds(np.array([row]))[0]), microseconds(new.published_at)
     return UNDATED in {known, date} or abs(known - date) <= days * _DAY_US
 
 

@@ -162,9 +162,9 @@ class View:
             self.overlay.rows[row - len(self.base)].article if self.is_live(row) else self.base.generation.articles[row]
         )
 
-    def story_id(self, row: int) -> str:
-        """The id of the article that began the story that a row tells."""
-        return self.id_of(int(self.stories(np.array([row]))[0]))
+    def story(self, row: int) -> int:
+        """The row that began the story that a row tells."""
+        return int(self.stories(np.array([row]))[0])
 
     def id_of(self, row: int) -> str:
         """The article id of a row."""

@@ -18,7 +18,7 @@ from coldframe.live import Delete, Upsert
 from coldframe.stories import shingles
 from coldframe.text import article_text, text_digest
 from server.overlay import LiveRow
-from server.stories import story_of
+from server.stories import Telling, story_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ class _Waiting:
 
 
 class Writer:
-    """The one who writes. `view` gives the newest state, `publish` makes one the newest; both are called on `thread`."""
+    """The one who writes. On `thread`, `view` gives the newest state, and `publish` makes one the newest."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ def live_row(view: View, upsert: Upsert) -> LiveRow:
         tokens_seen=upsert.embedded.tokens_seen,
         tokens_used=upsert.embedded.tokens_used,
         text_digest=digest,
-        story=story_of(view, article.id, vectors[0], words, digest, article.published_at),
+        story=story_of(view, Telling(article.id, vectors[0], words, digest, article.published_at)),
         similarity=similarity,
         outlier=similarity < generation.clusters[cluster].outlier_below,
     )

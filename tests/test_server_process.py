@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from coldframe import Encoder
     from coldframe.generation import Generation
     from coldframe.live import Embedded

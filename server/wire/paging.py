@@ -26,7 +26,7 @@ def _asked(request: Message) -> str:
     bare.CopyFrom(request)
     for field in ("page_token", "page_size", "limit"):
         if field in bare.DESCRIPTOR.fields_by_name:
-            bare.ClearField(field)  # type: ignore[arg-type]
+            bare.ClearField(field)
     return _digest(bare)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from coldframe.errors import InvalidArgument
 from coldframe.live import LiveArticle
 from coldframe.text import MAX_TEXT_CHARS, article_text
-from coldframe.v1 import types_pb2
 from server.seeds import ClusterSeed, RowSeed, Seed, TextSeed, VectorSeed
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
     from numpy.typing import NDArray
+
+    from coldframe.v1 import types_pb2
 
 MAX_LIMIT = 1_000
 MAX_TEXTS = 256
@@ -192,8 +193,8 @@ def moment(message: Timestamp, field: str) -> datetime:
         return datetime.fromtimestamp(message.seconds, UTC) + timedelta(microseconds=_microseconds(message.nanos))
     except (ValueError, OverflowError, OSError) as error:
         raise InvalidArgument(
-            f"{field} is no date: {message.seconds} seconds and {message.nanos} nanoseconds; allowed are the years 1 to "
-            f"9999, and 0 to 999,999,999 nanoseconds",
+            f"{field} is no date: {message.seconds} seconds, {message.nanos} nanoseconds; allowed are years 1 to 9999 "
+            f"and 0 to 999,999,999 nanoseconds",
             field=field,
         ) from error
 
