@@ -8,7 +8,7 @@ lists of interests are never mixed by score.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import floor, inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -95,6 +95,10 @@ class Ranked:
 
     def __len__(self) -> int:
         return len(self.place)
+
+    def page(self, start: int, end: int) -> Ranked:
+        """Those from place `start` on, before place `end`."""
+        return Ranked(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
 
 def rank(

@@ -104,10 +104,8 @@ class _Hunt:
     interests: Sequence[Interest]
     vectors: Floats
     """(interests, dim)"""
-    against: Floats | None = None
-    """(negative seeds, dim)"""
-    against_weights: NDArray[np.float64] | None = None
-    """(negative seeds,), above 0 to 1."""
+    against: tuple[Floats, NDArray[np.float64]] | None = None
+    """Negative seeds, (n, dim), and how much each counts, (n,)."""
     hidden: frozenset[int] = frozenset()
     stories_taken: frozenset[int] = frozenset()
 
@@ -141,12 +139,17 @@ def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
     hunt = _Hunt(
         interests,
         vectors[[g.medoid for g in grouped]],
-        against=taste.vectors(disliked) if disliked else None,
-        against_weights=negative_weights(np.array(taste.weights)[[*liked, *disliked]]),
+        against=_against(taste, liked, disliked),
         hidden=read,
         stories_taken=frozenset(stories),
     )
     return _page(view, hunt, ask, start)
+
+
+def _against(taste: Taste, liked: Sequence[int], disliked: Sequence[int]) -> tuple[Floats, NDArray[np.float64]] | None:
+    if not disliked:
+        return None
+    return taste.vectors(disliked), negative_weights(np.array([taste.weights[n] for n in (*liked, *disliked)]))
 
 
 def typical_similarity(view: View) -> float:
@@ -246,8 +249,8 @@ def _candidates(view: View, rows: Rows, scores: Floats, extras: _Extras) -> Cand
     against = hunt.against if hunt is not None else None
     vectors = view.vectors(rows) if diverse or against is not None else None
     negative = np.zeros(len(rows), np.float32)
-    if against is not None and vectors is not None and hunt is not None:
-        negative = negative_part(vectors, against, hunt.against_weights)
+    if against is not None and vectors is not None:
+        negative = negative_part(vectors, *against)
     return Candidates(
         rows=rows,
         similarity=scores,
