@@ -2,14 +2,16 @@
 
     from coldframe import Client, Encoder
 
-`Client` needs grpcio and protobuf only; `Encoder` needs the `[encoder]` extra and is imported when first used, so
-that a backend which only asks questions never loads torch.
+`Client` and what its questions are made of (`seed`, `filters`, `article` and so on) need grpcio and protobuf only.
+`Encoder` needs the `[encoder]` extra and is imported when first used, so that a backend which only asks questions
+never loads torch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coldframe import filters
 from coldframe.client import Client
 from coldframe.errors import (
     ColdframeError,
@@ -29,6 +31,8 @@ from coldframe.errors import (
     UnknownArticle,
     UnknownCluster,
 )
+from coldframe.messages import article
+from coldframe.requests import expansion, recommend_request, search_request, seed
 
 if TYPE_CHECKING:
     from coldframe.encoder import Encoder
@@ -54,6 +58,12 @@ __all__ = [
     "Unavailable",
     "UnknownArticle",
     "UnknownCluster",
+    "article",
+    "expansion",
+    "filters",
+    "recommend_request",
+    "search_request",
+    "seed",
 ]
 
 

@@ -5,62 +5,80 @@ It imports grpc, protobuf and the stubs, and nothing else: a backend installs no
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import grpc
-
-from coldframe.errors import (
-    ColdframeError,
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    Overloaded,
-    Unavailable,
-    error_classes,
+from coldframe.connection import MAX_MESSAGE_BYTES, USE_CLIENT_DEFAULT, Connection, Timeout, error_of
+from coldframe.errors import InvalidArgument
+from coldframe.messages import choice, duration, sending, several, timestamp
+from coldframe.requests import (
+    RecommendOptions,
+    SearchOptions,
+    SeedOptions,
+    recommend_request,
+    search_request,
+    seed_message,
 )
-from coldframe.v1.cluster_service_pb2 import GetClusterRequest, GetClusterResponse, ListClustersRequest
+from coldframe.v1.article_service_pb2 import (
+    DeleteArticlesRequest,
+    DeleteArticlesResponse,
+    GetArticleRequest,
+    GetArticleResponse,
+    StreamUpsertArticlesRequest,
+    StreamUpsertArticlesResponse,
+    UpsertArticlesRequest,
+    UpsertArticlesResponse,
+)
+from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
+from coldframe.v1.cluster_service_pb2 import (
+    ArticleOrder,
+    ClusterOrder,
+    GetClusterRequest,
+    GetClusterResponse,
+    ListClusterArticlesRequest,
+    ListClustersRequest,
+    TrendingClustersRequest,
+    TrendingClustersResponse,
+)
 from coldframe.v1.cluster_service_pb2_grpc import ClusterServiceStub
-from coldframe.v1.embedding_service_pb2 import EmbedRequest, EmbedResponse
+from coldframe.v1.embedding_service_pb2 import (
+    EmbedRequest,
+    EmbedResponse,
+    StreamEmbedRequest,
+    StreamEmbedResponse,
+)
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from coldframe.v1.index_service_pb2 import GetIndexRequest, GetIndexResponse
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
 from coldframe.v1.search_service_pb2 import (
+    BatchSearchRequest,
+    BatchSearchResponse,
     NearestClustersRequest,
     NearestClustersResponse,
+    RecommendRequest,
+    RecommendResponse,
     SearchRequest,
     SearchResponse,
+    StreamSearchRequest,
+    StreamSearchResponse,
+    WeightedSeed,
 )
 from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
-from coldframe.v1.types_pb2 import EFFORT_BALANCED, EFFORT_EXACT, Article, Cluster, Seed, Vector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime, timedelta
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""The largest message, both ways. gRPC's own limit of 4 MiB is less than 256 long articles."""
+    import grpc
 
-MAX_ATTEMPTS = 5
-"""gRPC makes no more attempts than this, whatever its retry policy says."""
+    from coldframe.v1.types_pb2 import Article, ArticleSummary, Cluster, Hit
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+__all__ = ["MAX_GROUP", "MAX_MESSAGE_BYTES", "Client", "error_of"]
 
-
-class UseClientDefault:
-    """The type of `USE_CLIENT_DEFAULT`, for a timeout that is not given: None already means to wait for ever."""
-
-
-USE_CLIENT_DEFAULT: Final = UseClientDefault()
-
-Timeout: TypeAlias = float | UseClientDefault | None
-"""Seconds to wait for an answer; None waits for ever."""
+MAX_GROUP = 256
+"""Articles in one upsert, at most."""
+_GROUP_BYTES = 8 * 1024 * 1024
 
 
 class Client:
@@ -74,11 +92,13 @@ class Client:
 
     target: HOST:PORT, or any gRPC name such as "dns:///host:port" or "unix:/path".
     timeout: seconds that a call may take, its retries included; None waits for ever. Each call can say otherwise.
-    attempts: 1 to 5. A call that finds the server UNAVAILABLE is made so often in all; nothing else is retried.
+    attempts: 1 to 5. A call that finds the server UNAVAILABLE is made so often in all; nothing else is retried, and
+    streams are not. Upserts and deletes may be: done twice they are the same as done once.
     metadata: sent with every call, such as [("authorization", "Bearer ...")].
     credentials: None speaks plain text; `grpc.ssl_channel_credentials()` speaks TLS.
 
-    Raises InvalidArgument where one of these is not allowed. It does not connect before the first call.
+    Every call raises InvalidArgument where one of its arguments is not allowed, naming it in `field`. The client does
+    not connect before the first call.
     """
 
     def __init__(
@@ -90,15 +110,13 @@ class Client:
         metadata: Sequence[tuple[str, str | bytes]] = (),
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._target = _checked_target(target)
-        self._timeout = _checked_timeout(timeout)
-        self._metadata = tuple((key.lower(), value) for key, value in metadata)
-        self._channel = _open_channel(target, _checked_attempts(attempts), credentials)
-        self._closed = False
-        self._embedding = EmbeddingServiceStub(self._channel)
-        self._search = SearchServiceStub(self._channel)
-        self._clusters = ClusterServiceStub(self._channel)
-        self._index = IndexServiceStub(self._channel)
+        self._connection = Connection(target, timeout, attempts, metadata, credentials)
+        channel = self._connection.channel
+        self._articles = ArticleServiceStub(channel)
+        self._embedding = EmbeddingServiceStub(channel)
+        self._search = SearchServiceStub(channel)
+        self._clusters = ClusterServiceStub(channel)
+        self._index = IndexServiceStub(channel)
 
     def __enter__(self) -> Self:
         return self
@@ -109,230 +127,317 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<coldframe.Client {self._target}{' (closed)' if self._closed else ''}>"
+        return f"<coldframe.Client {self._connection.target}{' (closed)' if self._connection.closed else ''}>"
 
     def close(self) -> None:
         """Close the connection. Calls in flight are cancelled; closing twice does no harm."""
-        self._closed = True
-        self._channel.close()
+        self._connection.close()
 
-    def embed(self, texts: Sequence[str], *, timeout: Timeout = USE_CLIENT_DEFAULT) -> EmbedResponse:
-        """Embed 1 to 256 texts; `embeddings` has one for each, in their order.
-
-        Raises InvalidArgument for an empty text, too many texts, or one string in place of a list.
-        """
-        if isinstance(texts, str):
-            raise InvalidArgument("texts is one string; pass a list of texts, such as [text].", field="texts")
-        with _sending("texts"):
-            request = EmbedRequest(texts=texts)
-        return self._call(self._embedding.Embed, request, timeout)
+    # ------------------------------------------------------------------------------------------ searching, recommending
 
     def search(
-        self,
-        text: str | None = None,
-        *,
-        article: Article | None = None,
-        article_id: str | None = None,
-        vector: Sequence[float] | None = None,
-        limit: int | None = None,
-        exact: bool = False,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
+        self, text: str | None = None, *, timeout: Timeout = USE_CLIENT_DEFAULT, **options: Unpack[SearchOptions]
     ) -> SearchResponse:
         """Find the articles nearest to one seed, the best first.
 
-        The seed is a text, an article that the index need not hold, the id of one that it holds, or a vector of
-        length `Index.dimension`. limit: 1 to 1,000, by default 10. exact: visit every list of the index, as a
-        brute-force search does.
+        The seed is the text or one of `SeedOptions`; all options are in `coldframe.requests`. limit: 1 to 1,000, by
+        default 10. exact: visit every list of the index, as a brute-force search does. page_token: of the reply
+        before; `hits` turns the pages by itself.
 
         Raises InvalidArgument (field "seed" unless exactly one is given) and UnknownArticle.
         """
-        seed = _seed(text, article, article_id, vector)
-        with _sending("limit"):
-            request = SearchRequest(seed=seed, limit=limit, effort=EFFORT_EXACT if exact else EFFORT_BALANCED)
-        return self._call(self._search.Search, request, timeout)
+        return self._connection.call(self._search.Search, search_request(text, **options), timeout)
+
+    def recommend(
+        self,
+        seeds: Iterable[WeightedSeed | str],
+        *,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
+        **options: Unpack[RecommendOptions],
+    ) -> RecommendResponse:
+        """Recommend to a reader of whom only the seeds are known.
+
+        seeds: 1 to 64, texts or what `coldframe.seed` makes, at least one of them with a weight above 0. They are kept
+        apart as interests; each hit says which one brought it. Options: `RankingOptions` and, of this call,
+        limit (default 10), max_interests, interest_similarity, expansion, page_token.
+
+        Ids that the index does not hold are in `missing_ids`, and no error.
+        """
+        return self._connection.call(self._search.Recommend, recommend_request(seeds, **options), timeout)
+
+    def hits(
+        self, request: SearchRequest | RecommendRequest, *, timeout: Timeout = USE_CLIENT_DEFAULT
+    ) -> Iterator[Hit]:
+        """Yield hits, the best first, fetching page after page of `request.limit`; the timeout is for each page.
+
+            client.hits(search_request("rate cut expected", limit=100))
+
+        A new generation that comes in between ends it with InvalidArgument (field "page_token"): scores of two
+        generations do not belong in one list.
+        """
+        ask: Any = self._search.Search if isinstance(request, SearchRequest) else self._search.Recommend
+        page_request = type(request).FromString(request.SerializeToString())
+        while True:
+            page = cast("SearchResponse | RecommendResponse", self._connection.call(ask, page_request, timeout))
+            yield from page.hits
+            page_request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
+
+    def batch_search(
+        self, requests: Iterable[SearchRequest], *, timeout: Timeout = USE_CLIENT_DEFAULT
+    ) -> BatchSearchResponse:
+        """Make 1 to 64 searches in one call, each as `search_request` makes it.
+
+        `results` has one for each, in their order: a response, or the error of that search alone (`error_of`).
+        """
+        return self._connection.call(self._search.BatchSearch, BatchSearchRequest(requests=requests), timeout)
+
+    def stream_search(
+        self, requests: Iterable[SearchRequest], *, timeout: float | None = None
+    ) -> Iterator[StreamSearchResponse]:
+        """Search without end: yield an answer for each request, in their order.
+
+        The requests are read in another thread, as fast as the server takes them. correlation_id is the request's
+        number: "0", "1", ... timeout: of the whole stream.
+        """
+        numbered = (StreamSearchRequest(correlation_id=str(n), request=item) for n, item in enumerate(requests))
+        return self._connection.stream(self._search.StreamSearch, numbered, timeout)
 
     def nearest_clusters(
         self,
         text: str | None = None,
         *,
-        article: Article | None = None,
-        article_id: str | None = None,
-        vector: Sequence[float] | None = None,
         limit: int | None = None,
+        temperature: float | None = None,
         timeout: Timeout = USE_CLIENT_DEFAULT,
+        **seed: Unpack[SeedOptions],
     ) -> NearestClustersResponse:
         """Find the clusters nearest to one seed, the nearest first. Seeds and errors are those of `search`.
 
-        limit: 1 to 1,000, by default 5.
+        limit: 1 to 1,000, by default 5. temperature: of the softmax behind `share`; small ones sharpen it.
         """
-        seed = _seed(text, article, article_id, vector)
-        with _sending("limit"):
-            request = NearestClustersRequest(seed=seed, limit=limit)
-        return self._call(self._search.NearestClusters, request, timeout)
+        request = NearestClustersRequest(seed=seed_message(text, seed))
+        with sending("limit"):
+            request.MergeFrom(NearestClustersRequest(limit=limit))
+        with sending("temperature"):
+            request.MergeFrom(NearestClustersRequest(temperature=temperature))
+        return self._connection.call(self._search.NearestClusters, request, timeout)
 
-    def clusters(self, *, page_size: int | None = None, timeout: Timeout = USE_CLIENT_DEFAULT) -> Iterator[Cluster]:
-        """Yield every cluster, the largest first, fetching page after page; the timeout is for each page.
+    # -------------------------------------------------------------------------------------------------------- embedding
 
-        page_size: 1 to 1,000, by default 100.
+    def embed(
+        self, texts: Sequence[str], *, packed: bool = False, timeout: Timeout = USE_CLIENT_DEFAULT
+    ) -> EmbedResponse:
+        """Embed 1 to 256 texts; `embeddings` has one for each, in their order.
+
+        packed: vectors come as little-endian float32 bytes, for numpy.frombuffer(vector.packed, "<f4").
+
+        Raises InvalidArgument for an empty text, too many texts, or one string in place of a list.
         """
-        page_token = ""
+        given = several(texts, "texts")
+        with sending("texts"):
+            request = EmbedRequest(texts=given, packed=packed)
+        return self._connection.call(self._embedding.Embed, request, timeout)
+
+    def stream_embed(
+        self, texts: Iterable[str], *, packed: bool = True, timeout: float | None = None
+    ) -> Iterator[StreamEmbedResponse]:
+        """Embed without end: yield an answer for each text, in their order.
+
+        The texts are read in another thread, as fast as the server takes them. correlation_id is the text's number.
+        timeout: of the whole stream.
+        """
+        numbered = (StreamEmbedRequest(correlation_id=str(n), text=t, packed=packed) for n, t in enumerate(texts))
+        return self._connection.stream(self._embedding.StreamEmbed, numbered, timeout)
+
+    # --------------------------------------------------------------------------------------------------------- articles
+
+    def upsert(
+        self,
+        articles: Iterable[Article],
+        *,
+        validate_only: bool = False,
+        cluster_limit: int = 0,
+        neighbor_limit: int = 0,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
+    ) -> UpsertArticlesResponse:
+        """Add or replace 1 to 256 articles, all or none. What is answered is on the disk and found by searches.
+
+        `coldframe.article` makes one from plain values. validate_only: say what would happen, and change nothing.
+        cluster_limit, neighbor_limit: so many nearest clusters and articles come back with each.
+        """
+        request = _upsert_request(articles, validate_only, cluster_limit, neighbor_limit)
+        return self._connection.call(self._articles.UpsertArticles, request, timeout)
+
+    def stream_upsert(
+        self,
+        articles: Iterable[Article],
+        *,
+        group: int = 64,
+        validate_only: bool = False,
+        cluster_limit: int = 0,
+        neighbor_limit: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[StreamUpsertArticlesResponse]:
+        """Add or replace articles without end: yield an answer for each group of them, in their order.
+
+        group: articles that stand or fall together, 1 to 256; a group ends sooner at 8 MiB, and before an id that it
+        holds already. correlation_id names the numbers of its first and last article, from 0, such as "64-127".
+        The articles are read in another thread, as fast as the server takes them. timeout: of the whole stream.
+        """
+        if not 1 <= group <= MAX_GROUP:
+            raise InvalidArgument(f"group is {group}; give 1 to {MAX_GROUP}.", field="group")
+        requests = (
+            StreamUpsertArticlesRequest(
+                correlation_id=f"{first}-{first + len(members) - 1}",
+                request=_upsert_request(members, validate_only, cluster_limit, neighbor_limit),
+            )
+            for first, members in _grouped(articles, group)
+        )
+        return self._connection.stream(self._articles.StreamUpsertArticles, requests, timeout)
+
+    def delete(
+        self, ids: Iterable[str], *, validate_only: bool = False, timeout: Timeout = USE_CLIENT_DEFAULT
+    ) -> DeleteArticlesResponse:
+        """Remove 1 to 1,000 articles: no search finds them any more. Ids that are not there come in `missing_ids`."""
+        given = several(ids, "ids")
+        with sending("ids"):
+            request = DeleteArticlesRequest(ids=given, validate_only=validate_only)
+        return self._connection.call(self._articles.DeleteArticles, request, timeout)
+
+    def get_article(
+        self,
+        article_id: str,
+        *,
+        cluster_limit: int = 0,
+        neighbor_limit: int = 0,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
+    ) -> GetArticleResponse:
+        """Return one article with its cluster and story, and what is near it. Raises UnknownArticle."""
+        with sending("id"):
+            request = GetArticleRequest(id=article_id)
+        with sending("cluster_limit"):
+            request.cluster_limit = cluster_limit
+        with sending("neighbor_limit"):
+            request.neighbor_limit = neighbor_limit
+        return self._connection.call(self._articles.GetArticle, request, timeout)
+
+    # --------------------------------------------------------------------------------------------------------- clusters
+
+    def clusters(
+        self,
+        *,
+        order: Literal["size", "freshness", "growth"] = "size",
+        page_size: int | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
+    ) -> Iterator[Cluster]:
+        """Yield every cluster, fetching page after page; the timeout is for each page.
+
+        order: "size", the largest first; "freshness", that of the newest article first; "growth", as `trending` has
+        it. page_size: 1 to 1,000, by default 100.
+        """
+        with sending("page_size"):
+            request = ListClustersRequest(page_size=page_size)
+        request.order = cast("ClusterOrder.ValueType", choice(ClusterOrder, order, "order"))
         while True:
-            with _sending("page_size"):
-                request = ListClustersRequest(page_size=page_size, page_token=page_token)
-            page = self._call(self._clusters.ListClusters, request, timeout)
+            page = self._connection.call(self._clusters.ListClusters, request, timeout)
             yield from page.clusters
-            page_token = page.next_page_token
-            if not page_token:
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
                 return
 
-    def cluster(self, cluster_id: str, *, timeout: Timeout = USE_CLIENT_DEFAULT) -> GetClusterResponse:
-        """Return one cluster with its representative articles. Raises UnknownCluster."""
-        with _sending("cluster_id"):
+    def cluster(
+        self, cluster_id: str, *, neighbor_limit: int | None = None, timeout: Timeout = USE_CLIENT_DEFAULT
+    ) -> GetClusterResponse:
+        """Return one cluster: typical articles, how they lie, how old they are, where it comes from, what is beside it.
+
+        neighbor_limit: clusters beside it, 0 to 100, by default 5. Raises UnknownCluster.
+        """
+        with sending("cluster_id"):
             request = GetClusterRequest(cluster_id=cluster_id)
-        return self._call(self._clusters.GetCluster, request, timeout)
+        with sending("neighbor_limit"):
+            request.MergeFrom(GetClusterRequest(neighbor_limit=neighbor_limit))
+        return self._connection.call(self._clusters.GetCluster, request, timeout)
+
+    def cluster_articles(
+        self,
+        cluster_id: str,
+        *,
+        order: Literal["centrality", "newest", "id"] = "centrality",
+        page_size: int | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
+    ) -> Iterator[ArticleSummary]:
+        """Yield every article of a cluster, the most typical first, fetching page after page.
+
+        page_size: 1 to 1,000, by default 100. Raises UnknownCluster.
+        """
+        with sending("cluster_id"):
+            request = ListClusterArticlesRequest(cluster_id=cluster_id)
+        with sending("page_size"):
+            request.MergeFrom(ListClusterArticlesRequest(page_size=page_size))
+        request.order = cast("ArticleOrder.ValueType", choice(ArticleOrder, order, "order"))
+        while True:
+            page = self._connection.call(self._clusters.ListClusterArticles, request, timeout)
+            yield from page.articles
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
+
+    def trending(
+        self,
+        *,
+        limit: int | None = None,
+        window: timedelta | None = None,
+        baseline_windows: int | None = None,
+        as_of: datetime | None = None,
+        min_count: int | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
+    ) -> TrendingClustersResponse:
+        """Return the clusters that grow most, the fastest first.
+
+        limit: 1 to 1,000, by default 10. window: articles within it, by default a day, are held against those of the
+        baseline_windows (7) before it. as_of: the window's end, in a time zone; by default the newest article's date.
+        min_count: clusters with fewer articles in the window are left out, by default 2.
+        """
+        request = TrendingClustersRequest(
+            window=None if window is None else duration(window, "window"),
+            as_of=None if as_of is None else timestamp(as_of, "as_of"),
+        )
+        numbers = {"limit": limit, "baseline_windows": baseline_windows, "min_count": min_count}
+        for field, value in numbers.items():
+            with sending(field):
+                request.MergeFrom(TrendingClustersRequest(**{field: value}))  # type: ignore[arg-type]
+        return self._connection.call(self._clusters.TrendingClusters, request, timeout)
+
+    # ------------------------------------------------------------------------------------------------------------ index
 
     def index(self, *, timeout: Timeout = USE_CLIENT_DEFAULT) -> GetIndexResponse:
         """Describe the generation that answers now. Raises NoGeneration where nothing has been published."""
-        return self._call(self._index.GetIndex, GetIndexRequest(), timeout)
-
-    def _call(
-        self,
-        method: Callable[..., Response],
-        request: Request,
-        timeout: Timeout,
-    ) -> Response:
-        if self._closed:
-            raise FailedPrecondition("this client is closed; make a new one to ask again.")
-        seconds = self._timeout if isinstance(timeout, UseClientDefault) else _checked_timeout(timeout)
-        try:
-            return method(request, timeout=seconds, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise _translated(error, self._target, seconds) from error
+        return self._connection.call(self._index.GetIndex, GetIndexRequest(), timeout)
 
 
-def _checked_target(target: str) -> str:
-    if not target or target.startswith(("http://", "https://")):
-        raise InvalidArgument(
-            f"{target!r} is not a server's address; give HOST:PORT, such as localhost:50051.", field="target"
-        )
-    return target
+def _upsert_request(
+    articles: Iterable[Article], validate_only: bool, cluster_limit: int, neighbor_limit: int
+) -> UpsertArticlesRequest:
+    request = UpsertArticlesRequest(articles=articles, validate_only=validate_only)
+    with sending("cluster_limit"):
+        request.cluster_limit = cluster_limit
+    with sending("neighbor_limit"):
+        request.neighbor_limit = neighbor_limit
+    return request
 
 
-def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
-        raise InvalidArgument(f"timeout is {timeout}; give seconds above 0, or None to wait for ever.", field="timeout")
-    return timeout
-
-
-def _checked_attempts(attempts: int) -> int:
-    if not 1 <= attempts <= MAX_ATTEMPTS:
-        raise InvalidArgument(f"attempts is {attempts}; give 1 to {MAX_ATTEMPTS}.", field="attempts")
-    return attempts
-
-
-def _open_channel(target: str, attempts: int, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    options: list[tuple[str, int | str]] = [
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # A request larger than this buffer (256 KiB unless told) is silently never retried.
-        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
-        # As quick as the retries: otherwise all of them meet the connection's first pause of one second.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-        ("grpc.service_config", _service_config(attempts)),
-    ]
-    if re.match(r"(localhost|127\.[\d.]+|\[::1\])(:|$)", target):
-        # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
-        options.append(("grpc.enable_http_proxy", 0))
-    if credentials is None:
-        return grpc.insecure_channel(target, options)
-    return grpc.secure_channel(target, credentials, options)
-
-
-def _service_config(attempts: int) -> str:
-    method: dict[str, object] = {"name": [{}]}
-    if attempts > 1:
-        method["retryPolicy"] = {
-            "maxAttempts": attempts,
-            "initialBackoff": "0.1s",
-            "maxBackoff": "1s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-    return json.dumps({"methodConfig": [method]})
-
-
-@contextmanager
-def _sending(field: str) -> Iterator[None]:
-    """Name the field that protobuf refuses: a number past 32 bits, a text that is not Unicode."""
-    try:
-        yield
-    except ValueError as error:
-        raise InvalidArgument(f"{field} cannot be sent: {error}", field=field) from error
-
-
-def _seed(text: str | None, article: Article | None, article_id: str | None, vector: Sequence[float] | None) -> Seed:
-    seeds = {"text": text, "article": article, "article_id": article_id, "vector": vector}
-    given = [name for name, value in seeds.items() if value is not None]
-    if len(given) != 1:
-        raise InvalidArgument(
-            f"{' and '.join(given) or 'no seed'} given; give exactly one of {', '.join(seeds)}.", field="seed"
-        )
-    with _sending(f"seed.{given[0]}"):
-        point = None if vector is None else Vector(values=vector)
-        # None leaves a field of a oneof unset, which the stubs do not know of strings.
-        return Seed(text=cast("str", text), article=article, article_id=cast("str", article_id), vector=point)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Errors: the server names the class in `coldframe-error`; what gRPC itself raises goes by its status code.
-
-_BY_NAME = error_classes()
-_BY_CODE: dict[str, type[ColdframeError]] = {}
-for _class in _BY_NAME.values():
-    _BY_CODE.setdefault(_class.code, _class)  # parents come first: NOT_FOUND is NotFound
-
-_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
-
-
-def _translated(error: grpc.RpcError, target: str, timeout: float | None) -> ColdframeError:
-    trailers = cast("tuple[tuple[str, str | bytes], ...]", error.trailing_metadata() or ())
-    metadata = {key: unquote(value) for key, value in trailers if isinstance(value, str)}
-    message = error.details() or error.code().name
-    named = _BY_NAME.get(metadata.get("coldframe-error", ""))
-    if named is not None:
-        return _rebuilt(named, message, metadata)
-    too_large = _TOO_LARGE.search(message)
-    if too_large is not None:
-        return _message_too_large(*map(int, too_large.groups()))
-    kind = _BY_CODE.get(error.code().name, ColdframeError)
-    return _rebuilt(kind, _explained(kind, message, target, timeout), metadata)
-
-
-def _rebuilt(kind: type[ColdframeError], message: str, metadata: dict[str, str]) -> ColdframeError:
-    if issubclass(kind, InvalidArgument):
-        return kind(message, field=metadata.get("coldframe-field", ""))
-    retry_after_ms = metadata.get("coldframe-retry-after-ms", "")
-    if issubclass(kind, Overloaded) and retry_after_ms.isdecimal():
-        return kind(message, retry_after_s=int(retry_after_ms) / 1000)
-    return kind(message)
-
-
-def _message_too_large(size: int, limit: int) -> InvalidArgument:
-    return InvalidArgument(
-        f"the message is too large: {size:,} bytes, and at most {limit:,} are allowed; "
-        "send fewer or shorter texts at once, or ask for fewer results."
-    )
-
-
-def _explained(kind: type[ColdframeError], message: str, target: str, timeout: float | None) -> str:
-    """Say what a person can do about an error that gRPC raised on its own."""
-    if kind is Unavailable:
-        cause = message.rsplit(": ", 1)[-1]
-        return (
-            f"no Coldframe server answers at {target} ({cause}); "
-            f"start one with: python -m server --store DIR --listen {target}"
-        )
-    if kind is DeadlineExceeded and timeout is not None:
-        return f"no answer from {target} within {timeout:g} s; allow a longer timeout, or ask for less."
-    return message
+def _grouped(articles: Iterable[Article], size: int) -> Iterator[tuple[int, list[Article]]]:
+    """Yield the number of a group's first article, and the group."""
+    members: list[Article] = []
+    first, room, ids = 0, _GROUP_BYTES, set[str]()
+    for number, article in enumerate(articles):
+        room -= article.ByteSize()
+        if members and (len(members) == size or room < 0 or article.id in ids):
+            yield first, members
+            first, members, room, ids = number, [], _GROUP_BYTES - article.ByteSize(), set()
+        members.append(article)
+        ids.add(article.id)
+    if members:
+        yield first, members

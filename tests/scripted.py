@@ -1,59 +1,76 @@
-"""A real gRPC server for the client's tests: it answers honestly from six articles, or fails as it is told."""
+"""A real gRPC server for the client's tests: it answers honestly from a few articles, or fails as it is told."""
 # ruff: noqa: N802  (gRPC names the methods)
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import grpc
+from grpc_reflection.v1alpha import reflection
 
-from coldframe.v1.cluster_service_pb2 import (
-    GetClusterRequest,
-    GetClusterResponse,
-    ListClustersRequest,
-    ListClustersResponse,
+from coldframe.errors import ColdframeError, InvalidArgument, UnknownArticle
+from coldframe.v1 import (
+    article_service_pb2,
+    article_service_pb2_grpc,
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    index_service_pb2,
+    index_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
 )
-from coldframe.v1.cluster_service_pb2_grpc import ClusterServiceServicer, add_ClusterServiceServicer_to_server
-from coldframe.v1.embedding_service_pb2 import Embedding, EmbedRequest, EmbedResponse
-from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceServicer, add_EmbeddingServiceServicer_to_server
-from coldframe.v1.index_service_pb2 import GetIndexRequest, GetIndexResponse, Index
-from coldframe.v1.index_service_pb2_grpc import IndexServiceServicer, add_IndexServiceServicer_to_server
-from coldframe.v1.search_service_pb2 import (
-    ClusterMatch,
-    NearestClustersRequest,
-    NearestClustersResponse,
-    SearchRequest,
-    SearchResponse,
+from coldframe.v1.article_service_pb2 import (
+    UPSERT_OUTCOME_CREATED,
+    UPSERT_OUTCOME_REPLACED,
+    UPSERT_OUTCOME_UNCHANGED,
+    UpsertArticlesRequest,
+    UpsertArticlesResponse,
+    UpsertResult,
 )
-from coldframe.v1.search_service_pb2_grpc import SearchServiceServicer, add_SearchServiceServicer_to_server
-from coldframe.v1.types_pb2 import ArticleSummary, Cluster, Hit, Seed, ServedBy, Term, Timing, Usage, Vector
+from coldframe.v1.search_service_pb2 import ClusterMatch, RecommendResponse, SearchRequest, SearchResponse
+from coldframe.v1.types_pb2 import Hit, ItemError, Seed, ServedBy, Timing, Usage, Vector
+from tests import scripted_index
+from tests.scripted_index import (
+    CENTROIDS,
+    LABELS,
+    MAX_TOKENS,
+    Index,
+    Seeker,
+    checked,
+    dot,
+    masked,
+    usage_of,
+    usage_of_seed,
+    vector_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from google.protobuf.message import Message
 
-MAX_REQUEST_BYTES = 1 << 20
-MAX_TOKENS = 4096
-SERVED_BY = ServedBy(generation="20260314T061500Z-4f9a1c22", model="minilm", fingerprint="53aa5117")
-TIMING = Timing(tokenize_ms=0.2, queue_ms=0.1, embed_ms=6.04, search_ms=1.25, total_ms=7.9)
+    from coldframe.v1.embedding_service_pb2 import Embedding
+    from coldframe.v1.types_pb2 import ArticleSummary
 
-# Title, date, cluster, and the counts of "economy", "sport" and "storm" that stand for a vector.
-ARTICLES: dict[str, tuple[str, str, str, tuple[float, float, float]]] = {
-    "a1": ("Central bank expected to cut rates", "2026-03-01", "c0", (1.0, 0.0, 0.0)),
-    "a2": ("Exporters brace for a weaker currency as rate cut looms and factories count their orders in the valley "
-           "towns", "2026-03-02", "c0", (0.9, 0.1, 0.0)),
-    "a3": ("[bold]Cup final[/bold] decided\x1b[31m by a late goal", "2026-02-27", "c1", (0.0, 1.0, 0.0)),
-    "a4": ("Goalkeeper signs for three more years", "2026-02-28", "c1", (0.1, 0.9, 0.0)),
-    "a5": ("Unwetter über der Küste: Fähren bleiben im Hafen", "", "c2", (0.0, 0.0, 1.0)),
-    "a6": ("https-style-identifier-follows", "2026-01-15", "c2", (0.0, 0.3, 0.7)),
-}  # fmt: skip
-LABELS = {"c0": "rates, bank, inflation", "c1": "goal, cup, keeper", "c2": "storm, ferry, coast"}
+MAX_REQUEST_BYTES = 1 << 20
+TIMING = Timing(tokenize_ms=0.2, queue_ms=0.1, embed_ms=6.04, search_ms=1.25, total_ms=7.9)
+MODULES = (
+    (article_service_pb2, article_service_pb2_grpc),
+    (cluster_service_pb2, cluster_service_pb2_grpc),
+    (embedding_service_pb2, embedding_service_pb2_grpc),
+    (index_service_pb2, index_service_pb2_grpc),
+    (search_service_pb2, search_service_pb2_grpc),
+)
+SERVICES = [name for module, _ in MODULES for name in module.DESCRIPTOR.services_by_name]
 
 
 @dataclass
@@ -65,21 +82,252 @@ class Failure:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-class Server(EmbeddingServiceServicer, SearchServiceServicer, ClusterServiceServicer, IndexServiceServicer):
-    """The four services on a free port, or where they are told. `requests` holds what came, each attempt on its own."""
+class Services:
+    """What the five services answer; the errors that they raise are put on the wire by `Server`."""
+
+    def __init__(self) -> None:
+        self.index = Index()
+
+    def Embed(self, request: Any) -> Message:
+        embeddings = [embedding_of(text, request.packed) for text in request.texts]
+        return embedding_service_pb2.EmbedResponse(
+            embeddings=embeddings, timing=TIMING, served_by=served_by(self.index)
+        )
+
+    def Search(self, request: SearchRequest) -> SearchResponse:
+        hits = self.index.rank(self.index.seeker(request.seed), request.ranking)
+        page, token = page_of(hits, request.page_token, request.limit or 10)
+        return SearchResponse(
+            hits=masked(page, request.ranking.read_mask),
+            next_page_token=token,
+            usage=usage_of_seed(request.seed),
+            timing=TIMING,
+            served_by=served_by(self.index),
+            missing_ids=self.index.missing(request.ranking),
+        )
+
+    def BatchSearch(self, request: Any) -> Message:
+        results = [search_service_pb2.BatchSearchResult(**item_of(self.Search, item)) for item in request.requests]
+        return search_service_pb2.BatchSearchResponse(results=results, timing=TIMING, served_by=served_by(self.index))
+
+    def Recommend(self, request: Any) -> RecommendResponse:
+        """Every positive seed is an interest of its own; places go to the one that is furthest behind its weight."""
+        liked, unlike = self._seekers(request.seeds)
+        liked = sorted(liked, key=lambda seeker: -seeker.weight)[: request.max_interests or 5]
+        queues = [deque(self.index.rank(seeker, request.ranking, unlike)) for seeker in liked]
+        shares = [seeker.weight / sum(other.weight for other in liked) for seeker in liked]
+        own = set[str]().union(*(seeker.own for seeker in liked))
+        hits = interleaved(queues, shares, own)
+        page, token = page_of(hits, request.page_token, request.limit or 10)
+        return RecommendResponse(
+            hits=masked(page, request.ranking.read_mask),
+            interests=[self._interest(*pair) for pair in zip(liked, shares, strict=True)],
+            usages=[usage_of_seed(weighted.seed) or Usage() for weighted in request.seeds],
+            next_page_token=token,
+            timing=TIMING,
+            served_by=served_by(self.index),
+            missing_ids=self.index.missing(request.ranking, request.seeds),
+        )
+
+    def _seekers(self, seeds: Any) -> tuple[list[Seeker], list[Seeker]]:
+        found = []
+        for number, weighted in enumerate(seeds):
+            weight = weighted.weight if weighted.HasField("weight") else 1.0
+            if weight == 0:
+                where = f"seeds[{number}].weight"
+                raise InvalidArgument(f"{where} is 0; allowed are -1,000 to 1,000, and not 0", field=where)
+            try:
+                seeker = self.index.seeker(weighted.seed)
+            except UnknownArticle:
+                continue
+            found.append(Seeker(seeker.vector, seeker.own, weight, number))
+        return [one for one in found if one.weight > 0], [one for one in found if one.weight < 0]
+
+    def _interest(self, seeker: Seeker, share: float) -> Any:
+        home = max(CENTROIDS, key=lambda key: dot(seeker.vector, CENTROIDS[key]))
+        return search_service_pb2.Interest(
+            seeds=[seeker.number], medoid=seeker.number, weight=share, cluster_id=home, cluster_label=LABELS[home]
+        )
+
+    def NearestClusters(self, request: Any) -> Message:
+        found = self._matches(self.index.seeker(request.seed).vector)[: request.limit or 5]
+        return search_service_pb2.NearestClustersResponse(
+            matches=found,
+            usage=usage_of_seed(request.seed),
+            timing=TIMING,
+            served_by=served_by(self.index),
+            outlier=found[0].similarity < 0.5,
+        )
+
+    def _matches(self, query: Sequence[float]) -> list[ClusterMatch]:
+        likeness = {key: dot(query, CENTROIDS[key]) for key in LABELS}
+        total = sum(2**value for value in likeness.values())
+        found = [
+            ClusterMatch(cluster=self.index.cluster(key), similarity=s, distance=1 - s, share=2**s / total)
+            for key, s in likeness.items()
+        ]
+        return sorted(found, key=lambda match: -match.similarity)
+
+    def ListClusters(self, request: Any) -> Message:
+        found = [self.index.cluster(key) for key in LABELS]
+        if request.order == cluster_service_pb2.CLUSTER_ORDER_FRESHNESS:
+            found.sort(key=lambda cluster: -cluster.newest_at.seconds)
+        page, token = page_of(found, request.page_token, request.page_size or 100)
+        return cluster_service_pb2.ListClustersResponse(
+            clusters=page, next_page_token=token, total_size=len(found), served_by=served_by(self.index)
+        )
+
+    def GetCluster(self, request: Any) -> Message:
+        found = self.index.cluster(request.cluster_id)
+        found.representatives.extend(self.index.summary(key) for key in self.index.members(found.id))
+        others = [self.index.cluster(key) for key in LABELS if key != found.id]
+        reply = cluster_service_pb2.GetClusterResponse(
+            cluster=found,
+            timing=TIMING,
+            served_by=served_by(self.index),
+            residuals=cluster_service_pb2.Residuals(mean=0.21, p50=0.2, p90=0.35, p99=0.5, outliers=1),
+            lineage=cluster_service_pb2.Lineage(kind="kept", parent_ids=[found.id], similarity=0.987),
+            neighbors=[
+                cluster_service_pb2.NeighborCluster(id=other.id, label=other.label, size=other.size, similarity=0.1)
+                for other in others[: request.neighbor_limit if request.HasField("neighbor_limit") else 5]
+            ],
+        )
+        young = reply.ages.add(count=1)
+        young.max_age.FromTimedelta(timedelta(days=7))
+        old = reply.ages.add(count=found.size - 1)
+        old.min_age.FromTimedelta(timedelta(days=7))
+        reply.ages.add(undated=True)
+        return reply
+
+    def ListClusterArticles(self, request: Any) -> Message:
+        keys = self.index.members(scripted_index.known_cluster(request.cluster_id))
+        found = sorted((self.index.summary(key) for key in keys), key=ARTICLE_ORDERS[request.order])
+        page, token = page_of(found, request.page_token, request.page_size or 100)
+        return cluster_service_pb2.ListClusterArticlesResponse(
+            articles=page, next_page_token=token, total_size=len(found), served_by=served_by(self.index)
+        )
+
+    def TrendingClusters(self, request: Any) -> Message:
+        """Counts what was published within the window before the newest article; usual is always 1."""
+        window = request.window.ToTimedelta() if request.HasField("window") else timedelta(days=1)
+        dates = [entry.published_at for entry in self.index.entries().values() if entry.published_at]
+        end = request.as_of.ToDatetime(UTC) if request.HasField("as_of") else max(dates)
+        reply = cluster_service_pb2.TrendingClustersResponse(timing=TIMING, served_by=served_by(self.index))
+        reply.as_of.FromDatetime(end)
+        for key in LABELS:
+            members = [self.index.entries()[member].published_at for member in self.index.members(key)]
+            count = sum(end - window < date <= end for date in members if date)
+            if count >= (request.min_count if request.HasField("min_count") else 2):
+                reply.clusters.add(cluster=self.index.cluster(key), count=count, usual=1.0, growth=(count + 1) / 2)
+        return reply
+
+    def UpsertArticles(self, request: UpsertArticlesRequest) -> UpsertArticlesResponse:
+        articles = [checked(article, number) for number, article in enumerate(request.articles)]
+        before = Index(dict(self.index.sent), set(self.index.removed), self.index.sequence)
+        results = [self._upserted(article, request) for article in articles]
+        reply = UpsertArticlesResponse(results=results, timing=TIMING, served_by=served_by(self.index))
+        if request.validate_only:
+            self.index = before
+        return reply
+
+    def _upserted(self, article: Any, request: UpsertArticlesRequest) -> UpsertResult:
+        outcome = UPSERT_OUTCOME_CREATED
+        if article.id in self.index.entries():
+            same = self.index.sent.get(article.id) == article
+            outcome = UPSERT_OUTCOME_UNCHANGED if same else UPSERT_OUTCOME_REPLACED
+        if outcome != UPSERT_OUTCOME_UNCHANGED:
+            self.index.upsert(article)
+        near, hits = self._near(article.id, request.cluster_limit, request.neighbor_limit)
+        return UpsertResult(
+            article=self.index.summary(article.id),
+            outcome=outcome,
+            usage=usage_of(article.content),
+            clusters=near,
+            neighbors=hits,
+        )
+
+    def _near(self, article_id: str, clusters: int, neighbors: int) -> tuple[list[ClusterMatch], list[Hit]]:
+        seeker = self.index.seeker(Seed(article_id=article_id))
+        hits = self.index.rank(seeker, SearchRequest().ranking)
+        return self._matches(seeker.vector)[:clusters], hits[:neighbors]
+
+    def DeleteArticles(self, request: Any) -> Message:
+        held = [key for key in request.ids if key in self.index.entries()]
+        if not request.validate_only:
+            for key in request.ids:
+                self.index.delete(key)
+        return article_service_pb2.DeleteArticlesResponse(
+            deleted_ids=held,
+            missing_ids=[key for key in request.ids if key not in held],
+            timing=TIMING,
+            served_by=served_by(self.index),
+        )
+
+    def GetArticle(self, request: Any) -> Message:
+        near, hits = self._near(request.id, request.cluster_limit, request.neighbor_limit)
+        return article_service_pb2.GetArticleResponse(
+            article=self.index.summary(request.id),
+            usage=usage_of(self.index.entries()[request.id].content),
+            clusters=near,
+            neighbors=hits,
+            timing=TIMING,
+            served_by=served_by(self.index),
+        )
+
+    def GetIndex(self, request: Any) -> Message:
+        index = index_service_pb2.Index(
+            generation=served_by(self.index).generation,
+            article_count=2225,
+            cluster_count=3,
+            dimension=3,
+            model="minilm",
+            fingerprint="53aa5117" * 8,
+            recipe="mean",
+            precision="bf16",
+            max_tokens=MAX_TOKENS,
+            probes=2,
+            recall_at_10=0.9934,
+            live_count=len(self.index.sent),
+            deleted_count=len(self.index.removed),
+        )
+        index.created_at.FromDatetime(datetime(2026, 3, 14, 6, 15, tzinfo=UTC))
+        return index_service_pb2.GetIndexResponse(index=index, timing=TIMING, served_by=served_by(self.index))
+
+    def StreamEmbed(self, request: Any) -> Message:
+        return embedding_service_pb2.StreamEmbedResponse(
+            correlation_id=request.correlation_id,
+            embedding=embedding_of(request.text, request.packed),
+            timing=TIMING,
+            served_by=served_by(self.index),
+        )
+
+    def StreamSearch(self, request: Any) -> Message:
+        item = item_of(self.Search, request.request)
+        return search_service_pb2.StreamSearchResponse(correlation_id=request.correlation_id, **item)
+
+    def StreamUpsertArticles(self, request: Any) -> Message:
+        item = item_of(self.UpsertArticles, request.request)
+        return article_service_pb2.StreamUpsertArticlesResponse(correlation_id=request.correlation_id, **item)
+
+
+class Server:
+    """The services on a free port, or where they are told. `requests` holds what came, each attempt on its own."""
 
     def __init__(self, target: str = "localhost:0") -> None:
         self.requests: list[Message] = []
         self.failures: deque[Failure] = deque()
         self.metadata: dict[str, str | bytes] = {}
         self.stalled = False
+        self.services = Services()
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._pool = ThreadPoolExecutor(4)
+        self._pool = ThreadPoolExecutor(8)
         self._server = grpc.server(self._pool, options=[("grpc.max_receive_message_length", MAX_REQUEST_BYTES)])
-        add_EmbeddingServiceServicer_to_server(self, self._server)
-        add_SearchServiceServicer_to_server(self, self._server)
-        add_ClusterServiceServicer_to_server(self, self._server)
-        add_IndexServiceServicer_to_server(self, self._server)
+        for module, stubs in MODULES:
+            for name in module.DESCRIPTOR.services_by_name:
+                getattr(stubs, f"add_{name}Servicer_to_server")(self, self._server)
+        names = [f"coldframe.v1.{name}" for name in SERVICES]
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
         self.target = f"localhost:{self._server.add_insecure_port(target)}"
 
     def __enter__(self) -> Self:
@@ -91,62 +339,24 @@ class Server(EmbeddingServiceServicer, SearchServiceServicer, ClusterServiceServ
         self._server.stop(None).wait()
         self._pool.shutdown()
 
-    def Embed(self, request: EmbedRequest, context: grpc.ServicerContext) -> EmbedResponse:
-        self._receive(request, context)
-        embeddings = [Embedding(vector=Vector(values=vector_of(text)), usage=usage_of(text)) for text in request.texts]
-        return EmbedResponse(embeddings=embeddings, timing=TIMING, served_by=SERVED_BY)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """A method of gRPC's: what `Services` answers, or how it is told to fail."""
+        answer = getattr(self.services, name)
 
-    def Search(self, request: SearchRequest, context: grpc.ServicerContext) -> SearchResponse:
-        self._receive(request, context)
-        query = self._query(request.seed, context)
-        hits = [Hit(article=summary(key), score=dot(query, ARTICLES[key][3])) for key in ARTICLES]
-        best = sorted(hits, key=lambda hit: (-hit.score, hit.article.id))[: request.limit or 10]
-        return SearchResponse(hits=best, usage=usage_of_seed(request.seed), timing=TIMING, served_by=SERVED_BY)
+        def once(request: Message, context: grpc.ServicerContext) -> Message:
+            self._receive(request, context)
+            try:
+                with self._lock:
+                    reply: Message = answer(request)
+                    return reply
+            except ColdframeError as error:
+                return abort(context, error)
 
-    def NearestClusters(
-        self, request: NearestClustersRequest, context: grpc.ServicerContext
-    ) -> NearestClustersResponse:
-        self._receive(request, context)
-        query = self._query(request.seed, context)
-        found = [ClusterMatch(cluster=cluster(key), similarity=dot(query, centroid(key))) for key in LABELS]
-        best = sorted(found, key=lambda match: -match.similarity)[: request.limit or 5]
-        usage = usage_of_seed(request.seed)
-        return NearestClustersResponse(matches=best, usage=usage, timing=TIMING, served_by=SERVED_BY)
+        def stream(requests: Iterator[Message], context: grpc.ServicerContext) -> Iterator[Message]:
+            for request in requests:
+                yield once(request, context)
 
-    def ListClusters(self, request: ListClustersRequest, context: grpc.ServicerContext) -> ListClustersResponse:
-        self._receive(request, context)
-        start = int(request.page_token or 0)
-        stop = start + (request.page_size or 100)
-        token = str(stop) if stop < len(LABELS) else ""
-        page = [cluster(key) for key in list(LABELS)[start:stop]]
-        return ListClustersResponse(clusters=page, next_page_token=token, total_size=len(LABELS), served_by=SERVED_BY)
-
-    def GetCluster(self, request: GetClusterRequest, context: grpc.ServicerContext) -> GetClusterResponse:
-        self._receive(request, context)
-        if request.cluster_id not in LABELS:
-            context.set_trailing_metadata((("coldframe-error", "UnknownCluster"),))
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no cluster has the id '{request.cluster_id}'.")
-        found = cluster(request.cluster_id)
-        found.representatives.extend(summary(key) for key in ARTICLES if ARTICLES[key][2] == found.id)
-        return GetClusterResponse(cluster=found, timing=TIMING, served_by=SERVED_BY)
-
-    def GetIndex(self, request: GetIndexRequest, context: grpc.ServicerContext) -> GetIndexResponse:
-        self._receive(request, context)
-        index = Index(
-            generation=SERVED_BY.generation,
-            article_count=2225,
-            cluster_count=3,
-            dimension=3,
-            model="minilm",
-            fingerprint="53aa5117" * 8,
-            recipe="mean",
-            precision="bf16",
-            max_tokens=MAX_TOKENS,
-            probes=2,
-            recall_at_10=0.9934,
-        )
-        index.created_at.FromDatetime(datetime(2026, 3, 14, 6, 15, tzinfo=UTC))
-        return GetIndexResponse(index=index, timing=TIMING, served_by=SERVED_BY)
+        return stream if name.startswith("Stream") else once
 
     def _receive(self, request: Message, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -158,50 +368,63 @@ class Server(EmbeddingServiceServicer, SearchServiceServicer, ClusterServiceServ
             context.set_trailing_metadata(failure.metadata)
             context.abort(failure.code, failure.details)
 
-    def _query(self, seed: Seed, context: grpc.ServicerContext) -> Sequence[float]:
-        if seed.HasField("article_id"):
-            if seed.article_id not in ARTICLES:
-                context.abort(grpc.StatusCode.NOT_FOUND, f"no article has the id '{seed.article_id}'.")
-            return ARTICLES[seed.article_id][3]
-        return seed.vector.values if seed.HasField("vector") else vector_of(text_of(seed))
+
+def abort(context: grpc.ServicerContext, error: ColdframeError) -> Message:
+    """As the server's interceptor does it."""
+    hints = {"coldframe-error": type(error).__name__, "coldframe-field": getattr(error, "field", "")}
+    context.set_trailing_metadata(tuple((key, quote(value)) for key, value in hints.items() if value))
+    context.abort(grpc.StatusCode[error.code], error.message)
+    raise AssertionError("abort raises")
 
 
-def vector_of(text: str) -> tuple[float, float, float]:
-    counts = [float(text.lower().count(word)) for word in ("economy", "sport", "storm")]
-    length = sum(count * count for count in counts) ** 0.5 or 1.0
-    return counts[0] / length, counts[1] / length, counts[2] / length
+def item_of(answer: Callable[[Any], Any], request: Any) -> dict[str, Any]:
+    try:
+        return {"response": answer(request)}
+    except ColdframeError as error:
+        return {"error": ItemError(code=error.code, message=error.message, field=getattr(error, "field", ""))}
 
 
-def usage_of(text: str) -> Usage:
-    seen = len(text.split()) + 2
-    return Usage(tokens_seen=seen, tokens_used=min(seen, MAX_TOKENS))
+def page_of(found: Sequence[Any], token: str, size: int) -> tuple[Sequence[Any], str]:
+    stop = int(token or 0) + size
+    return found[int(token or 0) : stop], str(stop) if stop < len(found) else ""
 
 
-def usage_of_seed(seed: Seed) -> Usage | None:
-    return usage_of(text_of(seed)) if seed.WhichOneof("seed") in ("text", "article") else None
+def interleaved(queues: list[deque[Hit]], shares: list[float], own: set[str]) -> list[Hit]:
+    taken, hits, seen = [0] * len(queues), list[Hit](), set(own)
+    while any(queues):
+        number = min((n for n, queue in enumerate(queues) if queue), key=lambda n: (taken[n] + 1) / shares[n])
+        hit = queues[number].popleft()
+        if hit.article.id not in seen:
+            seen.add(hit.article.id)
+            taken[number] += 1
+            hit.explanation.interest = number
+            hits.append(hit)
+    return hits
 
 
-def text_of(seed: Seed) -> str:
-    return seed.text or f"{seed.article.title}\n{seed.article.content}"
+def embedding_of(text: str, packed: bool) -> Embedding:
+    values = vector_of(text)
+    vector = Vector(packed=struct.pack("<3f", *values)) if packed else Vector(values=values)
+    return embedding_service_pb2.Embedding(vector=vector, usage=usage_of(text))
 
 
-def dot(left: Sequence[float], right: Sequence[float]) -> float:
-    return sum(a * b for a, b in zip(left, right, strict=True))
+def served_by(index: Index) -> ServedBy:
+    return ServedBy(
+        generation="20260314T061500Z-4f9a1c22",
+        model="minilm",
+        fingerprint="53aa5117",
+        live_sequence=index.sequence,
+        attribution_token="at-1",
+    )
 
 
-def centroid(cluster_id: str) -> tuple[float, float, float]:
-    return next(vector for _, _, home, vector in ARTICLES.values() if home == cluster_id)
+def _newest(article: ArticleSummary) -> int:
+    return -article.published_at.seconds
 
 
-def cluster(cluster_id: str) -> Cluster:
-    members = [key for key, (_, _, home, _) in ARTICLES.items() if home == cluster_id]
-    terms = [Term(term=term, weight=1 / rank) for rank, term in enumerate(LABELS[cluster_id].split(", "), 1)]
-    return Cluster(id=cluster_id, label=LABELS[cluster_id], terms=terms, size=len(members), medoid=summary(members[0]))
-
-
-def summary(article_id: str) -> ArticleSummary:
-    title, date, home, _ = ARTICLES[article_id]
-    found = ArticleSummary(id=article_id, title=title, excerpt=title, cluster_id=home)
-    if date:
-        found.published_at.FromDatetime(datetime.fromisoformat(date))
-    return found
+ARTICLE_ORDERS: dict[int, Callable[[ArticleSummary], Any]] = {
+    cluster_service_pb2.ARTICLE_ORDER_UNSPECIFIED: lambda article: -article.centrality,
+    cluster_service_pb2.ARTICLE_ORDER_CENTRALITY: lambda article: -article.centrality,
+    cluster_service_pb2.ARTICLE_ORDER_NEWEST: _newest,
+    cluster_service_pb2.ARTICLE_ORDER_ID: lambda article: article.id,
+}

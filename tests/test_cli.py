@@ -16,8 +16,9 @@ from coldframe.cli import NEEDS_EXTRA
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownCluster
 from coldframe.v1.search_service_pb2 import SearchRequest
 from coldframe.v1.types_pb2 import EFFORT_EXACT
-from tests import scripted
-from tests.scripted import ARTICLES, Server
+from tests import scripted_index
+from tests.scripted import Server
+from tests.scripted_index import ARTICLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,7 +156,7 @@ def test_a_cut_text_is_told(ask: Ask) -> None:
 
 
 def test_no_hits_is_no_error(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scripted, "ARTICLES", {})
+    monkeypatch.setattr(scripted_index, "ARTICLES", {})
     assert "no articles found" in ask("search", "economy")
     assert json.loads(ask("search", "economy", "--json"))["hits"] == []
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import grpc
 import pytest
 
-from coldframe import client as client_module
+from coldframe import connection
 from coldframe.client import Client
 from coldframe.errors import (
     ColdframeError,
@@ -25,7 +25,7 @@ from coldframe.errors import (
     error_classes,
 )
 from coldframe.v1.search_service_pb2 import SearchRequest
-from coldframe.v1.types_pb2 import EFFORT_BALANCED, EFFORT_EXACT, Article
+from coldframe.v1.types_pb2 import EFFORT_EXACT, EFFORT_UNSPECIFIED, Article
 from tests.scripted import MAX_REQUEST_BYTES, Failure, Server
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def test_limit_and_effort_reach_the_server(server: Server, client: Client) -> No
     assert isinstance(first, SearchRequest)
     assert isinstance(second, SearchRequest)
     assert (first.limit, first.effort) == (3, EFFORT_EXACT)
-    assert (second.HasField("limit"), second.effort) == (False, EFFORT_BALANCED)
+    assert (second.HasField("limit"), second.effort) == (False, EFFORT_UNSPECIFIED)
 
 
 def test_nearest_clusters(client: Client) -> None:
@@ -298,7 +298,7 @@ def test_a_message_past_the_servers_limit(client: Client) -> None:
 
 
 def test_a_message_past_the_clients_limit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_MESSAGE_BYTES", 100)
+    monkeypatch.setattr(connection, "MAX_MESSAGE_BYTES", 100)
     with Client(server.target) as client:
         with pytest.raises(InvalidArgument, match="at most 100 are allowed"):
             client.search("economy " * 100)

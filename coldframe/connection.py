@@ -1,0 +1,228 @@
+"""The client's connection: how calls are made, retried and timed, and how errors become Python's again."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
+from urllib.parse import unquote
+
+import grpc
+
+from coldframe.errors import (
+    ColdframeError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    Overloaded,
+    Unavailable,
+    error_classes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from coldframe.v1.types_pb2 import ItemError
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""The largest message, both ways. gRPC's own limit of 4 MiB is less than 256 long articles."""
+
+MAX_ATTEMPTS = 5
+"""gRPC makes no more attempts than this, whatever its retry policy says."""
+
+_STREAMS = {
+    "coldframe.v1.ArticleService": "StreamUpsertArticles",
+    "coldframe.v1.EmbeddingService": "StreamEmbed",
+    "coldframe.v1.SearchService": "StreamSearch",
+}
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class UseClientDefault:
+    """The type of `USE_CLIENT_DEFAULT`, for a timeout that is not given: None already means to wait for ever."""
+
+
+USE_CLIENT_DEFAULT: Final = UseClientDefault()
+
+Timeout: TypeAlias = float | UseClientDefault | None
+"""Seconds to wait for an answer; None waits for ever."""
+
+
+class Connection:
+    """A channel to a server, and what every call on it has in common. `Client` says what the arguments mean."""
+
+    def __init__(
+        self,
+        target: str,
+        timeout: float | None,
+        attempts: int,
+        metadata: Sequence[tuple[str, str | bytes]],
+        credentials: grpc.ChannelCredentials | None,
+    ) -> None:
+        self.target = _checked_target(target)
+        self.closed = False
+        self._timeout = _checked_timeout(timeout)
+        self._metadata = tuple((key.lower(), value) for key, value in metadata)
+        self.channel = _open_channel(target, _checked_attempts(attempts), credentials)
+
+    def close(self) -> None:
+        """Cancel what is in flight; closing twice does no harm."""
+        self.closed = True
+        self.channel.close()
+
+    def call(self, method: Callable[..., Response], request: object, timeout: Timeout) -> Response:
+        """Ask once, or as often as the attempts allow while the server is UNAVAILABLE."""
+        seconds = self._seconds(timeout)
+        try:
+            return method(request, timeout=seconds, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _translated(error, self.target, seconds) from error
+
+    def stream(
+        self, method: grpc.StreamStreamMultiCallable[Request, Response], requests: Iterable[Request], timeout: Timeout
+    ) -> Iterator[Response]:
+        """Send requests as the server takes them, and yield its answers. Leaving the iterator ends the call.
+
+        Where the requests themselves raise, those before are answered first: then the same error is raised here.
+        """
+        seconds = self._seconds(timeout)
+        failures: list[Exception] = []
+
+        def fed() -> Iterator[Request]:
+            # gRPC would answer UNKNOWN, and log the error in a thread of its own.
+            try:
+                yield from requests
+            except Exception as error:
+                failures.append(error)
+
+        answers = method(fed(), timeout=seconds, metadata=self._metadata)
+        try:
+            yield from answers
+        except grpc.RpcError as error:
+            raise _translated(error, self.target, seconds) from error
+        finally:
+            answers.cancel()
+        for failure in failures:
+            raise failure
+
+    def _seconds(self, timeout: Timeout) -> float | None:
+        if self.closed:
+            raise FailedPrecondition("this client is closed; make a new one to ask again.")
+        return self._timeout if isinstance(timeout, UseClientDefault) else _checked_timeout(timeout)
+
+
+def _checked_target(target: str) -> str:
+    if not target or target.startswith(("http://", "https://")):
+        raise InvalidArgument(
+            f"{target!r} is not a server's address; give HOST:PORT, such as localhost:50051.", field="target"
+        )
+    return target
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
+        raise InvalidArgument(f"timeout is {timeout}; give seconds above 0, or None to wait for ever.", field="timeout")
+    return timeout
+
+
+def _checked_attempts(attempts: int) -> int:
+    if not 1 <= attempts <= MAX_ATTEMPTS:
+        raise InvalidArgument(f"attempts is {attempts}; give 1 to {MAX_ATTEMPTS}.", field="attempts")
+    return attempts
+
+
+def _open_channel(target: str, attempts: int, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # A request larger than this buffer (256 KiB unless told) is silently never retried.
+        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+        # As quick as the retries: otherwise all of them meet the connection's first pause of one second.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.service_config", _service_config(attempts)),
+    ]
+    if re.match(r"(localhost|127\.[\d.]+|\[::1\])(:|$)", target):
+        # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
+        options.append(("grpc.enable_http_proxy", 0))
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
+
+
+def _service_config(attempts: int) -> str:
+    method: dict[str, object] = {"name": [{}]}
+    # No retry: by the time a stream breaks its beginning has been answered.
+    streams = {"name": [{"service": service, "method": name} for service, name in _STREAMS.items()]}
+    if attempts > 1:
+        method["retryPolicy"] = {
+            "maxAttempts": attempts,
+            "initialBackoff": "0.1s",
+            "maxBackoff": "1s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+    return json.dumps({"methodConfig": [method, streams]})
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Errors: the server names the class in `coldframe-error`; what gRPC itself raises goes by its status code.
+
+_BY_NAME = error_classes()
+_BY_CODE: dict[str, type[ColdframeError]] = {}
+for _class in _BY_NAME.values():
+    _BY_CODE.setdefault(_class.code, _class)  # parents come first: NOT_FOUND is NotFound
+
+
+def error_of(item: ItemError) -> ColdframeError:
+    """Return the error of one item among many, to be raised or shown: what a call of its own would have raised."""
+    return _rebuilt(_BY_CODE.get(item.code, ColdframeError), item.message, {"coldframe-field": item.field})
+
+
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+
+
+def _translated(error: grpc.RpcError, target: str, timeout: float | None) -> ColdframeError:
+    trailers = cast("tuple[tuple[str, str | bytes], ...]", error.trailing_metadata() or ())
+    metadata = {key: unquote(value) for key, value in trailers if isinstance(value, str)}
+    message = error.details() or error.code().name
+    named = _BY_NAME.get(metadata.get("coldframe-error", ""))
+    if named is not None:
+        return _rebuilt(named, message, metadata)
+    too_large = _TOO_LARGE.search(message)
+    if too_large is not None:
+        return _message_too_large(*map(int, too_large.groups()))
+    kind = _BY_CODE.get(error.code().name, ColdframeError)
+    return _rebuilt(kind, _explained(kind, message, target, timeout), metadata)
+
+
+def _rebuilt(kind: type[ColdframeError], message: str, metadata: dict[str, str]) -> ColdframeError:
+    if issubclass(kind, InvalidArgument):
+        return kind(message, field=metadata.get("coldframe-field", ""))
+    retry_after_ms = metadata.get("coldframe-retry-after-ms", "")
+    if issubclass(kind, Overloaded) and retry_after_ms.isdecimal():
+        return kind(message, retry_after_s=int(retry_after_ms) / 1000)
+    return kind(message)
+
+
+def _message_too_large(size: int, limit: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"the message is too large: {size:,} bytes, and at most {limit:,} are allowed; "
+        "send fewer or shorter texts at once, or ask for fewer results."
+    )
+
+
+def _explained(kind: type[ColdframeError], message: str, target: str, timeout: float | None) -> str:
+    """Say what a person can do about an error that gRPC raised on its own."""
+    if kind is Unavailable:
+        cause = message.rsplit(": ", 1)[-1]
+        return (
+            f"no Coldframe server answers at {target} ({cause}); "
+            f"start one with: python -m server --store DIR --listen {target}"
+        )
+    if kind is DeadlineExceeded and timeout is not None:
+        return f"no answer from {target} within {timeout:g} s; allow a longer timeout, or ask for less."
+    return message
