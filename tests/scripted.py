@@ -288,7 +288,7 @@ class Services:
             probes=2,
             recall_at_10=0.9934,
             live_count=len(self.index.sent),
-            deleted_count=len(self.index.removed),
+            replaced_count=len(self.index.removed),
         )
         index.created_at.FromDatetime(datetime(2026, 3, 14, 6, 15, tzinfo=UTC))
         return index_service_pb2.GetIndexResponse(index=index, timing=TIMING, served_by=served_by(self.index))

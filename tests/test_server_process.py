@@ -75,6 +75,10 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
+async def nothing() -> None:
+    """Is told that a generation was loaded."""
+
+
 def damage(store: Store, file: str = "clusters.json") -> Path:
     """Flips a bit of a file of the current generation."""
     path = store.directory(str(store.current())) / file
@@ -310,14 +314,15 @@ def test_a_generation_that_cannot_be_served_is_the_answer_until_a_better_one_com
     engine = Engine(store, precision="fp32")
     with background.serving(engine) as address, Client(address) as client, dial(address) as channel:
         assert refused_by(client, NoGeneration)
-        waiting = asyncio.run_coroutine_threadsafe(engine.wait_and_load(poll_s=0.02), background.loop)
+        waiting = asyncio.run_coroutine_threadsafe(engine.watch(nothing, poll_s=0.02), background.loop)
         wait_until(lambda: refused_by(client, CorruptGeneration))
         assert health(channel) == {NOT_SERVING}
         with pytest.raises(CorruptGeneration, match=r"clusters\.json") as raised:
             client.search("rain")
         assert str(own_store) not in raised.value.message
         store.activate("20990101T000000Z-whole")
-        waiting.result(60)
+        wait_until(lambda: engine.ready)
+        waiting.cancel()
         assert client.search("rain").hits
 
 
@@ -326,7 +331,7 @@ def test_a_model_that_is_not_there_is_named_in_the_log_and_not_on_the_wire(
 ) -> None:
     engine = Engine(Store(own_store), model=str(tmp_path / "no-model"))
     with background.serving(engine) as address, Client(address) as client:
-        waiting = asyncio.run_coroutine_threadsafe(engine.wait_and_load(poll_s=0.02), background.loop)
+        waiting = asyncio.run_coroutine_threadsafe(engine.watch(nothing, poll_s=0.02), background.loop)
         wait_until(lambda: refused_by(client, FailedPrecondition))
         with pytest.raises(FailedPrecondition, match="the server's log says why") as raised:
             client.search("rain")

@@ -118,7 +118,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
 
 
 def _number(served: Served, cluster_id: str) -> int:
-    requests.identifier(cluster_id, "cluster_id")
+    requests.identifier(cluster_id, "cluster_id", "a cluster; ListClusters gives them")
     number = served.generation.numbers.get(cluster_id)
     if number is None:
         raise UnknownCluster(f"no cluster {cluster_id!r} in the index; ListClusters gives the ids")

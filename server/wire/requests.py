@@ -82,12 +82,10 @@ def texts(values: Sequence[str]) -> list[str]:
     return [text(value, f"texts[{n}]") for n, value in enumerate(values)]
 
 
-def identifier(value: str, field: str, *, empty: bool = False) -> str:
-    """An id of an article or a cluster."""
-    if not value and not empty:
-        raise InvalidArgument(f"{field} is empty; give an id of 1 to {MAX_ID_CHARS} characters", field=field)
-    if len(value) > MAX_ID_CHARS:
-        raise InvalidArgument(f"{field} has {len(value):,} characters; at most {MAX_ID_CHARS} are allowed", field=field)
+def identifier(value: str, field: str, what: str = "an article") -> str:
+    """An id that is looked up: one that nothing has, such as one that is too long, is not there."""
+    if not value:
+        raise InvalidArgument(f"{field} is empty; give the id of {what}", field=field)
     return value
 
 
@@ -105,14 +103,13 @@ def seed(message: types_pb2.Seed, field: str = "seed") -> Seed:
         return TextSeed(text(message.text, name).strip())
     if kind == "article":
         whole = article_text(message.article.title, message.article.content)
-        identifier(message.article.id, f"{name}.id", empty=True)
         return TextSeed(text(whole, name), message.article.id)
     if kind == "article_id":
         return RowSeed(identifier(message.article_id, name))
     if kind == "vector":
         return VectorSeed(vector(message.vector, name))
     if kind == "cluster_id":
-        return ClusterSeed(identifier(message.cluster_id, name))
+        return ClusterSeed(identifier(message.cluster_id, name, "a cluster"))
     raise InvalidArgument(
         f"{field} is empty; give one of {field}.text, article, article_id, vector or cluster_id", field=field
     )
@@ -157,7 +154,10 @@ def articles(messages: Sequence[types_pb2.Article]) -> list[LiveArticle]:
 
 
 def _article(message: types_pb2.Article, field: str) -> LiveArticle:
-    identifier(message.id, f"{field}.id")
+    if not 1 <= len(message.id) <= MAX_ID_CHARS:
+        raise InvalidArgument(
+            f"{field}.id has {len(message.id):,} characters; allowed are 1 to {MAX_ID_CHARS}", field=f"{field}.id"
+        )
     if message.id != message.id.strip():
         raise InvalidArgument(f"{field}.id is {message.id!r}; an id has no space at its ends", field=f"{field}.id")
     text(article_text(message.title, message.content), field)
