@@ -83,6 +83,7 @@ class Engine:
         threads: int = 2,
     ) -> None:
         self._store = store
+        store.current()  # refuses what is no store
         self._live = LiveStore(store.path / LIVE, read_only=True)
         self._writable: LiveStore | None = None
         self._opening = threading.Lock()
