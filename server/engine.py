@@ -178,7 +178,7 @@ class Engine:
         """The same for articles that are going to be kept: a text that is held already is not computed again."""
         fingerprint = served.encoder.fingerprint
         digests = [text_digest(text) for text in texts]
-        held = [self._live.embedded(digest, fingerprint) for digest in digests]
+        held = await self.searching(lambda: [self._live.embedded(digest, fingerprint) for digest in digests])
         new = await self.embed(served, [t for t, known in zip(texts, held, strict=True) if known is None], timing)
         fresh = iter(new)
         return [next(fresh) if known is None else known for known in held]

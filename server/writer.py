@@ -177,11 +177,15 @@ def outcome(view: View, change: Change) -> Outcome:
         return Outcome.MISSING if row is None else Outcome.DELETED
     if row is None:
         return Outcome.CREATED
-    return Outcome.UNCHANGED if is_same(view.article(row), change.article) else Outcome.REPLACED
+    return Outcome.UNCHANGED if holds(view, change.article) else Outcome.REPLACED
 
 
-def is_same(known: ArticleRow, article: LiveArticle) -> bool:
+def holds(view: View, article: LiveArticle) -> bool:
     """Whether an article is in the index exactly as it comes."""
+    row = view.row_of(article.id)
+    if row is None:
+        return False
+    known = view.article(row)
     return (
         known.text_digest == text_digest(article_text(article.title, article.content))
         and known.title == article.title.strip()

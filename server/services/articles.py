@@ -18,7 +18,7 @@ from server.seeds import Usage
 from server.streaming import in_order
 from server.view import View, rows_of
 from server.wire import replies, requests
-from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied, is_same, outcome
+from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied, holds, outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -90,9 +90,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
 
     async def _changes(self, served: Served, articles: Sequence[LiveArticle], clock: Timing) -> list[Change]:
         """The articles with their vectors. What the index holds exactly so need not be embedded."""
-        view = served.view
-        rows = [view.row_of(article.id) for article in articles]
-        known = [row is not None and is_same(view.article(row), a) for row, a in zip(rows, articles, strict=True)]
+        known = await self._engine.searching(lambda: [holds(served.view, article) for article in articles])
         new = [article for article, same in zip(articles, known, strict=True) if not same]
         texts = [article_text(article.title, article.content) for article in new]
         embedded = iter(await self._engine.embed_articles(served, texts, clock))
@@ -104,7 +102,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
         clock, served = Timing(), self._engine.served()
         ids = requests.identifiers(request.ids, requests.MAX_DELETES, "ids")
         if request.validate_only:
-            gone = set(rows_of(served.view, ids)[1])
+            gone = set((await self._engine.searching(lambda: rows_of(served.view, ids)))[1])
         else:
             outcomes, view = await self._engine.writer.apply([Delete(article_id) for article_id in ids])
             served = served.showing(view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from server.engine import Engine
     from server.search import Found
+    from server.serving import Served
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,20 +37,22 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         self._engine = engine
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:  # noqa: N802, D102
-        return await self._search(request)
+        return await self._search(request, self._engine.served())
 
     async def BatchSearch(self, request: pb.BatchSearchRequest, context: Context) -> pb.BatchSearchResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
         requests.entries(request.requests, requests.MAX_SEARCHES, "requests")
-        results = []
-        for one in request.requests:  # one after the other: a batch is one caller, and gets one caller's share
-            try:
-                results.append(pb.BatchSearchResult(response=await self._search(one)))
-            except ColdframeError as error:
-                results.append(pb.BatchSearchResult(error=replies.item_error(error)))
+        # At the same time, so that their texts are embedded together, and all from one state of the index.
+        results = await asyncio.gather(*(self._search_within(served, one) for one in request.requests))
         return pb.BatchSearchResponse(
             results=results, served_by=replies.served_by(served, request), timing=replies.timing(clock)
         )
+
+    async def _search_within(self, served: Served, request: pb.SearchRequest) -> pb.BatchSearchResult:
+        try:
+            return pb.BatchSearchResult(response=await self._search(request, served))
+        except ColdframeError as error:
+            return pb.BatchSearchResult(error=replies.item_error(error))
 
     def StreamSearch(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.StreamSearchRequest], context: Context
@@ -57,14 +61,14 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     async def _search_one(self, request: pb.StreamSearchRequest) -> pb.StreamSearchResponse:
         try:
-            response = await self._search(request.request)
+            response = await self._search(request.request, self._engine.served())
         except ColdframeError as error:
             return pb.StreamSearchResponse(correlation_id=request.correlation_id, error=replies.item_error(error))
         return pb.StreamSearchResponse(correlation_id=request.correlation_id, response=response)
 
-    async def _search(self, request: pb.SearchRequest) -> pb.SearchResponse:
-        clock, served = Timing(), self._engine.served()
-        seed, view = requests.seed(request.seed), served.view
+    async def _search(self, request: pb.SearchRequest, served: Served) -> pb.SearchResponse:
+        clock, view = Timing(), served.view
+        seed = requests.seed(request.seed)
         asked = ask(request.ranking, served, requests.count(request, "limit", 10), request.effort)
         parts = Parts.of(request.ranking.read_mask)
         start = paging.read_page_token(served, request, request.page_token)
