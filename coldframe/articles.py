@@ -110,7 +110,8 @@ class Articles:
         # Made once: a batch makes new column objects each time it is asked.
         self._columns = [list(zip(_SCHEMA.names, batch.columns, strict=True)) for batch in self._batches]
         self._starts = np.cumsum([0] + [batch.num_rows for batch in self._batches])
-        self._first_ids = [batch.column("id")[0].as_py() for batch in self._batches]
+        self._ids = [batch.column("id") for batch in self._batches]
+        self._first_ids = [ids[0].as_py() for ids in self._ids]
         self._digests = np.concatenate([_first_words(batch.column("text_digest")) for batch in self._batches])
         self._by_digest = np.argsort(self._digests, kind="stable")
 
@@ -127,7 +128,7 @@ class Articles:
     def id_of(self, row: int) -> str:
         """The id of a row."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        found: str = self._batches[number].column("id")[row - int(self._starts[number])].as_py()
+        found: str = self._ids[number][row - int(self._starts[number])].as_py()
         return found
 
     def row_of(self, article_id: str) -> int | None:
@@ -135,7 +136,7 @@ class Articles:
         number = bisect_right(self._first_ids, article_id) - 1
         if number < 0:
             return None
-        ids = self._batches[number].column("id")
+        ids = self._ids[number]
         offset = bisect_left(range(len(ids)), article_id, key=lambda i: ids[i].as_py())
         found = offset < len(ids) and ids[offset].as_py() == article_id
         return int(self._starts[number]) + offset if found else None
