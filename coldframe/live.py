@@ -36,7 +36,8 @@ from coldframe.live_file import (
     open_to_write,
     read_state,
     refuse,
-    refuse_a_log_alone,
+    refuse_at_sight,
+    require_whole,
     save_state,
     want_told,
 )
@@ -208,7 +209,7 @@ class LiveStore:
 
     def _connect(self) -> sqlite3.Connection | None:
         if self._copy is None:
-            refuse_a_log_alone(self._path)
+            refuse_at_sight(self._path)
             if not self._path.exists():
                 return None
             try:
@@ -330,11 +331,9 @@ def _entry(row: _Row) -> Entry:
 
 def _scan(db: sqlite3.Connection, sequence: int) -> Iterator[Entry]:
     db.execute("BEGIN")
-    state = read_state(db)
     sums = "SELECT count(*), ifnull(sum(checksum), 0) FROM changes WHERE sequence <= ?"
     entries, total = db.execute(sums, (sequence,)).fetchone()
     for row in db.execute("SELECT * FROM changes WHERE sequence > ? ORDER BY sequence", (sequence,)):
         yield _entry(row)
         entries, total = entries + 1, total + row[1]
-    if (entries, total) != (state.entries, state.total):
-        refuse(f"it holds {entries:,} changes and should hold {state.entries:,}, or others")
+    require_whole(db, entries, total)
