@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from coldframe import settings as app_settings
 from coldframe.articles import Articles
 from coldframe.encoder import Encoder
 from coldframe.errors import CorruptGeneration, InvalidArgument
@@ -22,6 +23,7 @@ from coldframe.live import LIVE, Change, Delete, Embedded, LiveArticle, LiveStor
 from coldframe.store import Store
 from coldframe.text import article_text
 from indexer import build as building
+from indexer.__main__ import app
 from indexer.build_command import parse_moment
 from indexer.corpus import Article
 from indexer.fold import Folded, fold
@@ -295,6 +297,65 @@ def test_a_moment_that_is_none_or_still_to_come_is_refused(desk: Path, store: Pa
     assert refused.value.field == "corpus-as-of"
     with pytest.raises(InvalidArgument, match="still to come"):
         rebuilt(desk, store, corpus_as_of=datetime.now(UTC) + timedelta(days=2))
+
+
+# --- at the command line ---------------------------------------------------------------------------------------------
+
+
+def asked(desk: Path, store: Path, *more: str) -> int:
+    """Builds as a person would; gives the exit status."""
+    flags = ["--corpus", desk / "articles.csv", "--store", store, "--model", desk / "model", "--precision", "fp32"]
+    with pytest.raises(SystemExit) as ended:
+        app_settings.run(app, prog="indexer", prefix="X", args=["build", *map(str, flags), "--force", *more])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_dry_run_counts_the_live_changes(
+    desk: Path, store: Path, encoder: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked(desk, store, "--dry-run") == 0
+    assert "live" not in capsys.readouterr().out
+    apply(store, sent(letters(COUNT + 1)[COUNT], encoder))
+    rebuilt(desk, store)
+    apply(store, Delete("001"), Delete("002"))
+    before = Store(store).names()
+    assert asked(desk, store, "--dry-run") == 0
+    assert "live    3 changes, 2 of them since the current generation" in capsys.readouterr().out
+    assert Store(store).names() == before
+
+
+@pytest.mark.parametrize("how", ["flag", "file"])
+def test_the_moment_of_the_corpus_is_taken_from_a_flag_or_a_file(
+    desk: Path, store: Path, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply(store, Delete("001"))
+    (tmp_path / "x.toml").write_text("[build]\ncorpus-as-of = 2026-01-01T00:00:00Z\n")
+    more = ["--corpus-as-of", "2026-01-01"] if how == "flag" else ["--config", str(tmp_path / "x.toml")]
+    assert asked(desk, store, *more) == 0
+    assert "1 taken out" in capsys.readouterr().out
+    assert asked(desk, store, "--corpus-as-of", "yesterday") == 2
+    assert "--corpus-as-of is 'yesterday'" in capsys.readouterr().err
+
+
+def test_a_watched_build_takes_up_what_changes_online(
+    desk: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = iter(range(3))
+
+    def meanwhile(_: float) -> None:
+        now = next(rounds)
+        if now == 0:
+            apply(store, Delete("001"))
+        elif now == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("indexer.build_command.time.sleep", meanwhile)
+    assert asked(desk, store, "--watch", "5") == 0
+    said = capsys.readouterr().out
+    assert said.count("nothing has changed") == 2
+    assert said.count("1 taken out") == 2
+    assert Store(store).open().manifest.watermark == 1
 
 
 # --- the spool against a dict ----------------------------------------------------------------------------------------
