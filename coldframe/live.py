@@ -132,6 +132,7 @@ class LiveStore:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
+        self._closed = False
         if not read_only:
             self._writer = open_to_write(path)
         try:
@@ -150,8 +151,9 @@ class LiveStore:
         self.close()
 
     def close(self) -> None:
-        """Close the file. The last one who wrote moves the log into it."""
+        """Close the file; whoever asks it later gets a ValueError. The last one who wrote moves the log into it."""
         with self._read_lock, self._write_lock:
+            self._closed = True
             for db in (self._reader, self._writer):
                 if db is not None:
                     db.close()
@@ -208,6 +210,7 @@ class LiveStore:
             yield self._reader
 
     def _connect(self) -> sqlite3.Connection | None:
+        self._require_open()
         if self._copy is None:
             refuse_at_sight(self._path)
             if not self._path.exists():
@@ -219,6 +222,10 @@ class LiveStore:
                     raise
             self._copy = copied(self._path)
         return open_to_read(Path(self._copy.name) / LIVE)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError("this LiveStore is closed")
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -249,11 +256,12 @@ class LiveStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction, one at a time. Whatever goes wrong, nothing of it stays."""
-        if self._writer is None:
-            raise FailedPrecondition(
-                "articles can be neither added nor removed: live.db of this store is open for reading only"
-            )
         with self._write_lock, damage_told(), want_told():
+            self._require_open()
+            if self._writer is None:
+                raise FailedPrecondition(
+                    "articles can be neither added nor removed: live.db of this store is open for reading only"
+                )
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer

@@ -18,7 +18,7 @@ from coldframe import settings as app_settings
 from coldframe.articles import Articles
 from coldframe.encoder import Encoder
 from coldframe.errors import CorruptGeneration, InvalidArgument
-from coldframe.generation import ARTICLES
+from coldframe.generation import ARTICLES, REPORT
 from coldframe.live import LIVE, Change, Delete, Embedded, LiveArticle, LiveStore, Upsert
 from coldframe.store import Store
 from coldframe.text import article_text
@@ -116,6 +116,7 @@ def test_live_articles_come_to_the_corpus_that_would_have_had_them(
     assert manifest.watermark == 10
     assert manifest.report["live"] == {"watermark": 10, "upserts": 8, "deletes": 1, "yielded": 0}
     assert manifest.corpus.articles == COUNT + 4
+    assert "8 folded in, 1 taken out" in (Store(store).directory(manifest.name) / REPORT).read_text()
     del rows[5]
     assert ids(store) == [row["id"] for row in rows]
     # A corpus that says the same, in a store of its own with the same past, comes to the same.

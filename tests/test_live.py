@@ -125,6 +125,15 @@ def test_an_entry_is_embedded_anew_under_its_number_unless_it_has_changed(tmp_pa
         assert len(list(store.since(0))) == 3
 
 
+def test_a_store_that_was_closed_says_so(tmp_path: Path) -> None:
+    store = LiveStore(tmp_path / LIVE)
+    store.close()
+    store.close()
+    for use in (lambda: store.sequence, lambda: store.get("a"), lambda: list(store.since(0)), lambda: store.apply([])):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
 # --- a model of it ---------------------------------------------------------------------------------------------------
 
 _IDS = st.sampled_from([f"id{n}" for n in range(8)])
