@@ -135,7 +135,7 @@ def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
     grouped = group(vectors, weights, similarity=similarity, most=taste.shape.most)
     interests = [replace(g, seeds=[liked[n] for n in g.seeds], medoid=liked[g.medoid]) for g in grouped]
     read = frozenset(point.row for point in taste.points if point is not None and point.row is not None)
-    stories = view.stories(np.array(sorted(read), np.int64)).tolist() if ask.options.max_per_story else []
+    stories = view.stories(np.array(sorted(read), np.int64)).tolist()
     hunt = _Hunt(
         interests,
         vectors[[g.medoid for g in grouped]],
