@@ -171,7 +171,7 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
     condition = None
     if expansion.max_age_s is not None:
         young = ranking_pb2.Filter()
-        young.published.since.FromSeconds(int(ask.options.as_of_s - expansion.max_age_s))
+        young.published.since.seconds = max(int(ask.options.as_of_s - expansion.max_age_s), filters.FIRST_SECOND)
         condition = filters.compile(young, {})
     allowed = view.allow(condition)
     for place, n in enumerate(numbers):
