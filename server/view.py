@@ -191,10 +191,26 @@ class View:
 
     def popularity(self, rows: Rows, key: str) -> NDArray[np.float64]:
         """log(1 + n) of an attribute that holds a number, over the largest of the index, (n,), 0 to 1; 0 without."""
-        of_base, of_live = self.base.columns.attribute(key), self.overlay.columns.attribute(key)
-        numbers = self._pick(rows, _numbers(of_base), _numbers(of_live)[: len(self.alive)])
-        largest = max(_largest(of_base), _largest(of_live))
+        numbers = self._pick(
+            rows, _numbers(self.base.columns.attribute(key)), _numbers(self.overlay.columns.attribute(key))
+        )
+        largest = self._largest(key)
         return np.log1p(np.maximum(numbers, 0)) / np.log1p(largest) if largest > 0 else np.zeros(len(rows))
+
+    def _largest(self, key: str) -> float:
+        """The largest number that an attribute of an article that is there says; 0 where none says one above."""
+        found = self._most.get(key)
+        if found is None:
+            of_base = _numbers(self.base.columns.attribute(key))
+            of_base[self.replaced] = 0.0
+            of_live = _numbers(self.overlay.columns.attribute(key))[: len(self.alive)][self.alive]
+            found = self._most[key] = float(max(of_base.max(initial=0.0), of_live.max(initial=0.0)))
+        return found
+
+    @cached_property
+    def _most(self) -> dict[str, float]:
+        """What `_largest` found, by attribute."""
+        return {}
 
     def stories(self, rows: Rows) -> NDArray[np.int64]:
         """The row that began the story of each, (n,)."""
@@ -317,10 +333,6 @@ def _numbers(attribute: Attribute) -> NDArray[np.float64]:
     """What an attribute says as a number, (rows,); 0 where it says none."""
     known = np.append(np.nan_to_num(attribute.numbers), 0.0)  # code -1, absent, is the last place
     return known[attribute.codes]
-
-
-def _largest(attribute: Attribute) -> float:
-    return float(np.nan_to_num(attribute.numbers).max(initial=0.0))
 
 
 def rows_of(view: View, ids: Sequence[str]) -> tuple[list[int], list[str]]:
