@@ -17,7 +17,7 @@ import numpy as np
 
 from coldframe.index import dots
 from coldframe.rows import RowSet
-from server.columns import UNDATED, BaseColumns
+from server.columns import MAX_ATTRIBUTES, UNDATED, BaseColumns
 from server.overlay import Overlay
 
 if TYPE_CHECKING:
@@ -152,6 +152,12 @@ class View:
         # A row that was replaced has the vector of its text all the same.
         return self.base.generation.articles.row_of_text(digest) if live is None else len(self.base) + live
 
+    def has(self, row: int) -> bool:
+        """Whether a row was neither replaced nor removed."""
+        if self.is_live(row):
+            return bool(self.alive[row - len(self.base)])
+        return bool(self.base_rows.has(np.array([row]))[0])
+
     def is_live(self, row: int) -> bool:
         """Whether a row came after the generation was built."""
         return row >= len(self.base)
@@ -165,6 +171,22 @@ class View:
     def story(self, row: int) -> int:
         """The row that began the story that a row tells."""
         return int(self.stories(np.array([row]))[0])
+
+    def first_of_story(self, row: int) -> int:
+        """The row of the first article that tells a row's story. Where the one that began it is gone: of those that are
+        there the earliest, those without a date last, equal ones by id.
+        """
+        leader = self.story(row)
+        if self.has(leader):
+            return leader
+        of_base = np.flatnonzero(self.base.columns.stories == leader)
+        of_live = np.flatnonzero(self.alive & (self.overlay.columns.stories[: len(self.alive)] == leader))
+        rows = np.concatenate([of_base[self.base_rows.has(of_base)], of_live + len(self.base)])
+        if not len(rows):
+            return leader
+        dates = self.microseconds(rows)
+        late = np.where(dates == UNDATED, np.iinfo(np.int64).max, dates)
+        return int(rows[self.by_score(rows, -late)[0]])
 
     def id_of(self, row: int) -> str:
         """The article id of a row."""
@@ -201,6 +223,8 @@ class View:
         """The largest number that an attribute of an article that is there says; 0 where none says one above."""
         found = self._most.get(key)
         if found is None:
+            if len(self._most) == MAX_ATTRIBUTES:
+                self._most.clear()
             of_base = _numbers(self.base.columns.attribute(key))
             of_base[self.replaced] = 0.0
             of_live = _numbers(self.overlay.columns.attribute(key))[: len(self.alive)][self.alive]

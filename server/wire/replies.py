@@ -65,7 +65,7 @@ def summary(view: View, row: int, parts: frozenset[str] = WHOLE.summary) -> type
         excerpt=article.excerpt,
         cluster_id=clusters[article.cluster].id,
         attributes=article.attributes,
-        story_id=article.id if article.story == row else view.id_of(article.story),
+        story_id=article.id if article.story == row else view.id_of(view.first_of_story(row)),
         centrality=article.similarity,
         outlier=article.outlier,
         live=view.is_live(row),
