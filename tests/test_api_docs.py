@@ -59,7 +59,7 @@ def test_every_link_leads_to_one_heading(page: str) -> None:
         "| `text` | string, *one of* `seed` | Any text: a reader's words,",
         "| `half_life` | `google.protobuf.Duration` | Age takes away",
         "| `EFFORT_EXACT` | 2 | Every list: the answer equals a brute-force search. |",
-        "\nstream of [StreamEmbedRequest](#streamembedrequest) → stream of [StreamEmbedResponse](#streamembedresponse)\n",
+        "stream of [StreamEmbedRequest](#streamembedrequest) → stream of [StreamEmbedResponse](#streamembedresponse)",
         "score = similarity + negative + recency + prior + diversity.\n\nParts are added, not multiplied:",
     ],
 )
