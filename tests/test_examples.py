@@ -137,6 +137,13 @@ def test_the_backend_refuses_like_a_web_server(site: Site) -> None:
         assert json.load(caught.value)["error"]
 
 
+def test_what_the_readme_says_to_a_backend(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"## From a backend\n\n```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code.replace("localhost:50051", target), "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 5
+
+
 def test_a_readers_seeds_fit_into_a_call() -> None:
     reader = Reader(interests=["storm"])
     reader.read.extend(str(n) for n in range(2000))
