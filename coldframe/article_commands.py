@@ -48,8 +48,9 @@ def upsert(
 ) -> None:
     """Add or replace articles, one JSON object a line: id, title, content, published_at, attributes.
 
-    They are sent in groups, as fast as the server takes them; --timeout does not end that. A line that is wrong ends
-    it: the message names the line, and says what was done before it. Sending a file again does no harm.
+    They are sent in groups, as fast as the server takes them; --timeout does not end that.
+
+    A line that is wrong does: the message names it, and what was done before it. Sending a file again does no harm.
     """
     progress = _Progress(validate_only, kept=sys.maxsize if ask.as_json else tables.SHOWN)
     with ask.client() as client, _lines_of(file) as lines, progress.told():

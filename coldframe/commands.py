@@ -108,8 +108,9 @@ def recommend(
 ) -> None:
     """Recommend to a reader of whom little is known.
 
-    A weight, 1 unless given, stands behind the last '=': 1001=2.0 counts twice, and a weight below 0 means less like
-    this. An id or a text that ends in '=' and a number itself needs its weight written: 'page?v=5=1'.
+    A weight, 1 unless given, stands behind the last '=': 1001=2.0 counts twice; below 0 it means less like this.
+
+    An id or a text that ends in '=' and a number itself needs its weight written: 'page?v=5=1'.
     """
     seeds = [*_seeds(text, like, topic), *_seeds(None, unlike, None, sign=-1)]
     with ask.client() as client:

@@ -1,6 +1,6 @@
 """Flags that several commands of the `coldframe` command line share, and how a person's words become values.
 
-A command takes a group of flags as one parameter, such as `seed: SeedFlags`; `spread` lays its fields out as options.
+A command takes a group of flags as one parameter, such as `given: SeedFlags`; `spread` lays its fields out as options.
 """
 
 from __future__ import annotations
