@@ -132,7 +132,7 @@ def test_the_backend_refuses_like_a_web_server(site: Site) -> None:
         ("POST", "/articles", {"title": "no id"}, 400),
     ):
         with pytest.raises(urllib.error.HTTPError) as caught:
-            site(method, path, **body)  # type: ignore[arg-type]
+            site(method, path, **body)
         assert caught.value.code == code
         assert json.load(caught.value)["error"]
 
