@@ -274,7 +274,7 @@ def index(reply: GetIndexResponse) -> RenderableType:
         "generation": found.generation,
         "built": f"{found.created_at.ToDatetime():%Y-%m-%d %H:%M} UTC",
         "articles": f"{found.article_count:,}",
-        "since then": f"{found.live_count:,} added or replaced, {found.deleted_count:,} deleted",
+        "since then": f"{found.live_count:,} articles came, {found.replaced_count:,} were replaced or removed",
         "clusters": f"{found.cluster_count:,}",
         "model": f"{found.model} ({found.precision})",
         "recipe": found.recipe,
