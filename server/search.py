@@ -258,8 +258,7 @@ def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) ->
     """Whether each interest had its places, or no more to give: none was passed over that has more in the index."""
     had = np.bincount(ranked.interest, minlength=len(weights)).tolist()
     could = [places if done else len(ranked) for places, done in zip(had, whole, strict=True)]
-    turns: list[int] = ranked.interest.tolist()
-    return share_places(weights, could, len(ranked)) == turns
+    return bool(np.array_equal(share_places(weights, could, len(ranked)), ranked.interest))
 
 
 def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float]:

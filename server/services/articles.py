@@ -13,7 +13,7 @@ from server import clusters
 from server.engine import Timing
 from server.search import neighbours
 from server.seeds import Usage
-from server.streaming import in_order
+from server.streaming import Turns, in_order
 from server.view import View, rows_of
 from server.wire import replies, requests
 from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied, holds, outcome
@@ -51,11 +51,15 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
     def StreamUpsertArticles(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.StreamUpsertArticlesRequest], context: Context
     ) -> AsyncIterator[pb.StreamUpsertArticlesResponse]:
-        return in_order(request_iterator, self._upsert_one)
+        turns = Turns()  # of two versions in one stream the later one stays, whichever is embedded first
+        return in_order(request_iterator, lambda request: self._upsert_one(request, turns))
 
-    async def _upsert_one(self, request: pb.StreamUpsertArticlesRequest) -> pb.StreamUpsertArticlesResponse:
+    async def _upsert_one(
+        self, request: pb.StreamUpsertArticlesRequest, turns: Turns
+    ) -> pb.StreamUpsertArticlesResponse:
         try:
-            response = await self._upsert(request.request)
+            async with turns.of(article.id for article in request.request.articles):
+                response = await self._upsert(request.request)
         except ColdframeError as error:
             return pb.StreamUpsertArticlesResponse(
                 correlation_id=request.correlation_id, error=replies.item_error(error)

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     import grpc.aio
+    import numpy as np
+    from numpy.typing import NDArray
 
     from server.engine import Engine
     from server.search import Found
     from server.serving import Served
+    from server.view import View
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -93,11 +96,18 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         start = paging.read_page_token(served, request, request.page_token)
         points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
         taste = Taste(points, [seed.weight for seed in seeds], shape)
-        found, hits = await self._found(lambda: recommend(view, taste, asked, start), view, parts, clock)
+        interests: list[pb.Interest] = []
+
+        def work() -> Found:
+            found = recommend(view, taste, asked, start)
+            interests.extend(tastes.interest(view, interest, taste) for interest in found.interests)
+            return found
+
+        found, hits = await self._found(work, view, parts, clock)
         gone = missing([seed.seed for seed in seeds], points)
         return pb.RecommendResponse(
             hits=hits,
-            interests=[tastes.interest(view, interest, taste) for interest in found.interests],
+            interests=interests,
             usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points],
             next_page_token=paging.page_token(served, request, start + len(hits)) if found.more else "",
             missing_ids=list(dict.fromkeys([*gone, *found.missing])),
@@ -133,15 +143,22 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         if point is None:
             raise unknown(seed)
         start = time.perf_counter()
-        numbers, similarities, shares = await self._engine.searching(
-            lambda: clusters.nearest(view, point.vector[None], limit, heat)
-        )
+        matches, outlier = await self._engine.searching(lambda: _nearest(view, point.vector, limit, heat))
         clock.search_ms += 1e3 * (time.perf_counter() - start)
-        nearest = served.generation.clusters[int(numbers[0, 0])]
         return pb.NearestClustersResponse(
-            matches=replies.cluster_matches(view, numbers[0], similarities[0], shares[0]),
+            matches=matches,
             usage=replies.usage(point.usage),
-            outlier=bool(similarities[0, 0] < nearest.outlier_below),
+            outlier=outlier,
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
         )
+
+
+def _nearest(
+    view: View, vector: NDArray[np.float32], limit: int, temperature: float
+) -> tuple[list[pb.ClusterMatch], bool]:
+    """The clusters nearest to a vector, (dim,), and whether it is an outlier of the nearest."""
+    numbers, similarities, shares = clusters.nearest(view, vector[None], limit, temperature)
+    nearest = view.base.generation.clusters[int(numbers[0, 0])]
+    matches = replies.cluster_matches(view, numbers[0], similarities[0], shares[0])
+    return matches, bool(similarities[0, 0] < nearest.outlier_below)
