@@ -188,7 +188,7 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
 def _nothing(view: View, ask: Ask) -> Found:
     """What is found for a reader of whom nothing is known after all."""
     none = np.empty(0, np.int64)
-    ranked = rank(_candidates(view, none, np.empty(0, np.float32), _NOTHING_ELSE), ask.options, 0)
+    ranked = rank(_candidates(view, none, np.empty(0, np.float32), _NOTHING_ELSE), Options(), 0)
     return Found(none, ranked, [], rows_of(view, ask.excluded)[1], False, 0.0)
 
 
