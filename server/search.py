@@ -207,15 +207,20 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
 def _nothing(view: View, ask: Ask) -> Found:
     """What is found for a reader of whom nothing is known after all."""
     none = np.empty(0, np.int64)
-    hunt = _Hunt([], np.empty((0, view.base.generation.index.dim), np.float32))
-    ranked = rank(_candidates(view, none, np.empty(0, np.float32), ask, hunt), ask.options, 0)
-    missing = rows_of(view, ask.excluded)[1] + (ask.condition.missing if ask.condition else [])
-    return Found(none, ranked, [], missing, False, 0.0)
+    dim = view.base.generation.index.dim
+    hunt = _Hunt([], np.empty((0, dim), np.float32))
+    ranked = rank(_candidates(view, none, np.empty(0, np.float32), ask, hunt), Options(), 0)
+    return Found(none, ranked, [], _split(view, ask)[1], False, 0.0)
+
+
+def _split(view: View, ask: Ask) -> tuple[list[int], list[str]]:
+    """Rows that are excluded, and the ids that a request excludes or filters by and that are not there."""
+    excluded, missing = rows_of(view, ask.excluded)
+    return excluded, missing + (ask.condition.missing if ask.condition else [])
 
 
 def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
-    excluded, missing = rows_of(view, ask.excluded)
-    missing += ask.condition.missing if ask.condition else []
+    excluded, missing = _split(view, ask)
     allowed = view.allow(ask.condition, [*excluded, *hunt.hidden])
     reranks = ask.reranks or hunt.against is not None
     most = POOL if reranks else MOST_PAGED
