@@ -42,7 +42,7 @@ from coldframe.v1 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from google.protobuf.descriptor import MethodDescriptor
 
@@ -158,22 +158,6 @@ class Fuzz:
             return f"an item's refusal that names {error.field!r}: {error.message}"
         return None
 
-    def smaller(self, case: Case, fault: str) -> Case:
-        """The smallest case found that fails the same way."""
-        kind, steps = _kind(fault), 0
-        found = True
-        while found and steps < _SMALLER_STEPS:
-            found = False
-            for candidate in _reduced(case):
-                steps += 1
-                answer = self.fault(candidate)
-                if answer is not None and _kind(answer) == kind:
-                    case, found = candidate, True
-                    break
-                if steps >= _SMALLER_STEPS:
-                    break
-        return case
-
 
 def _kind(fault: str) -> str:
     """The same for faults that only differ in numbers and names."""
@@ -220,6 +204,24 @@ def _leads_somewhere(name: str, kind: Any) -> bool:
 # --- smaller and smaller ---------------------------------------------------------------------------------------------
 
 
+def smaller(case: Case, fails: Callable[[Case], bool]) -> Case:
+    """The smallest case found that fails, too: as long as something can be left out, it is."""
+    left = _SMALLER_STEPS
+    while left > 0:
+        found = None
+        for candidate in _reduced(case):
+            left -= 1
+            if fails(candidate):
+                found = candidate
+                break
+            if left <= 0:
+                break
+        if found is None:
+            break
+        case = found
+    return case
+
+
 def _reduced(case: Case) -> Iterator[Case]:
     """Cases with something less."""
     if len(case.payloads) > 1:
@@ -249,12 +251,13 @@ def _places(message: Message) -> int:
     return sum(1 for _ in _droppable(message))
 
 
-def _droppable(message: Message) -> Iterator[tuple[Message, Any, int | None]]:
-    """(message, field, index): half of what is repeated, and each field."""
+def _droppable(message: Message) -> Iterator[tuple[Message, Any, slice | None]]:
+    """(message, field, which of its values; None for all): whole fields, and halves of what is repeated."""
     for found, value in message.ListFields():
         yield message, found, None
         if found.is_repeated and not _is_map(found) and len(value) > 1:
-            yield message, found, len(value) // 2
+            yield message, found, slice(0, len(value) // 2)
+            yield message, found, slice(len(value) // 2, None)
         inside = value if found.is_repeated else [value]
         if found.message_type is not None and not _is_map(found):
             for one in inside[:20]:
@@ -262,11 +265,11 @@ def _droppable(message: Message) -> Iterator[tuple[Message, Any, int | None]]:
 
 
 def _drop(message: Message, place: int) -> None:
-    owner, found, half = next(one for n, one in enumerate(_droppable(message)) if n == place)
-    if half is None:
+    owner, found, some = next(one for n, one in enumerate(_droppable(message)) if n == place)
+    if some is None:
         owner.ClearField(found.name)
     else:
-        del getattr(owner, found.name)[half:]
+        del getattr(owner, found.name)[some]
 
 
 # --- the server still answers right ----------------------------------------------------------------------------------
@@ -330,7 +333,8 @@ def run(fuzz: Fuzz, world: World, untouched: Untouched, numbers: Sequence[int], 
         case = draw(number, world, seed)
         fault = fuzz.fault(case)
         if fault is not None and faults.setdefault(key := f"{case.method.name} {_kind(fault)}", fault) is fault:
-            small = fuzz.smaller(case, fault)
+            kind = _kind(fault)
+            small = smaller(case, lambda one: (found := fuzz.fault(one)) is not None and _kind(found) == kind)
             faults[key] = f"case {number}, {case.method.name}: {fault}\n    {small.text()}"
 
     for start in range(0, len(numbers), _CHECK_EVERY):

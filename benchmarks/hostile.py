@@ -42,8 +42,9 @@ _INTS = (0, -1, 1, 2, 3, 16, 17, 100, 101, 1_000, 1_001, 10_001, 2**31 - 1, -(2*
 _LONGS = (*_INTS, 2**63 - 1, -(2**63), 253_402_300_800, -62_135_596_801, 10**12)
 _FLOATS = (0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, 1e-30, 3.4e38, -3.4e38, 1e-3, float("inf"), float("-inf"), float("nan"))
 _LENGTHS = (0, 1, 2, 3, 9, 65, 101, 257, 1_001)
-_MANY = 10_001
+_MANY, _MANY_ARE_SHORT = 10_001, 64
 _DEEPEST = 6
+_ABOUT = frozenset(["seed", "seeds", "texts", "articles", "ids", "id", "cluster_id", "requests", "request", "filters"])
 _LONG_TEXT = 1_000_001
 _WORDS = ("rate", "cut", "rain", "goal", "vote", "film", "storm", "bank", "court", "train")
 
@@ -97,18 +98,9 @@ class Hostile:
 
     def _chance(self, field: Field) -> float:
         """What a request is about is nearly always there; ways to say the same thing twice seldom."""
-        if field.name in {
-            "seed",
-            "seeds",
-            "texts",
-            "articles",
-            "ids",
-            "id",
-            "cluster_id",
-            "requests",
-            "request",
-            "filters",
-        }:
+        if field.name in {"title", "content"}:
+            return 0.8
+        if field.name in _ABOUT:
             return 0.97
         return self._present / 4 if field.name in {"effort", "target_recall", "page_token"} else self._present
 
@@ -142,7 +134,9 @@ class Hostile:
             for _ in range(length):
                 self.fill(values.add(), depth + 1)
         elif length > len(_WORDS):
-            values.extend([self._value(field)] * length if self._random.random() < 0.5 else map(str, range(length)))
+            value = self._value(field)
+            alike = self._random.random() < 0.5 and (not isinstance(value, str) or len(value) <= _MANY_ARE_SHORT)
+            values.extend([value] * length if alike or not isinstance(value, str) else map(str, range(length)))
         else:
             values.extend(self._value(field) for _ in range(length))
 
@@ -205,7 +199,8 @@ class Hostile:
         if dim and self._turns():
             vector[random.integers(0, dim)] = self._random.choice(_FLOATS)
         if self._turns():
-            vector *= np.float32(self._random.choice((0.0, 1e-42, 1e30)))
+            with np.errstate(all="ignore"):
+                vector *= np.float32(self._random.choice((0.0, 1e-42, 1e30)))
         return vector
 
     def _packed(self) -> bytes:
