@@ -16,7 +16,7 @@ import numpy as np
 from coldframe.recipe import unit
 from coldframe.v1 import ranking_pb2
 from server import filters
-from server.interests import Interest, group, negative_part, negative_weights
+from server.interests import Interest, group, negative_part, negative_weights, share_places
 from server.ranking import Candidates, Options, Ranked, merge, rank
 from server.view import rows_of
 
@@ -135,7 +135,7 @@ def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
     grouped = group(vectors, weights, similarity=similarity, most=taste.shape.most)
     interests = [replace(g, seeds=[liked[n] for n in g.seeds], medoid=liked[g.medoid]) for g in grouped]
     read = frozenset(point.row for point in taste.points if point is not None and point.row is not None)
-    stories = view.stories(np.array(sorted(read), np.int64)).tolist() if ask.options.max_per_story else []
+    stories = view.stories(np.array(sorted(read), np.int64)).tolist()
     hunt = _Hunt(
         interests,
         vectors[[g.medoid for g in grouped]],
@@ -171,7 +171,7 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
     condition = None
     if expansion.max_age_s is not None:
         young = ranking_pb2.Filter()
-        young.published.since.FromSeconds(int(ask.options.as_of_s - expansion.max_age_s))
+        young.published.since.seconds = max(int(ask.options.as_of_s - expansion.max_age_s), filters.FIRST_SECOND)
         condition = filters.compile(young, {})
     allowed = view.allow(condition)
     for place, n in enumerate(numbers):
@@ -189,7 +189,8 @@ def _nothing(view: View, ask: Ask) -> Found:
     """What is found for a reader of whom nothing is known after all."""
     none = np.empty(0, np.int64)
     ranked = rank(_candidates(view, none, np.empty(0, np.float32), _NOTHING_ELSE), ask.options, 0)
-    return Found(none, ranked, [], rows_of(view, ask.excluded)[1], False, 0.0)
+    missing = rows_of(view, ask.excluded)[1] + (ask.condition.missing if ask.condition else [])
+    return Found(none, ranked, [], missing, False, 0.0)
 
 
 def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
@@ -197,39 +198,53 @@ def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
     missing += ask.condition.missing if ask.condition else []
     allowed = view.allow(ask.condition, [*excluded, *hunt.hidden])
     reranks = ask.reranks or hunt.against is not None
-    depth = min(start + ask.limit, POOL if reranks else MOST_PAGED)
+    most = POOL if reranks else MOST_PAGED
+    depth = min(start + ask.limit, most)
     fetch, search_ms = POOL if reranks else depth + _SPARE, 0.0
     explores = ask.options.explore_fraction > 0
+    weights = [interest.weight for interest in hunt.interests]
     while True:
-        candidates, took_ms, whole = _gather(view, hunt, ask, allowed, fetch)
+        candidates, took_ms = _gather(view, hunt, ask, allowed, fetch)
+        whole = [_whole(found, fetch, ask, reranks) for found in candidates]
         search_ms += took_ms
         # One more than the page shows whether there is another; exploration shares out exactly the places there are.
         ranked = merge(
             candidates,
-            [interest.weight for interest in hunt.interests],
+            weights,
             ask.options,
             depth + (not explores),
             stories_taken=hunt.stories_taken,
         )
-        if len(ranked) > depth or whole or reranks:
+        if reranks or all(whole) or (len(ranked) > depth and _in_turn(ranked, weights, whole)):
             break
         fetch *= _WIDEN
     page = ranked.page(start, depth)
     rows = [int(candidates[interest].rows[n]) for interest, n in zip(page.interest, page.place, strict=True)]
-    more = len(ranked) > depth > start
+    more = len(ranked) > depth > start and depth < most
     return Found(np.array(rows, np.int64), page, hunt.interests, missing, more, search_ms)
 
 
-def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float, bool]:
-    """The nearest `fetch` articles of every interest, how long that took, and whether those are all there are."""
-    start, whole, found = time.perf_counter(), True, []
-    for vector in hunt.vectors:
-        rows, scores = view.search(vector, fetch, ask.probes, allowed)
-        whole &= len(rows) < fetch
-        found.append((rows, scores))
+def _whole(found: Candidates, fetched: int, ask: Ask, reranks: bool) -> bool:
+    """Whether a list holds all that an interest can give: there are no more, or those that follow score too little."""
+    least = ask.options.min_score
+    too_low = least is not None and not reranks and len(found) > 0 and bool(found.similarity[-1] < np.float32(least))
+    return len(found) < fetched or too_low
+
+
+def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) -> bool:
+    """Whether each interest had its places, or no more to give: none was passed over that has more in the index."""
+    had = np.bincount(ranked.interest, minlength=len(weights)).tolist()
+    could = [places if done else len(ranked) for places, done in zip(had, whole, strict=True)]
+    return share_places(weights, could, len(ranked)) == ranked.interest.tolist()
+
+
+def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float]:
+    """The nearest `fetch` articles of every interest, and how long that took."""
+    start = time.perf_counter()
+    found = [view.search(vector, fetch, ask.probes, allowed) for vector in hunt.vectors]
     took_ms = 1e3 * (time.perf_counter() - start)
     extras = _Extras(ask, hunt)
-    return [_candidates(view, rows, scores, extras) for rows, scores in found], took_ms, whole
+    return [_candidates(view, rows, scores, extras) for rows, scores in found], took_ms
 
 
 @dataclass(frozen=True)

@@ -110,13 +110,15 @@ class Writer:
         group: list[_Waiting] = []
         ids: set[str] = set()
         while self._line and len(ids) < _GROUP:
-            new = {_id_of(change) for change in self._line[0].changes}
-            if ids & new:
+            item = self._line[0]
+            new = {_id_of(change) for change in item.changes}
+            gone = item.done.cancelled()  # of a caller who has gone nothing is written, and nothing needs to wait
+            if ids & new and not gone:
                 break
-            ids |= new
-            item = self._line.popleft()
+            self._line.popleft()
             self._waiting -= len(item.changes)
-            if not item.done.cancelled():
+            if not gone:
+                ids |= new
                 group.append(item)
         return group
 

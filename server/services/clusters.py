@@ -101,7 +101,9 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         limit = requests.count(request, "limit", 10)
         baseline = requests.count(request, "baseline_windows", 7, most=100)
         least = requests.count(request, "min_count", 2, least=0, most=1_000_000)
-        window = requests.seconds(request.window, "window", 60.0) if request.HasField("window") else _DAY_S
+        window = _DAY_S
+        if request.HasField("window"):
+            window = requests.seconds(request.window, "window", 60.0, 10 * requests.YEAR_S)
         as_of = microseconds(requests.moment(request.as_of, "as_of")) if request.HasField("as_of") else None
         view = served.view
         found, end = await self._engine.searching(

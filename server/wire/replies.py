@@ -65,7 +65,7 @@ def summary(view: View, row: int, parts: frozenset[str] = WHOLE.summary) -> type
         excerpt=article.excerpt,
         cluster_id=clusters[article.cluster].id,
         attributes=article.attributes,
-        story_id=article.id if article.story == row else view.id_of(article.story),
+        story_id=article.id if article.story == row else view.id_of(view.first_of_story(row)),
         centrality=article.similarity,
         outlier=article.outlier,
         live=view.is_live(row),
@@ -114,13 +114,14 @@ def _explanation(view: View, found: Found, place: int, row: int) -> types_pb2.Ex
 def cluster(view: View, number: int, *, representatives: bool = False) -> types_pb2.Cluster:
     """A cluster with its medoid, and with its representatives where they were asked for."""
     described, newest = view.base.generation.clusters[number], int(view.newest[number])
+    there = [row for row in described.representatives if view.has(row)]  # the medoid first, if it is still there
     message = types_pb2.Cluster(
         id=described.id,
         label=described.label,
         terms=[types_pb2.Term(term=term, weight=weight) for term, weight in described.terms],
         size=int(view.sizes[number]),
-        medoid=summary(view, described.medoid),
-        representatives=[summary(view, row) for row in described.representatives] if representatives else None,
+        medoid=summary(view, there[0]) if there else None,
+        representatives=[summary(view, row) for row in there] if representatives else None,
         topic_id=described.topic or "",
         live_count=int(view.live_sizes[number]),
     )

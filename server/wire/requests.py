@@ -30,7 +30,7 @@ MAX_SEARCHES = 64
 MAX_ID_CHARS = 512
 MAX_ATTRIBUTES = 64
 MAX_KEY_CHARS, MAX_VALUE_CHARS = 128, 4_096
-_YEAR_S = 366 * 86_400
+YEAR_S = 366 * 86_400
 _Number = TypeVar("_Number", int, float)
 
 
@@ -205,7 +205,7 @@ def _microseconds(nanos: int) -> int:
     return nanos // 1_000
 
 
-def seconds(message: Duration, field: str, least: float, most: float = 100 * _YEAR_S) -> float:
+def seconds(message: Duration, field: str, least: float, most: float = 100 * YEAR_S) -> float:
     """A length of time."""
     value = message.seconds + message.nanos / 1e9
     if not least <= value <= most:
