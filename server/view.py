@@ -104,7 +104,7 @@ class View:
         """A generation as it was built: `sequence` is its watermark."""
         overlay = Overlay(base.generation.index.dim)
         none = np.empty(0, np.int64)
-        watermark: int = getattr(base.generation.manifest, "watermark", 0)
+        watermark = base.generation.manifest.watermark
         return cls(base, overlay, watermark, none, base.rows, np.empty(0, np.bool_))
 
     # --- the next state ----------------------------------------------------------------------------------------------
@@ -342,6 +342,12 @@ class View:
         last = np.partition(guesses, -limit)[-limit] if limit < len(rows) else -np.inf
         rows = rows[guesses >= last - _FP32_NOISE]
         return rows, dots(vectors, rows, vector)
+
+    def order_of_ids(self, rows: Rows) -> NDArray[np.int64]:
+        """The place of each row among them in the order of article ids, (n,)."""
+        places = np.empty(len(rows), np.int64)
+        places[self.by_score(rows, np.zeros(len(rows)))] = np.arange(len(rows))
+        return places
 
     def by_score(self, rows: Rows, scores: NDArray[Any]) -> NDArray[np.int64]:
         """The order of some rows, (n,): the highest score first, equal ones by article id."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle
 from coldframe.live import Delete, LiveArticle, Upsert
 from coldframe.text import article_text
@@ -175,6 +173,6 @@ def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
         numbers, similarities, shares = clusters.nearest(view, vector[None], cluster_limit)
         result.clusters.extend(replies.cluster_matches(view, numbers[0], similarities[0], shares[0]))
     if neighbour_limit:
-        found = neighbours(view, vector, np.array([row]), neighbour_limit)
+        found = neighbours(view, vector, frozenset({row}), neighbour_limit)
         result.neighbors.extend(replies.hits(view, found))
     return result

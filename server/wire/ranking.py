@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
 from coldframe.v1 import types_pb2
 from server import filters
 from server.ranking import Options
+from server.search import Ask
 from server.wire import requests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from coldframe.v1 import ranking_pb2
-    from server.filters import Condition
     from server.serving import Served
 
 MAX_EXCLUDED = 10_000
@@ -25,25 +24,6 @@ MAX_PRIORS = 10_000
 _FAST_RECALL = 0.9
 _MINUTE_S = 60
 _F = "ranking"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a ranked call asks for, beside its seeds."""
-
-    limit: int
-    options: Options
-    condition: Condition | None
-    excluded: Sequence[str]
-    priors: Mapping[str, float]
-    popularity: tuple[str, float] | None
-    """An attribute that holds a number, and the weight of its logarithm."""
-    probes: int
-
-    @property
-    def reranks(self) -> bool:
-        """Whether more than similarity decides."""
-        return bool(self.priors) or self.popularity is not None or self.options.reranks
 
 
 def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 0) -> Ask:
