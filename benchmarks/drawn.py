@@ -104,9 +104,11 @@ def queries_path(folder: Path) -> Path:
 
 
 def _build(drawn: Drawn, folder: Path) -> None:
-    path = folder / "articles.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(article) + "\n" for article in drawn.articles())
+    path = folder / f"articles-{drawn.rows}-{drawn.seed}.jsonl"
+    if not path.exists():  # a build that was broken off goes on where it stood, if its corpus is the same file
+        with path.with_suffix(".partial").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(article) + "\n" for article in drawn.articles())
+        path.with_suffix(".partial").rename(path)
     config = BuildConfig(corpus=[str(path)], store=folder / _STORE, seed=drawn.seed)
     encoder = Encoder.load(config.model)
     with begin(Job(config, Store(config.store), [path], encoder, Reporter(Console(stderr=True)))) as building:
