@@ -261,6 +261,8 @@ def _whole(found: Candidates, fetched: int, ask: Ask, reranks: bool) -> bool:
 
 def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) -> bool:
     """Whether each interest had its places, or no more to give: none was passed over that has more in the index."""
+    if len(weights) == 1:
+        return True
     had = np.bincount(ranked.interest, minlength=len(weights)).tolist()
     could = [places if done else len(ranked) for places, done in zip(had, whole, strict=True)]
     return bool(np.array_equal(share_places(weights, could, len(ranked)), ranked.interest))

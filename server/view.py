@@ -21,7 +21,7 @@ from server.columns import MAX_ATTRIBUTES, UNDATED, BaseColumns
 from server.overlay import Overlay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -294,8 +294,10 @@ class View:
 
     # --- searching ---------------------------------------------------------------------------------------------------
 
-    def allow(self, condition: Condition | None = None, excluded: Iterable[int] = ()) -> Allowed:
+    def allow(self, condition: Condition | None = None, excluded: Collection[int] = ()) -> Allowed:
         """The rows that match a filter, without some."""
+        if condition is None and not excluded and not len(self.replaced):
+            return Allowed(self.base_rows, self.alive, frozenset())
         out = np.array(sorted(set(excluded)), np.int64)
         live = self.alive
         if condition is not None:

@@ -178,5 +178,5 @@ def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
         result.clusters.extend(replies.cluster_matches(view, numbers[0], similarities[0], shares[0]))
     if neighbour_limit:
         found = neighbours(view, vector, frozenset({row}), neighbour_limit)
-        result.neighbors.extend(replies.hits(view, found))
+        replies.add_hits(result.neighbors, view, found, replies.WHOLE)
     return result

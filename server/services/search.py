@@ -78,15 +78,13 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         point = (await resolve(self._engine, served, [seed], clock))[0]
         if point is None:
             raise unknown(seed)
-        found, hits = await self._found(lambda: search(view, point, asked, start), served.view, parts, clock)
-        return pb.SearchResponse(
-            hits=hits,
-            usage=replies.usage(point.usage),
-            next_page_token=paging.page_token(served, request, start + len(hits)) if found.more else "",
-            missing_ids=found.missing,
-            served_by=replies.served_by(served, request),
-            timing=replies.timing(clock),
-        )
+        response = pb.SearchResponse(usage=replies.usage(point.usage), served_by=replies.served_by(served, request))
+        found = await self._find(lambda: search(view, point, asked, start), response, view, parts, clock)
+        response.missing_ids.extend(found.missing)
+        if found.more:
+            response.next_page_token = paging.page_token(served, request, start + len(found.rows))
+        replies.write_timing(response.timing, clock)
+        return response
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
@@ -96,37 +94,41 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         start = paging.read_page_token(served, request, request.page_token)
         points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
         taste = Taste(points, [seed.weight for seed in seeds], shape)
-        interests: list[pb.Interest] = []
+        response = pb.RecommendResponse(
+            usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points],
+            served_by=replies.served_by(served, request),
+        )
 
         def work() -> Found:
             found = recommend(view, taste, asked, start)
-            interests.extend(tastes.interest(view, interest, taste) for interest in found.interests)
+            response.interests.extend(tastes.interest(view, interest, taste) for interest in found.interests)
             return found
 
-        found, hits = await self._found(work, view, parts, clock)
+        found = await self._find(work, response, view, parts, clock)
         gone = missing([seed.seed for seed in seeds], points)
-        return pb.RecommendResponse(
-            hits=hits,
-            interests=interests,
-            usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points],
-            next_page_token=paging.page_token(served, request, start + len(hits)) if found.more else "",
-            missing_ids=list(dict.fromkeys([*gone, *found.missing])),
-            served_by=replies.served_by(served, request),
-            timing=replies.timing(clock),
-        )
+        response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
+        if found.more:
+            response.next_page_token = paging.page_token(served, request, start + len(found.rows))
+        replies.write_timing(response.timing, clock)
+        return response
 
-    async def _found(
-        self, work: Callable[[], Found], view: Any, parts: Parts, clock: Timing
-    ) -> tuple[Found, list[Any]]:
-        """What a ranked call finds, and its hits: made on the same thread, which needs no second way there."""
+    async def _find(
+        self,
+        work: Callable[[], Found],
+        response: pb.SearchResponse | pb.RecommendResponse,
+        view: View,
+        parts: Parts,
+        clock: Timing,
+    ) -> Found:
+        """What a ranked call finds. Its hits are written on the same thread, which needs no second way there."""
 
-        def run() -> tuple[Found, list[Any]]:
+        def run() -> Found:
             start = time.perf_counter()
             found = work()
-            hits = replies.hits(view, found, parts)
+            replies.add_hits(response.hits, view, found, parts)
             clock.search_ms += found.search_ms
             clock.rank_ms += 1e3 * (time.perf_counter() - start) - found.search_ms
-            return found, hits
+            return found
 
         return await self._engine.searching(run)
 
