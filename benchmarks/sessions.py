@@ -1,7 +1,7 @@
 """Is the next article of a reader among the ten recommended from the first one, three or five?
 
     python -m server --store store --listen localhost:50051
-    python -m benchmarks.sessions --server localhost:50051 --store store --corpus articles.csv.gz --sessions reads.csv.gz
+    python -m benchmarks.sessions --store store --corpus articles.csv.gz --sessions interactions.csv.gz
 
 Sessions are split in three by chance: one part tells what is popular, one chooses how much that counts and how fast
 what was read is forgotten, and the last is asked about. Every recommendation is a call of `Recommend` on the server.
