@@ -10,7 +10,7 @@ help:
 	@echo "make demo     build an index of the sample corpus, serve it, ask it four questions"
 	@echo "make test     lint, types and tests"
 	@echo "make format   let ruff format the code"
-	@echo "make proto    regenerate the gRPC stubs after a change under proto/"
+	@echo "make proto    regenerate the gRPC stubs and docs/api.md after a change under proto/"
 	@echo "make clean    remove what the other targets made"
 
 install: $(STAMP)
@@ -41,6 +41,7 @@ format: install
 
 proto: install
 	$(BIN)/python proto/generate.py
+	$(BIN)/python proto/document.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

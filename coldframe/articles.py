@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+from struct import calcsize
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +21,6 @@ from coldframe.errors import CorruptGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -41,6 +43,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _ROWS_PER_BATCH = 8_192
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,38 +110,37 @@ class Articles:
             self._batches = _open_batches(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise CorruptGeneration(f"{path.name} cannot be read; verify the store and rebuild") from error
-        # Made once: a batch makes new column objects each time it is asked.
-        self._columns = [list(zip(_SCHEMA.names, batch.columns, strict=True)) for batch in self._batches]
-        self._starts = np.cumsum([0] + [batch.num_rows for batch in self._batches])
-        self._first_ids = [batch.column("id")[0].as_py() for batch in self._batches]
+        self._rows = [_Rows(batch) for batch in self._batches]
+        self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
+        self._first_ids = [rows.ids[0] for rows in self._rows]
         self._digests = np.concatenate([_first_words(batch.column("text_digest")) for batch in self._batches])
         self._by_digest = np.argsort(self._digests, kind="stable")
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, row: int) -> ArticleRow:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        offset = row - int(self._starts[number])
-        fields = {name: column[offset].as_py() for name, column in self._columns[number]}
-        fields["attributes"] = dict(fields["attributes"])
-        return ArticleRow(**fields)
+        rows, place = self._find(row)
+        return rows.read(place)
+
+    def _find(self, row: int) -> tuple[_Rows, int]:
+        number = bisect_right(self._starts, row) - 1
+        return self._rows[number], row - self._starts[number]
 
     def id_of(self, row: int) -> str:
         """The id of a row."""
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        found: str = self._batches[number].column("id")[row - int(self._starts[number])].as_py()
-        return found
+        rows, place = self._find(row)
+        return rows.ids[place]
 
     def row_of(self, article_id: str) -> int | None:
         """The row of an id; None where there is none."""
         number = bisect_right(self._first_ids, article_id) - 1
         if number < 0:
             return None
-        ids = self._batches[number].column("id")
-        offset = bisect_left(range(len(ids)), article_id, key=lambda i: ids[i].as_py())
-        found = offset < len(ids) and ids[offset].as_py() == article_id
-        return int(self._starts[number]) + offset if found else None
+        ids = self._rows[number].ids
+        place = bisect_left(range(len(ids)), article_id, key=ids.__getitem__)
+        found = place < len(ids) and ids[place] == article_id
+        return self._starts[number] + place if found else None
 
     def row_of_text(self, digest: bytes) -> int | None:
         """The first row whose embedded text has that digest: its vector need not be computed again."""
@@ -158,6 +160,73 @@ class Articles:
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the whole table."""
         return pa.chunked_array([batch.column(name) for batch in self._batches], type=_SCHEMA.field(name).type)
+
+
+class _Rows:
+    """The rows of one batch. They are read from Arrow's buffers: to make its scalars takes twenty times as long."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.ids, self._titles, self._excerpts = (_Texts(batch.column(name)) for name in ("id", "title", "excerpt"))
+        dates, attributes = batch.column("published_at"), batch.column("attributes")
+        self._dates, self._dated = _values(dates, "q"), None if dates.null_count == 0 else _Bits(dates, 0)
+        self._entries = _values(attributes, "i", len(attributes) + 1)
+        self._keys, self._items = _Texts(attributes.keys), _Texts(attributes.items)
+        self._digests = _values(batch.column("text_digest"), "B", 16 * len(batch))
+        names = ("cluster", "tokens_seen", "tokens_used", "story")
+        self._integers = [_values(batch.column(name), "i") for name in names]
+        self._similarities, self._outliers = _values(batch.column("similarity"), "f"), _Bits(batch.column("outlier"), 1)
+
+    def read(self, place: int) -> ArticleRow:
+        """One row."""
+        dated = self._dated is None or self._dated[place]
+        cluster, seen, used, story = (values[place] for values in self._integers)
+        return ArticleRow(
+            id=self.ids[place],
+            title=self._titles[place],
+            excerpt=self._excerpts[place],
+            published_at=_EPOCH + timedelta(microseconds=self._dates[place]) if dated else None,
+            attributes={self._keys[n]: self._items[n] for n in range(self._entries[place], self._entries[place + 1])},
+            cluster=cluster,
+            tokens_seen=seen,
+            tokens_used=used,
+            text_digest=bytes(self._digests[16 * place : 16 * place + 16]),
+            story=story,
+            similarity=self._similarities[place],
+            outlier=self._outliers[place],
+        )
+
+
+class _Texts:
+    """The strings of a column."""
+
+    def __init__(self, column: pa.StringArray) -> None:
+        self._ends = _values(column, "i", len(column) + 1)
+        self._bytes = memoryview(column.buffers()[2] or b"")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place: int) -> str:
+        return str(self._bytes[self._ends[place] : self._ends[place + 1]], "utf-8")
+
+
+class _Bits:
+    """One of a column's buffers of bits."""
+
+    def __init__(self, column: pa.Array, buffer: int) -> None:
+        self._bytes, self._offset = memoryview(column.buffers()[buffer]).cast("B"), column.offset
+
+    def __getitem__(self, place: int) -> bool:
+        place += self._offset
+        return bool(self._bytes[place >> 3] >> (place & 7) & 1)
+
+
+def _values(column: pa.Array, kind: str, count: int | None = None) -> memoryview:
+    """The first values of a column's second buffer, as many as it has rows; `kind` is that of the module `struct`."""
+    assert column.offset == 0, "a column as it lies in the file"
+    values = memoryview(column.buffers()[1]).cast("B")
+    count = len(column) if count is None else count
+    return values[: calcsize(kind) * count].cast(kind)
 
 
 def _first_words(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:

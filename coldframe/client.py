@@ -429,15 +429,18 @@ def _upsert_request(
 
 
 def _grouped(articles: Iterable[Article], size: int) -> Iterator[tuple[int, list[Article]]]:
-    """Yield the number of a group's first article, and the group."""
+    """Yield the number of a group's first article, and the group: as soon as it is full."""
     members: list[Article] = []
     first, room, ids = 0, _GROUP_BYTES, set[str]()
     for number, article in enumerate(articles):
-        room -= article.ByteSize()
-        if members and (len(members) == size or room < 0 or article.id in ids):
+        if members and (article.ByteSize() > room or article.id in ids):
             yield first, members
-            first, members, room, ids = number, [], _GROUP_BYTES - article.ByteSize(), set()
+            first, members, room, ids = number, [], _GROUP_BYTES, set()
         members.append(article)
         ids.add(article.id)
+        room -= article.ByteSize()
+        if len(members) == size:
+            yield first, members
+            first, members, room, ids = number + 1, [], _GROUP_BYTES, set()
     if members:
         yield first, members

@@ -1,54 +1,32 @@
 """What the `coldframe` command line asks a server: each command is one question.
 
 A person gets a table (`tables`), a program gets `--json`: the reply's protobuf message as one JSON document, field
-names as in the .proto files, nothing left out.
+names as in the .proto files, nothing left out (`printing`). What changes the index is in `article_commands`.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from google.protobuf.json_format import MessageToDict
 
-from coldframe import tables
-from coldframe.client import Client
-from coldframe.errors import InvalidArgument
-from coldframe.v1.types_pb2 import Article
+from coldframe import article_commands, tables
+from coldframe.flags import RankingFlags, SeedFlags, ServerFlags, read_age, read_lines, read_moment, read_weight, spread
+from coldframe.printing import show, show_several
+from coldframe.requests import expansion, seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator
 
-    from google.protobuf.message import Message
-    from rich.console import RenderableType
+    from coldframe.v1.search_service_pb2 import WeightedSeed
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
 )
-
-Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for an answer.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-SeedText = Annotated[str | None, typer.Argument(metavar="TEXT", help="Any text; '-' reads it from standard input.")]
-SeedArticle = Annotated[
-    Path | None,
-    typer.Option("--article", metavar="FILE", help="A text file: the title on its first line, then the content."),
-]
-SeedId = Annotated[str | None, typer.Option("--id", metavar="ID", help="An article that the index holds.")]
-SeedVector = Annotated[
-    Path | None,
-    typer.Option("--vector", metavar="FILE", help="A JSON list of numbers, or what 'embed --json' printed for a text."),
-]
-
-LOCAL = "localhost:50051"
-PATIENCE_S = 30.0
 
 
 def _print_version(asked: bool) -> None:
@@ -60,6 +38,12 @@ def _print_version(asked: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
 ]
+Limit = Annotated[
+    int | None, typer.Option("--limit", "-n", metavar="N", help="How many articles, 1 to 1,000; 10 unless given.")
+]
+Clusters = Annotated[
+    int | None, typer.Option("--limit", "-n", metavar="N", help="How many clusters, 1 to 1,000; 5 unless given.")
+]
 
 
 @app.callback(help='Ask a Coldframe server: "what is like this?"')
@@ -68,196 +52,228 @@ def _root(*, version: Version = False) -> None:
 
 
 @app.command(epilog='Example: coldframe search "central bank expected to cut rates" --limit 5')
+@spread
 def search(
     *,
-    text: SeedText = None,
-    article: SeedArticle = None,
-    article_id: SeedId = None,
-    vector: SeedVector = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", "-n", metavar="N", help="How many articles, 1 to 1,000; 10 unless given.")
-    ] = None,
+    given: SeedFlags,
+    limit: Limit = None,
     exact: Annotated[bool, typer.Option("--exact", help="Search every list, as brute force does.")] = False,
-    server: Server = LOCAL,
-    timeout: Timeout = PATIENCE_S,
-    as_json: AsJson = False,
+    ranking: RankingFlags,
+    ask: ServerFlags,
 ) -> None:
-    """Find the articles nearest to a text, an article, an indexed article's id, or a vector."""
-    seed = _read_seed(text, article, article_id, vector)
-    with Client(server, timeout=timeout) as client:
-        reply = client.search(
-            seed.text,
-            article=seed.article,
-            article_id=seed.article_id,
-            vector=seed.vector,
+    """Find the articles nearest to a text, an article, an indexed article's id, a vector, or a cluster."""
+    text, other = given.read()
+    with ask.client() as client:
+        reply = client.search(text, **other, **ranking.options(), limit=limit, exact=exact, page_token=ranking.page)
+    show(reply, tables.hits, ask.as_json)
+
+
+@app.command(epilog="Example: coldframe recommend --like 1001=2.0 --like 1007 --unlike 1042 --text 'night trains'")
+@spread
+def recommend(
+    *,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="TEXT[=WEIGHT]", help="Words of the reader; several are several interests."),
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--like",
+            "--article-id",
+            metavar="ID[=WEIGHT]",
+            help="An article to find more like; may be given several times.",
+        ),
+    ] = None,
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unlike", metavar="ID[=WEIGHT]", help="An article to find less like; may be given several times."
+        ),
+    ] = None,
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--topic", metavar="CLUSTER[=WEIGHT]", help="A cluster to find more of; may be given several times."
+        ),
+    ] = None,
+    limit: Limit = None,
+    interests: Annotated[
+        int | None,
+        typer.Option("--interests", metavar="N", help="Keep at most so many interests apart; 5 unless given."),
+    ] = None,
+    expand: Annotated[bool, typer.Option("--expand", help="Move texts towards the articles nearest to them.")] = False,
+    ranking: RankingFlags,
+    ask: ServerFlags,
+) -> None:
+    """Recommend to a reader of whom little is known.
+
+    A weight, 1 unless given, stands behind the last '=': 1001=2.0 counts twice; below 0 it means less like this.
+
+    An id or a text that ends in '=' and a number itself needs its weight written: 'page?v=5=1'.
+    """
+    seeds = [*_seeds(text, like, topic), *_seeds(None, unlike, None, sign=-1)]
+    with ask.client() as client:
+        reply = client.recommend(
+            seeds,
+            **ranking.options(),
             limit=limit,
-            exact=exact,
+            max_interests=interests,
+            expansion=expansion() if expand else None,
+            page_token=ranking.page,
         )
-    _show(reply, tables.hits, as_json)
+    show(reply, tables.recommendations, ask.as_json)
+
+
+def _seeds(
+    texts: list[str] | None, ids: list[str] | None, topics: list[str] | None, sign: int = 1
+) -> Iterator[WeightedSeed]:
+    for item in texts or ():
+        text, weight = read_weight(item, "--text", 1.0)
+        yield seed(text, weight=sign * weight)
+    for item in ids or ():
+        article_id, weight = read_weight(item, "--like", 1.0)
+        yield seed(article_id=article_id, weight=sign * weight)
+    for item in topics or ():
+        cluster_id, weight = read_weight(item, "--topic", 1.0)
+        yield seed(cluster_id=cluster_id, weight=sign * weight)
 
 
 @app.command(epilog="Example: coldframe nearest --article draft.txt")
+@spread
 def nearest(
     *,
-    text: SeedText = None,
-    article: SeedArticle = None,
-    article_id: SeedId = None,
-    vector: SeedVector = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", "-n", metavar="N", help="How many clusters, 1 to 1,000; 5 unless given.")
+    given: SeedFlags,
+    limit: Clusters = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", metavar="T", help="Of the shares: a small one sharpens them; 0.05 unless given."),
     ] = None,
-    server: Server = LOCAL,
-    timeout: Timeout = PATIENCE_S,
-    as_json: AsJson = False,
+    ask: ServerFlags,
 ) -> None:
-    """Find the clusters nearest to a text, an article, an indexed article's id, or a vector."""
-    seed = _read_seed(text, article, article_id, vector)
-    with Client(server, timeout=timeout) as client:
-        reply = client.nearest_clusters(
-            seed.text, article=seed.article, article_id=seed.article_id, vector=seed.vector, limit=limit
-        )
-    _show(reply, tables.matches, as_json)
+    """Find the clusters nearest to a text, an article, an indexed article's id, a vector, or a cluster."""
+    text, other = given.read()
+    with ask.client() as client:
+        reply = client.nearest_clusters(text, **other, limit=limit, temperature=temperature)
+    show(reply, tables.matches, ask.as_json)
 
 
-@app.command(epilog="Example: coldframe clusters --server news.internal:50051")
-def clusters(*, server: Server = LOCAL, timeout: Timeout = PATIENCE_S, as_json: AsJson = False) -> None:
+@app.command(epilog="Example: coldframe clusters --order freshness --server news.internal:50051")
+@spread
+def clusters(
+    *,
+    order: Annotated[str, typer.Option("--order", metavar="ORDER", help="size, freshness or growth.")] = "size",
+    ask: ServerFlags,
+) -> None:
     """List all clusters, the largest first."""
-    with Client(server, timeout=timeout) as client:
-        found = list(client.clusters())
-    if as_json:
-        _print_json({"clusters": [_document(cluster) for cluster in found]})
-    else:
-        tables.show(tables.clusters(found))
+    with ask.client() as client:
+        found = list(client.clusters(order=cast("Any", order)))  # the client says what is allowed
+    show_several(found, "clusters", tables.clusters, ask.as_json)
 
 
 @app.command(epilog="Example: coldframe cluster c0007")
+@spread
 def cluster(
     *,
     cluster_id: Annotated[str, typer.Argument(metavar="ID", help="A cluster's id, as 'coldframe clusters' lists it.")],
-    server: Server = LOCAL,
-    timeout: Timeout = PATIENCE_S,
-    as_json: AsJson = False,
+    neighbors: Annotated[
+        int | None,
+        typer.Option("--neighbors", metavar="N", help="How many clusters beside it, 0 to 100; 5 unless given."),
+    ] = None,
+    ask: ServerFlags,
 ) -> None:
-    """Show one cluster: its terms and its typical articles."""
-    with Client(server, timeout=timeout) as client:
-        reply = client.cluster(cluster_id)
-    _show(reply, tables.cluster, as_json)
+    """Show one cluster: terms, typical articles, how they lie, how old they are, and what is beside it."""
+    with ask.client() as client:
+        reply = client.cluster(cluster_id, neighbor_limit=neighbors)
+    show(reply, tables.cluster, ask.as_json)
+
+
+@app.command(epilog="Example: coldframe articles c0007 --order newest --limit 20")
+@spread
+def articles(
+    *,
+    cluster_id: Annotated[str, typer.Argument(metavar="CLUSTER", help="A cluster's id.")],
+    order: Annotated[
+        str, typer.Option("--order", metavar="ORDER", help="centrality (the most typical first), newest or id.")
+    ] = "centrality",
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", metavar="N", help="How many articles; all of them unless given.")
+    ] = None,
+    ask: ServerFlags,
+) -> None:
+    """List the articles of a cluster."""
+    page_size = None if limit is None else max(1, min(limit, 1_000))
+    with ask.client() as client:
+        found = list(islice(client.cluster_articles(cluster_id, order=cast("Any", order), page_size=page_size), limit))
+    show_several(found, "articles", tables.articles, ask.as_json)
+
+
+@app.command(epilog="Example: coldframe trending --window 12h --baseline 14")
+@spread
+def trending(
+    *,
+    window: Annotated[
+        str | None,
+        typer.Option("--window", metavar="AGE", help="How far back 'now' reaches, such as 12h; 1d unless given."),
+    ] = None,
+    baseline: Annotated[
+        int | None,
+        typer.Option("--baseline", metavar="N", help="How many windows before it tell what is usual; 7 unless given."),
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", metavar="DATE", help="The window's end; the newest article's date unless given."),
+    ] = None,
+    min_count: Annotated[
+        int | None,
+        typer.Option("--min-count", metavar="N", help="Leave out clusters with fewer articles in it; 2 unless given."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", metavar="N", help="How many clusters, 1 to 1,000; 10 unless given.")
+    ] = None,
+    ask: ServerFlags,
+) -> None:
+    """List the clusters that grow most."""
+    with ask.client() as client:
+        reply = client.trending(
+            window=None if window is None else read_age(window, "--window"),
+            baseline_windows=baseline,
+            as_of=None if as_of is None else read_moment(as_of, "--as-of"),
+            min_count=min_count,
+            limit=limit,
+        )
+    show(reply, tables.trending, ask.as_json)
 
 
 @app.command(epilog='Example: coldframe embed "a headline" --json > vector.json')
+@spread
 def embed(
     *,
     texts: Annotated[
         list[str] | None,
         typer.Argument(metavar="[TEXT]...", help="Texts; without any, each line of standard input is one."),
     ] = None,
-    server: Server = LOCAL,
-    timeout: Timeout = PATIENCE_S,
-    as_json: AsJson = False,
+    ask: ServerFlags,
 ) -> None:
     """Embed texts as the index's articles were embedded; --json prints whole vectors."""
-    given = texts or _read_lines()
-    with Client(server, timeout=timeout) as client:
+    given = texts or read_lines("texts")
+    with ask.client() as client:
         reply = client.embed(given)
-    _show(reply, lambda shown: tables.embeddings(shown, given), as_json)
+    show(reply, lambda shown: tables.embeddings(shown, given), ask.as_json)
 
 
 @app.command(epilog="Example: coldframe info --json")
-def info(*, server: Server = LOCAL, timeout: Timeout = PATIENCE_S, as_json: AsJson = False) -> None:
+@spread
+def info(*, ask: ServerFlags) -> None:
     """Describe the index that is being served, and the model that built it."""
-    with Client(server, timeout=timeout) as client:
+    with ask.client() as client:
         reply = client.index()
-    _show(reply, tables.index, as_json)
+    show(reply, tables.index, ask.as_json)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Reading seeds
-
-
-@dataclass(frozen=True)
-class _Seed:
-    """What a search starts from: one of these, the others None."""
-
-    text: str | None
-    article: Article | None
-    article_id: str | None
-    vector: Sequence[float] | None
-
-
-def _read_seed(text: str | None, article: Path | None, article_id: str | None, vector: Path | None) -> _Seed:
-    given = [seed for seed in (text, article, article_id, vector) if seed is not None]
-    if len(given) != 1:
-        raise InvalidArgument(f"{len(given)} seeds given; give exactly one of TEXT, --article, --id, --vector.")
-    return _Seed(
-        text=_read_stdin() if text == "-" else text,
-        article=None if article is None else _read_article(article),
-        article_id=article_id,
-        vector=None if vector is None else _read_vector(vector),
-    )
-
-
-def _read_article(path: Path) -> Article:
-    title, _, content = _read_file(path, "--article").lstrip().partition("\n")
-    return Article(title=title.strip(), content=content.strip())
-
-
-def _read_vector(path: Path) -> list[float]:
-    text = _read_file(path, "--vector")
-    try:
-        document = json.loads(text)
-        if isinstance(document, dict):
-            (embedding,) = document["embeddings"]
-            document = embedding["vector"]["values"]
-        return [float(value) for value in document]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InvalidArgument(
-            f"{path} is no vector; give a JSON list of numbers, or what 'coldframe embed --json' printed for one text.",
-            field="--vector",
-        ) from error
-
-
-def _read_file(path: Path, flag: str) -> str:
-    try:
-        return _decoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InvalidArgument(f"{path} cannot be read: {error.strerror}.", field=flag) from error
-
-
-def _read_stdin() -> str:
-    return _decoded(sys.stdin.buffer.read(), "standard input")
-
-
-def _read_lines() -> list[str]:
-    if sys.stdin.isatty():
-        raise InvalidArgument("no texts; give them as arguments, or pipe one a line into this command.")
-    return _read_stdin().splitlines()
-
-
-def _decoded(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{name} is not UTF-8 (byte {error.start}); convert it and try again.") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Printing replies
-
-
-Reply = TypeVar("Reply", bound="Message")
-
-
-def _show(reply: Reply, table: Callable[[Reply], RenderableType], as_json: bool) -> None:
-    if as_json:
-        _print_json(_document(reply))
-    else:
-        tables.show(table(reply))
-
-
-def _document(message: Message) -> dict[str, Any]:
-    """Return a message as a dictionary, with fields that hold their default, such as an empty list of hits."""
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+for _command, _example in (
+    (article_commands.upsert, "coldframe upsert new.jsonl --validate-only"),
+    (article_commands.delete, "coldframe delete 1001 1002"),
+    (article_commands.get, "coldframe get 1001 --neighbors 5"),
+):
+    app.command(epilog=f"Example: {_example}")(spread(_command))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
     "manifest.json",
     "index.faiss",
@@ -106,6 +106,8 @@ class Manifest:
     precision: str
     requested: dict[str, Any]
     """What the build was asked for, from which the parameters came: the same again, of the same corpus, is a no-op."""
+    watermark: int
+    """The number of the last live change (`coldframe.live`) that was folded in; those after it are replayed."""
     held: list[str]
     """Why it was kept and not published; empty for one that passed, or that was published all the same."""
     format: int = FORMAT
@@ -122,6 +124,7 @@ class Manifest:
         source: str,
         precision: str,
         requested: Mapping[str, Any],
+        watermark: int = 0,
         held: Sequence[str] = (),
     ) -> Manifest:
         """Takes checksums of the files in `directory`, names the generation and writes its manifest there."""
@@ -149,6 +152,7 @@ class Manifest:
             source=source,
             precision=precision,
             requested=json.loads(json.dumps(requested)),
+            watermark=watermark,
             held=list(held),
         )
         document = asdict(manifest) | {"created_at": created_at.isoformat()}

@@ -8,6 +8,7 @@ search equals brute force to the last place.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import faiss
@@ -255,7 +256,7 @@ class ClusterIndex:
             found, scores = self.nearest_rows(query, fetch)
         else:
             # Parameters travel with the call: index.nprobe is shared by all threads.
-            parameters = faiss.SearchParametersIVF(nprobe=min(probes, self.clusters))  # type: ignore[call-arg]
+            parameters = _visiting(min(probes, self.clusters))
             scores, found = self._ivf.search(np.ascontiguousarray(query), fetch, params=parameters)
         there = found[0] >= 0
         return found[0][there], scores[0][there]
@@ -300,6 +301,12 @@ class ClusterIndex:
         return best.I, best.D
 
 
+@lru_cache
+def _visiting(probes: int) -> faiss.SearchParametersIVF:
+    """To visit so many lists. A search changes nothing of it, and to make one takes as long as to look at a list."""
+    return faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
+
+
 def _lists(ivf: faiss.IndexIVF) -> faiss.InvertedLists:
     assert ivf.invlists is not None, "an index that was built or read has lists"
     return faiss.downcast_InvertedLists(ivf.invlists)
@@ -315,10 +322,11 @@ def _reserve(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> None:
 
 def dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """Inner products of some rows, (n,): summed in fp64 in one order for every row, so equal rows have equal scores."""
-    scores = np.empty(len(rows), np.float32)
+    scores, wide = np.empty(len(rows), np.float32), vector.astype(np.float64)
+    vectors = np.asarray(vectors)  # else what is picked of a mapped file is one, too, and that costs as much as to read
     for start in range(0, len(rows), _BLOCK):
         block = slice(start, start + _BLOCK)
-        scores[block] = (vectors[rows[block]].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
+        scores[block] = (vectors[rows[block]].astype(np.float64) * wide).sum(axis=1)
     return scores
 
 

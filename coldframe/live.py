@@ -36,7 +36,8 @@ from coldframe.live_file import (
     open_to_write,
     read_state,
     refuse,
-    refuse_a_log_alone,
+    refuse_at_sight,
+    require_whole,
     save_state,
     want_told,
 )
@@ -131,6 +132,7 @@ class LiveStore:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
+        self._closed = False
         if not read_only:
             self._writer = open_to_write(path)
         try:
@@ -149,8 +151,9 @@ class LiveStore:
         self.close()
 
     def close(self) -> None:
-        """Close the file. The last one who wrote moves the log into it."""
+        """Close the file; whoever asks it later gets a ValueError. The last one who wrote moves the log into it."""
         with self._read_lock, self._write_lock:
+            self._closed = True
             for db in (self._reader, self._writer):
                 if db is not None:
                     db.close()
@@ -207,8 +210,9 @@ class LiveStore:
             yield self._reader
 
     def _connect(self) -> sqlite3.Connection | None:
+        self._require_open()
         if self._copy is None:
-            refuse_a_log_alone(self._path)
+            refuse_at_sight(self._path)
             if not self._path.exists():
                 return None
             try:
@@ -218,6 +222,10 @@ class LiveStore:
                     raise
             self._copy = copied(self._path)
         return open_to_read(Path(self._copy.name) / LIVE)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError("this LiveStore is closed")
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -248,11 +256,12 @@ class LiveStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction, one at a time. Whatever goes wrong, nothing of it stays."""
-        if self._writer is None:
-            raise FailedPrecondition(
-                "articles can be neither added nor removed: live.db of this store is open for reading only"
-            )
         with self._write_lock, damage_told(), want_told():
+            self._require_open()
+            if self._writer is None:
+                raise FailedPrecondition(
+                    "articles can be neither added nor removed: live.db of this store is open for reading only"
+                )
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -330,11 +339,9 @@ def _entry(row: _Row) -> Entry:
 
 def _scan(db: sqlite3.Connection, sequence: int) -> Iterator[Entry]:
     db.execute("BEGIN")
-    state = read_state(db)
     sums = "SELECT count(*), ifnull(sum(checksum), 0) FROM changes WHERE sequence <= ?"
     entries, total = db.execute(sums, (sequence,)).fetchone()
     for row in db.execute("SELECT * FROM changes WHERE sequence > ? ORDER BY sequence", (sequence,)):
         yield _entry(row)
         entries, total = entries + 1, total + row[1]
-    if (entries, total) != (state.entries, state.total):
-        refuse(f"it holds {entries:,} changes and should hold {state.entries:,}, or others")
+    require_whole(db, entries, total)

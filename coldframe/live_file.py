@@ -95,6 +95,13 @@ def save_state(db: sqlite3.Connection, state: State) -> None:
     db.execute("UPDATE state SET sequence = ?, entries = ?, total = ?, checksum = ?", row)
 
 
+def require_whole(db: sqlite3.Connection, entries: int, total: int) -> None:
+    """Raises CorruptGeneration unless so many rows, with checksums of this sum, are what the file should hold."""
+    state = read_state(db)
+    if (entries, total) != (state.entries, state.total):
+        refuse(f"it holds {entries:,} changes and should hold {state.entries:,}, or not the same ones")
+
+
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +113,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
     """
     with damage_told(), _unwritable_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        refuse_a_log_alone(path)
+        refuse_at_sight(path)
         db = _connect(path, "rwc")
         try:
             db.execute("PRAGMA synchronous = FULL")
@@ -123,6 +130,11 @@ def _prepare(db: sqlite3.Connection) -> None:
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         db.executescript(_SCHEMA)
     _check(db)
+    # Half the time of reading all articles, once, and none is ever acknowledged on top of what is broken.
+    found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if found != "ok":
+        refuse(found)
+    require_whole(db, *db.execute("SELECT count(*), ifnull(sum(checksum), 0) FROM changes").fetchone())
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise FailedPrecondition(
@@ -183,8 +195,13 @@ def _log(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
-def refuse_a_log_alone(path: Path) -> None:
-    """SQLite would take a log without its file for rubbish and remove it, and what is in it was acknowledged."""
+def refuse_at_sight(path: Path) -> None:
+    """Raises CorruptGeneration for what is no file, and for a log without its file.
+
+    SQLite would take such a log for rubbish and remove it, and what is in it was acknowledged.
+    """
+    if path.exists() and not path.is_file():
+        refuse("it is no file")
     if _size(_log(path)) and not _size(path):
         refuse(f"it is empty or missing beside its log {_log(path).name}")
 

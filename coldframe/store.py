@@ -6,6 +6,7 @@ STORE/HISTORY                            names that were served before, the last
 STORE/PUBLISHING                         a name, while a build is published: what a crash interrupts is made good
 STORE/drafts/job/                        the build under way, or one that was killed; never served
 STORE/LOCK                               held by whoever builds or prunes
+STORE/live.db                            articles that came and went online (`coldframe.live`)
 STORE/embeddings.db                      vectors that were computed once (`indexer.cache`)
 """
 

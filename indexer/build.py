@@ -1,7 +1,7 @@
 """From files of articles to a published generation.
 
     plan      nothing on disk                   the files exist, the model loads, the parameters make sense
-    read      corpus.db, the rejects            every usable article, by id
+    read      corpus.db, the rejects            every usable article, by id, under what came and went online
     embed     vectors.npy, mean.npy, lengths    every distinct text once, from the cache or computed, in index space
     train     clustering.npz                    centroids, and the cluster of every row
     add       index.faiss                       every row in the list of its nearest centroid
@@ -27,6 +27,7 @@ from coldframe.articles import ArticleRow, Articles, excerpt, write_articles
 from coldframe.clusters import write_clusters
 from coldframe.errors import InvalidArgument
 from coldframe.generation import ARTICLES, CLUSTERS, INDEX, VECTORS
+from coldframe.live import LiveStore
 from coldframe.recipe import Placement, Recipe
 from coldframe.text import article_text
 from indexer.cache import Cache
@@ -35,8 +36,9 @@ from indexer.choose import choose
 from indexer.corpus import read as read_corpus
 from indexer.describe import describe
 from indexer.draft import CLUSTERING, LENGTHS, SPOOL, Build, Clustering, begin
-from indexer.embed import Lengths, Rows, compute, reuse
+from indexer.embed import Lengths, Rows, adopt, compute, reuse
 from indexer.estimate import require_room
+from indexer.fold import fold
 from indexer.lineage import Naming, Previous, name_clusters
 from indexer.measure import measure
 from indexer.plan import BuildConfig, plan
@@ -83,31 +85,40 @@ def run(config: BuildConfig, reporter: Reporter) -> Manifest:
 def read(build: Build, say: Say) -> Record:
     """Reads every file into the spool; rows that cannot be used go to the rejects file."""
     job, config = build.job, build.config
-    with Spool(build.draft.path / SPOOL) as spool:
+    with Spool(build.draft.path / SPOOL) as spool, LiveStore(job.live, read_only=True) as live:
         stats = fill(
             spool,
             read_corpus(job.sources, config.columns),
             config.rejects or config.store / "rejects.jsonl",
             max_reject_share=config.max_reject_share,
         )
-        distinct, digest = spool.distinct(), spool.digest()
+        folded = fold(spool, live, config.corpus_as_of)
+        spool.order()
+        distinct, digest, articles, undated = spool.distinct(), spool.digest(), len(spool), spool.undated()
+    if not articles:
+        raise InvalidArgument("every article of the corpus was removed online; give one with others", field="corpus")
     if config.clusters is not None and config.clusters > distinct:
         raise InvalidArgument(
             f"--clusters is {config.clusters}, and the corpus has {distinct} distinct texts; ask for at most so many",
             field="clusters",
         )
-    say(f"{stats.kept:,} articles, {distinct:,} distinct texts")
-    if stats.undated:
-        say(f"{stats.undated:,} without a date that could be read")
+    say(f"{articles:,} articles, {distinct:,} distinct texts")
+    if folded.told:
+        say(folded.told)
+    if undated:
+        say(f"{undated:,} without a date that could be read")
     if stats.rejected:
         say(f"{stats.rejected:,} rows rejected, see {stats.rejects_path}")
-    return {"articles": stats.kept, "rejected": stats.rejected, "distinct": distinct, "digest": digest}
+    counts = {"articles": articles, "rejected": stats.rejected, "distinct": distinct}
+    return counts | {"digest": digest, "live": asdict(folded)}
 
 
 def embed(build: Build, say: Say) -> Record:
     """Gives every row its vector, from the cache or computed, and brings them all into the index's space."""
     job = build.job
     with build.spool() as spool, Cache(job.cache, job.space, job.reporter.note) as cache:
+        with LiveStore(job.live, read_only=True) as live:
+            adopted = adopt(live, cache, job.space, spool)
         vectors = _preallocated(build.out / VECTORS, len(spool), job.encoder.dim)
         rows = Rows(spool, vectors, Lengths.of(len(spool)))
         missing = reuse(cache, rows)
@@ -118,6 +129,8 @@ def embed(build: Build, say: Say) -> Record:
     place(vectors, job.encoder.recipe, build.out)
     cut = int((rows.lengths.used < rows.lengths.seen).sum())
     say(f"{computed.tokens:,} tokens of {computed.texts:,} texts" + (f", {reused:,} from the cache" if reused else ""))
+    if adopted:
+        say(f"{adopted:,} as a server embedded them")
     if cut:
         say(f"the ends of {cut:,} article(s) over {job.encoder.max_tokens:,} tokens were not read")
     return {

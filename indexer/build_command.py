@@ -8,6 +8,7 @@ import re
 import time
 import traceback
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,20 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
+def parse_moment(text: str) -> datetime:
+    """A date, or a date and a time, however a corpus may write it; without a zone it is UTC."""
+    from indexer.dates import parse_date
+
+    moment = parse_date(text)
+    if moment is None:
+        raise InvalidArgument(
+            f"--corpus-as-of is {text!r}; give the date and time at which the corpus was written, such as "
+            f"2026-03-01T04:30:00Z",
+            field="corpus-as-of",
+        )
+    return moment
+
+
 def _flag(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
@@ -48,6 +63,16 @@ _IdColumn = Annotated[str | None, _flag(_CORPUS, "The column of ids, where its n
 _TitleColumn = Annotated[str | None, _flag(_CORPUS, "The column of titles.")]
 _ContentColumn = Annotated[str | None, _flag(_CORPUS, "The column of texts.")]
 _DateColumn = Annotated[str | None, _flag(_CORPUS, "The column of dates.")]
+_CorpusAsOf = Annotated[
+    datetime | None,
+    _flag(
+        _CORPUS,
+        "When the corpus was written. Articles added, replaced or removed online before that yield to it, for every id "
+        "that it holds; others stand. Without it all that was done online stands.",
+        parser=parse_moment,
+        metavar="TIME",
+    ),
+]
 _Rejects = Annotated[
     Path | None, _flag(_CORPUS, "Where rows that cannot be used are listed; without it STORE/rejects.jsonl.")
 ]
@@ -111,6 +136,7 @@ def build_command(
     title_column: _TitleColumn = None,
     content_column: _ContentColumn = None,
     date_column: _DateColumn = None,
+    corpus_as_of: _CorpusAsOf = None,
     rejects: _Rejects = None,
     max_reject_share: _MaxRejectShare = 0.05,
     model: _Model = "minilm",

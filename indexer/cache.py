@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -111,11 +111,16 @@ class Cache:
 
     def put(self, digests: Sequence[bytes], tokens: Sequence[Tokens], vectors: NDArray[np.float32]) -> None:
         """Keep the vectors, (texts, dim), of some texts, all of them or, if this is interrupted, none."""
+        parts = zip(digests, tokens, vectors, strict=True)
+        self.keep({digest: Cached(vector, token.seen, token.used) for digest, token, vector in parts})
+
+    def keep(self, known: Mapping[bytes, Cached]) -> None:
+        """Keep what is known of some texts, by digest, all of it or, if this is interrupted, nothing."""
         try:
-            self._put(digests, tokens, vectors)
+            self._keep(known)
         except sqlite3.DatabaseError as error:
             self._begin_anew(error)
-            self._put(digests, tokens, vectors)
+            self._keep(known)
 
     def _get(self, digests: Sequence[bytes]) -> dict[bytes, Cached]:
         marks = ",".join("?" * len(digests))
@@ -130,12 +135,12 @@ class Cache:
             if len(vector) == 4 * self._space.dim and _checksum(digest, seen, used, vector) == checksum
         }
 
-    def _put(self, digests: Sequence[bytes], tokens: Sequence[Tokens], vectors: NDArray[np.float32]) -> None:
+    def _keep(self, known: Mapping[bytes, Cached]) -> None:
         rows = []
-        for digest, token, vector in zip(digests, tokens, vectors, strict=True):
-            data = vector.astype("<f4").tobytes()
-            checksum = _checksum(digest, token.seen, token.used, data)
-            rows.append((self._number, digest, token.seen, token.used, checksum, data))
+        for digest, cached in known.items():
+            data = cached.vector.astype("<f4").tobytes()
+            checksum = _checksum(digest, cached.seen, cached.used, data)
+            rows.append((self._number, digest, cached.seen, cached.used, checksum, data))
         with _transaction(self._db):
             self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?)", rows)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from indexer.cache import Cached
+from indexer.cache import Cached, Space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from coldframe.encoder import Encoder, Tokens
+    from coldframe.live import LiveStore
     from indexer.cache import Cache
     from indexer.spool import Spool
 
@@ -79,6 +80,27 @@ class Rows:
             self.vectors[rows] = cached.vector
             self.lengths.seen[rows], self.lengths.used[rows] = cached.seen, cached.used
         return sum(map(len, places.values()))
+
+
+def adopt(live: LiveStore, cache: Cache, space: Space, spool: Spool) -> int:
+    """Puts into the cache what a server computed of texts of the corpus that the cache lacks; says of how many.
+
+    Only those that this job would have computed itself: of the same encoder, with the same precision.
+    """
+    adopted, vectors = 0, _vectors(live, space)
+    while batch := dict(islice(vectors, _TEXTS_PER_QUESTION)):
+        wanted = [digest for digest, rows in spool.rows(list(batch)).items() if rows]
+        new = set(wanted) - cache.get(wanted).keys()
+        cache.keep({digest: batch[digest] for digest in wanted if digest in new})
+        adopted += len(new)
+    return adopted
+
+
+def _vectors(live: LiveStore, space: Space) -> Iterator[tuple[bytes, Cached]]:
+    for entry in live.since(0):
+        held = entry.embedded
+        if held is not None and Space(held.fingerprint, held.precision, len(held.vector)) == space:
+            yield entry.digest, Cached(held.vector, held.tokens_seen, held.tokens_used)
 
 
 def reuse(cache: Cache, rows: Rows) -> Missing:

@@ -23,6 +23,7 @@ from coldframe.text import article_text, text_digest
 from indexer import cache
 from indexer.choose import storages
 from indexer.corpus import Article, read
+from indexer.fold import live_changes
 from indexer.plan import plan
 from indexer.progress import forget_peak_memory, peak_memory_mib
 from indexer.train import choose_clusters
@@ -182,6 +183,8 @@ class Estimate:
     disk: Disk
     seconds: Mapping[str, float]
     memory_mib: Mapping[str, float]
+    live: tuple[int, int] = (0, 0)
+    """Changes of live articles that will be folded in, and of them those that the current generation has not."""
 
     def show(self, console: Console) -> None:
         """Prints the plan; raises FailedPrecondition in the end where the disk is too small for it."""
@@ -189,6 +192,8 @@ class Estimate:
         config, encoder = self.job.config, self.job.encoder
         table = Table(box=None, show_header=False)
         table.add_row("corpus", f"{len(self.job.sources)} file(s), {about}{self.articles:,} articles")
+        if self.live[0]:
+            table.add_row("live", f"{self.live[0]:,} changes, {self.live[1]:,} of them since the current generation")
         table.add_row("model", f"{encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}, {encoder.device}")
         table.add_row("texts", f"{about}{self.missing:,} to embed, the others are in the cache")
         table.add_row("tokens", f"about {self.tokens:,}, {self.tokens_per_s:,.0f} a second")
@@ -237,6 +242,7 @@ def estimate(config: BuildConfig, reporter: Reporter) -> Estimate:
         ),
         _seconds(job, sample.seconds / share, articles, tokens / tokens_per_s),
         _memory_mib(job, articles, embedding_mib),
+        live_changes(job),
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import coldframe
 from coldframe.encoder import Device, Encoder, Precision
 from coldframe.errors import ColdframeError, InvalidArgument
+from coldframe.live import LIVE
 from coldframe.store import Store
 from indexer.cache import CACHE, Space
 from indexer.choose import Budgets
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from indexer.progress import Reporter
 
 _MOST_SEED = 2**31 - 1  # FAISS keeps it in a C int
+_CLOCKS_DIFFER = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class BuildConfig:
 
     corpus: Sequence[str]
     store: Path
+    corpus_as_of: datetime | None = None
+    """Live changes made before it yield to the corpus; None: they stand."""
     model: str = "minilm"
     recipe: str | None = None
     precision: Precision = "auto"
@@ -69,6 +74,12 @@ class BuildConfig:
                 raise InvalidArgument(f"--{flag} is {count}; it must be at least {least}", field=flag)
         if not 0 <= self.seed <= _MOST_SEED:
             raise InvalidArgument(f"--seed is {self.seed}; it must be 0 to {_MOST_SEED}", field="seed")
+        if self.corpus_as_of is not None and self.corpus_as_of > datetime.now(UTC) + _CLOCKS_DIFFER:
+            raise InvalidArgument(
+                f"--corpus-as-of is {self.corpus_as_of.isoformat()}, which is still to come; give the date and time at "
+                f"which the corpus was written",
+                field="corpus-as-of",
+            )
         shares = {
             "target-recall": self.target_recall,
             "story-similarity": self.story_similarity,
@@ -103,6 +114,11 @@ class Job:
         """The file of embeddings."""
         return self.store.path / CACHE
 
+    @property
+    def live(self) -> Path:
+        """The file of live articles."""
+        return self.store.path / LIVE
+
     def requested(self) -> dict[str, Any]:
         """What decides, beside the corpus and the previous generation, what is built; by the names of the flags."""
         config = self.config
@@ -127,6 +143,7 @@ class Job:
         return self.requested() | {
             "corpus": [_version(path) for path in self.sources],
             "columns": asdict(self.config.columns),
+            "corpus-as-of": self.config.corpus_as_of and self.config.corpus_as_of.isoformat(),
             "previous generation": previous,
         }
 

@@ -105,6 +105,7 @@ def seal(build: Build) -> Manifest:
         source=resolve(config.model),
         precision=encoder.precision,
         requested=job.requested(),
+        watermark=build.record("read")["live"]["watermark"],
         held=[] if config.force else [breach.message for breach in breaches],
     )
 
@@ -171,6 +172,7 @@ def report_of(build: Build, facts: Facts) -> dict[str, Any]:
         "lineage": describe["lineage"],
         "outliers": describe["outliers"],
         "drift": facts.drift,
+        "live": build.record("read")["live"],
         "cache": {"reused": embed["reused"], "computed": embed["computed"]},
         "limits": asdict(config.limits),
         "gates": [asdict(breach) for breach in judge(facts, config.limits)],

@@ -59,6 +59,16 @@ _SCHEMA = """
     ) WITHOUT ROWID;
     CREATE TABLE places (place INTEGER PRIMARY KEY, article INTEGER NOT NULL, digest BLOB NOT NULL);
 """
+# Texts whose first article was removed or replaced: another one that has the text is their first now, or nobody has it.
+_MEND = """
+    CREATE TEMP TABLE orphans AS
+        SELECT chars, digest FROM texts
+        WHERE NOT EXISTS (SELECT 1 FROM articles WHERE row = texts.first AND articles.digest = texts.digest);
+    DELETE FROM texts WHERE digest IN (SELECT digest FROM orphans);
+    INSERT INTO texts
+        SELECT orphans.chars, orphans.digest, min(row) FROM articles JOIN orphans USING (digest)
+        GROUP BY orphans.digest;
+"""
 _ORDER = """
     INSERT INTO places (article, digest) SELECT row, digest FROM articles ORDER BY id;
     CREATE INDEX places_by_digest ON places (digest);
@@ -92,6 +102,7 @@ class Spool:
         self._db.executescript(_SCHEMA)
         self._articles = 0
         self._texts = 0
+        self._removed = False
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
@@ -142,6 +153,13 @@ class Spool:
         self._texts += new.rowcount
         return True
 
+    def remove(self, article_id: str) -> bool:
+        """Take an article out again; False if there is none with this id. Texts are right when `order` was called."""
+        removed = self._db.execute("DELETE FROM articles WHERE id = ?", (article_id,)).rowcount > 0
+        self._articles -= removed
+        self._removed |= removed
+        return removed
+
     def distinct(self) -> int:
         """Count the distinct embedded texts."""
         return self._texts
@@ -169,6 +187,9 @@ class Spool:
 
     def order(self) -> None:
         """Give every article its row, once all are there: their order by id, from 0."""
+        if self._removed:
+            self._db.executescript(_MEND)
+            self._texts = self._db.execute("SELECT count(*) FROM texts").fetchone()[0]
         self._db.executescript(_ORDER)
 
     def text(self, row: int) -> str:
@@ -182,6 +203,11 @@ class Spool:
         """When each row was published, in seconds since 1970, (n,); UNDATED where that is not known."""
         rows = self._db.execute("SELECT published_at FROM places JOIN articles ON row = article ORDER BY place")
         return np.fromiter((_seconds(published_at) for (published_at,) in rows), np.int64, self._articles)
+
+    def undated(self) -> int:
+        """Count the articles without a date."""
+        count: int = self._db.execute("SELECT count(*) FROM articles WHERE published_at IS NULL").fetchone()[0]
+        return count
 
     def ids(self) -> list[str]:
         """The id of each row."""
@@ -249,6 +275,8 @@ def fill(
 ) -> ReadStats:
     """Put the articles into the spool and what cannot be used into `rejects_path`, one JSON object per line.
 
+    The spool is not put in order: more may be added, or removed.
+
     The rejects file appears whole, and only if a row was rejected; one that an earlier run left is replaced or removed.
     `progress` is called now and then with the number of rows read so far.
     Raises InvalidArgument if there are no rows, none that can be used, or a larger share of rejects than is allowed.
@@ -269,7 +297,6 @@ def fill(
                 undated += 1
             if progress and read % _PROGRESS_ROWS == 0:
                 progress(read)
-    spool.order()
     if progress:
         progress(read)
     rejected = reasons.total()

@@ -16,6 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+from threadpoolctl import ThreadpoolController
 
 from coldframe.client import MAX_MESSAGE_BYTES
 from coldframe.errors import InvalidArgument, NoGeneration
@@ -179,6 +180,8 @@ async def serve(
     engine: Engine, address: Address, *, grace_s: float = 10.0, announce: Callable[[str], None] = print
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Raises what makes it impossible to serve at all."""
+    # A product of a vector wakes no team of threads: what it waits for costs more than what it saves.
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -28,6 +28,7 @@ from coldframe.errors import (
     CorruptGeneration,
     FailedPrecondition,
     FingerprintMismatch,
+    InvalidArgument,
     NoGeneration,
 )
 from coldframe.live import LIVE, Embedded, LiveStore
@@ -133,12 +134,23 @@ class Engine:
 
     def writable(self) -> LiveStore:
         """The live articles, to be written. The file is made with the first of them: a store that may only be read can
-        be served. Raises InvalidArgument where it cannot be written.
+        be served. Raises FailedPrecondition where it cannot be written.
         """
         with self._opening:
             if self._writable is None:
-                self._writable = LiveStore(self._store.path / LIVE)
+                self._writable = self._open_to_write()
             return self._writable
+
+    def _open_to_write(self) -> LiveStore:
+        try:
+            return LiveStore(self._store.path / LIVE)
+        except (InvalidArgument, FailedPrecondition) as error:
+            # It names a folder of this machine, which is for the log; and no caller can send anything better.
+            _log.error("live articles cannot be written: %s", error)
+            raise FailedPrecondition(
+                "articles can be neither added nor removed: this server cannot write in its store, and its log says "
+                "why; it answers searches all the same"
+            ) from error
 
     def _show(self, view: View) -> None:
         self._served = self.served().showing(view)
@@ -178,7 +190,7 @@ class Engine:
         """The same for articles that are going to be kept: a text that is held already is not computed again."""
         fingerprint = served.encoder.fingerprint
         digests = [text_digest(text) for text in texts]
-        held = [self._live.embedded(digest, fingerprint) for digest in digests]
+        held = await self.searching(lambda: [self._live.embedded(digest, fingerprint) for digest in digests])
         new = await self.embed(served, [t for t, known in zip(texts, held, strict=True) if known is None], timing)
         fresh = iter(new)
         return [next(fresh) if known is None else known for known in held]

@@ -29,8 +29,8 @@ MAX_CONDITIONS = 256
 MAX_VALUES = 1_000
 MAX_KEY_CHARS = 128
 # What a protobuf Timestamp may hold: the years 1 to 9999.
-_FIRST_SECOND = int(datetime(1, 1, 1, tzinfo=UTC).timestamp())
-_LAST_SECOND = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
+FIRST_SECOND = int(datetime(1, 1, 1, tzinfo=UTC).timestamp())
+LAST_SECOND = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +162,10 @@ def _published(message: ranking_pb2.DateFilter, field: str) -> _Test:
 
 def _microseconds(moment: Timestamp, field: str) -> int:
     """Microseconds since 1970, rounded up: articles' dates have none between."""
-    if not _FIRST_SECOND <= moment.seconds <= _LAST_SECOND:
+    if not FIRST_SECOND <= moment.seconds <= LAST_SECOND:
         raise InvalidArgument(
             f"{field}.seconds is {moment.seconds:,}; allowed are the years 1 to 9999, "
-            f"{_FIRST_SECOND:,} to {_LAST_SECOND:,}",
+            f"{FIRST_SECOND:,} to {LAST_SECOND:,}",
             field=f"{field}.seconds",
         )
     if not 0 <= moment.nanos < 1_000_000_000:

@@ -118,7 +118,8 @@ def negative_weights(weights: NDArray[np.float64]) -> NDArray[np.float64]:
 
     `weights` are those of all seeds of a call, one of them above 0.
     """
-    return np.clip(-weights[weights < 0] / weights.max(), 0.0, 1.0)
+    shares: NDArray[np.float64] = np.minimum(-weights[weights < 0] / weights.max(), 1.0)
+    return shares
 
 
 def negative_part(
@@ -138,7 +139,7 @@ def cosines(vectors: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArra
     """Products of (c, dim) with (dim,), (c,).
 
     One dot product a row, so that equal vectors are equally near wherever they stand, and all on this thread: BLAS's
-    product of matrix and vector takes the last rows another way, and wakes a team of threads that searches have to share.
+    product of matrix and vector takes the last rows another way, and wakes threads for which other calls have to wait.
     """
     products: NDArray[np.float32] = np.matmul(vectors[:, None, :], vector[:, None])[:, 0, 0]
     return products

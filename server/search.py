@@ -8,7 +8,7 @@ one page does not depend on the next.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,18 +16,18 @@ import numpy as np
 from coldframe.recipe import unit
 from coldframe.v1 import ranking_pb2
 from server import filters
-from server.interests import Interest, group, negative_part, negative_weights
+from server.interests import Interest, group, negative_part, negative_weights, share_places
 from server.ranking import Candidates, Options, Ranked, merge, rank
 from server.view import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from server.filters import Condition
     from server.seeds import Point
     from server.view import Allowed, View
-    from server.wire.ranking import Ask
 
     Floats = NDArray[np.float32]
     Rows = NDArray[np.int64]
@@ -37,6 +37,27 @@ POOL = 1_000
 MOST_PAGED = 10_000
 _SPARE = 8
 _WIDEN = 4
+_ALONE = Interest([0], 0, 1.0)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a ranked call asks for, beside its seeds."""
+
+    limit: int
+    options: Options
+    probes: int
+    """Lists that are visited."""
+    condition: Condition | None = None
+    excluded: Sequence[str] = ()
+    priors: Mapping[str, float] = field(default_factory=dict)
+    popularity: tuple[str, float] | None = None
+    """An attribute that holds a number, and the weight of its logarithm."""
+
+    @property
+    def reranks(self) -> bool:
+        """Whether more than similarity decides."""
+        return bool(self.priors) or self.popularity is not None or self.options.reranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +134,13 @@ class _Hunt:
 def search(view: View, point: Point, ask: Ask, start: int = 0) -> Found:
     """The articles nearest to a point, from place `start` on, without the one that it is."""
     hidden = frozenset() if point.row is None else frozenset({point.row})
-    return _page(view, _Hunt([Interest([0], 0, 1.0)], point.vector[None], hidden=hidden), ask, start)
+    return _page(view, _Hunt([_ALONE], point.vector[None], hidden=hidden), ask, start)
 
 
-def neighbours(view: View, vector: Floats, hidden: Rows, limit: int) -> Found:
+def neighbours(view: View, vector: Floats, hidden: frozenset[int], limit: int) -> Found:
     """The articles nearest to a vector, (dim,), without some rows: every one of a story, in the order of similarity."""
-    rows, scores = view.search(vector, limit, view.base.generation.probes, view.allow(excluded=hidden.tolist()))
-    alone = Interest([0], 0, 1.0)
-    ranked = rank(_candidates(view, rows, scores, _NOTHING_ELSE), Options(max_per_story=0), limit)
-    return Found(rows, ranked, [alone], [], False, 0.0)
+    ask = Ask(limit, Options(max_per_story=0), probes=view.base.generation.probes)
+    return _page(view, _Hunt([_ALONE], vector[None], hidden=hidden), ask, 0)
 
 
 def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
@@ -135,7 +154,7 @@ def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
     grouped = group(vectors, weights, similarity=similarity, most=taste.shape.most)
     interests = [replace(g, seeds=[liked[n] for n in g.seeds], medoid=liked[g.medoid]) for g in grouped]
     read = frozenset(point.row for point in taste.points if point is not None and point.row is not None)
-    stories = view.stories(np.array(sorted(read), np.int64)).tolist() if ask.options.max_per_story else []
+    stories = view.stories(np.array(sorted(read), np.int64)).tolist()
     hunt = _Hunt(
         interests,
         vectors[[g.medoid for g in grouped]],
@@ -171,7 +190,7 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
     condition = None
     if expansion.max_age_s is not None:
         young = ranking_pb2.Filter()
-        young.published.since.FromSeconds(int(ask.options.as_of_s - expansion.max_age_s))
+        young.published.since.seconds = max(int(ask.options.as_of_s - expansion.max_age_s), filters.FIRST_SECOND)
         condition = filters.compile(young, {})
     allowed = view.allow(condition)
     for place, n in enumerate(numbers):
@@ -188,7 +207,9 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
 def _nothing(view: View, ask: Ask) -> Found:
     """What is found for a reader of whom nothing is known after all."""
     none = np.empty(0, np.int64)
-    ranked = rank(_candidates(view, none, np.empty(0, np.float32), _NOTHING_ELSE), Options(), 0)
+    dim = view.base.generation.index.dim
+    hunt = _Hunt([], np.empty((0, dim), np.float32))
+    ranked = rank(_candidates(view, none, np.empty(0, np.float32), ask, hunt), Options(), 0)
     return Found(none, ranked, [], _split(view, ask)[1], False, 0.0)
 
 
@@ -202,60 +223,65 @@ def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
     excluded, missing = _split(view, ask)
     allowed = view.allow(ask.condition, [*excluded, *hunt.hidden])
     reranks = ask.reranks or hunt.against is not None
-    depth = min(start + ask.limit, POOL if reranks else MOST_PAGED)
+    most = POOL if reranks else MOST_PAGED
+    depth = min(start + ask.limit, most)
     fetch, search_ms = POOL if reranks else depth + _SPARE, 0.0
     explores = ask.options.explore_fraction > 0
+    weights = [interest.weight for interest in hunt.interests]
     while True:
-        candidates, took_ms, whole = _gather(view, hunt, ask, allowed, fetch)
+        candidates, took_ms = _gather(view, hunt, ask, allowed, fetch)
+        whole = [_whole(found, fetch, ask, reranks) for found in candidates]
         search_ms += took_ms
         # One more than the page shows whether there is another; exploration shares out exactly the places there are.
         ranked = merge(
             candidates,
-            [interest.weight for interest in hunt.interests],
+            weights,
             ask.options,
             depth + (not explores),
+            # Where similarity alone decides, candidates are in the order of ids already where they are equal.
+            ties=[view.order_of_ids(found.rows) for found in candidates] if reranks else None,
             stories_taken=hunt.stories_taken,
         )
-        if len(ranked) > depth or whole or reranks:
+        if reranks or all(whole) or (len(ranked) > depth and _in_turn(ranked, weights, whole)):
             break
         fetch *= _WIDEN
     page = ranked.page(start, depth)
     rows = [int(candidates[interest].rows[n]) for interest, n in zip(page.interest, page.place, strict=True)]
-    more = len(ranked) > depth > start
+    more = len(ranked) > depth > start and depth < most
     return Found(np.array(rows, np.int64), page, hunt.interests, missing, more, search_ms)
 
 
-def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float, bool]:
-    """The nearest `fetch` articles of every interest, how long that took, and whether those are all there are."""
-    start, whole, found = time.perf_counter(), True, []
-    for vector in hunt.vectors:
-        rows, scores = view.search(vector, fetch, ask.probes, allowed)
-        whole &= len(rows) < fetch
-        found.append((rows, scores))
+def _whole(found: Candidates, fetched: int, ask: Ask, reranks: bool) -> bool:
+    """Whether a list holds all that an interest can give: there are no more, or those that follow score too little."""
+    if len(found) < fetched:
+        return True
+    least = ask.options.min_score
+    return least is not None and not reranks and float(found.similarity[-1]) < least
+
+
+def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) -> bool:
+    """Whether each interest had its places, or no more to give: none was passed over that has more in the index."""
+    if len(weights) == 1:
+        return True
+    had = np.bincount(ranked.interest, minlength=len(weights)).tolist()
+    could = [places if done else len(ranked) for places, done in zip(had, whole, strict=True)]
+    return bool(np.array_equal(share_places(weights, could, len(ranked)), ranked.interest))
+
+
+def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float]:
+    """The nearest `fetch` articles of every interest, and how long that took."""
+    start = time.perf_counter()
+    found = [view.search(vector, fetch, ask.probes, allowed) for vector in hunt.vectors]
     took_ms = 1e3 * (time.perf_counter() - start)
-    extras = _Extras(ask, hunt)
-    return [_candidates(view, rows, scores, extras) for rows, scores in found], took_ms, whole
+    return [_candidates(view, rows, scores, ask, hunt) for rows, scores in found], took_ms
 
 
-@dataclass(frozen=True)
-class _Extras:
-    """What beside similarity makes a score."""
-
-    ask: Ask | None
-    hunt: _Hunt | None
-
-
-_NOTHING_ELSE = _Extras(None, None)
-
-
-def _candidates(view: View, rows: Rows, scores: Floats, extras: _Extras) -> Candidates:
-    ask, hunt = extras.ask, extras.hunt
-    diverse = ask is not None and ask.options.diversity > 0
-    against = hunt.against if hunt is not None else None
-    vectors = view.vectors(rows) if diverse or against is not None else None
+def _candidates(view: View, rows: Rows, scores: Floats, ask: Ask, hunt: _Hunt) -> Candidates:
+    diverse = ask.options.diversity > 0
+    vectors = view.vectors(rows) if diverse or hunt.against is not None else None
     negative = np.zeros(len(rows), np.float32)
-    if against is not None and vectors is not None:
-        negative = negative_part(vectors, *against)
+    if hunt.against is not None and vectors is not None:
+        negative = negative_part(vectors, *hunt.against)
     return Candidates(
         rows=rows,
         similarity=scores,
@@ -268,11 +294,9 @@ def _candidates(view: View, rows: Rows, scores: Floats, extras: _Extras) -> Cand
     )
 
 
-def _priors(view: View, rows: Rows, ask: Ask | None) -> Floats:
+def _priors(view: View, rows: Rows, ask: Ask) -> Floats:
     """What the caller's priors and the popularity attribute add, (n,)."""
     prior = np.zeros(len(rows), np.float32)
-    if ask is None:
-        return prior
     if ask.priors:
         prior += np.array([ask.priors.get(view.id_of(row), 0.0) for row in rows.tolist()], np.float32)
     if ask.popularity is not None:

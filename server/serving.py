@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coldframe.encoder import Device, Encoder, Precision
-from coldframe.errors import FailedPrecondition, InvalidArgument
+from coldframe.errors import FailedPrecondition
 from coldframe.live import Embedded, Upsert
 from coldframe.text import article_text
 from server.embed_queue import EmbedQueue
@@ -115,5 +115,5 @@ class Loader:
         """So that it need not be computed again when the server starts the next time."""
         try:
             self.writable().reembed(entry.id, entry.sequence, embedded)
-        except (InvalidArgument, FailedPrecondition) as error:
+        except FailedPrecondition as error:
             _log.warning("the vector of a live article is not kept: %s", error)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -41,3 +42,30 @@ async def in_order(
         while not line.empty():
             if (left := line.get_nowait()) is not None:
                 left.cancel()
+
+
+class Turns:
+    """Lets requests of one stream that name the same thing wait for each other, in their order; others go ahead."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, asyncio.Future[None]] = {}
+
+    @asynccontextmanager
+    async def of(self, names: Iterable[str]) -> AsyncIterator[None]:
+        """Begins when all that asked for one of the names before have ended, well or not.
+
+        Nothing may be awaited between a request's beginning and this: the order of asking is that of the stream.
+        """
+        mine = asyncio.get_running_loop().create_future()
+        mine_names = set(names)
+        before = {self._last[name] for name in mine_names if name in self._last}
+        self._last.update(dict.fromkeys(mine_names, mine))
+        try:
+            if before:
+                await asyncio.wait(before)
+            yield
+        finally:
+            mine.set_result(None)
+            for name in mine_names:
+                if self._last.get(name) is mine:
+                    del self._last[name]

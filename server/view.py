@@ -17,11 +17,11 @@ import numpy as np
 
 from coldframe.index import dots
 from coldframe.rows import RowSet
-from server.columns import UNDATED, BaseColumns
+from server.columns import MAX_ATTRIBUTES, UNDATED, BaseColumns
 from server.overlay import Overlay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -104,7 +104,7 @@ class View:
         """A generation as it was built: `sequence` is its watermark."""
         overlay = Overlay(base.generation.index.dim)
         none = np.empty(0, np.int64)
-        watermark: int = getattr(base.generation.manifest, "watermark", 0)
+        watermark = base.generation.manifest.watermark
         return cls(base, overlay, watermark, none, base.rows, np.empty(0, np.bool_))
 
     # --- the next state ----------------------------------------------------------------------------------------------
@@ -152,6 +152,12 @@ class View:
         # A row that was replaced has the vector of its text all the same.
         return self.base.generation.articles.row_of_text(digest) if live is None else len(self.base) + live
 
+    def has(self, row: int) -> bool:
+        """Whether a row was neither replaced nor removed."""
+        if self.is_live(row):
+            return bool(self.alive[row - len(self.base)])
+        return bool(self.base_rows.has(np.array([row]))[0])
+
     def is_live(self, row: int) -> bool:
         """Whether a row came after the generation was built."""
         return row >= len(self.base)
@@ -165,6 +171,22 @@ class View:
     def story(self, row: int) -> int:
         """The row that began the story that a row tells."""
         return int(self.stories(np.array([row]))[0])
+
+    def first_of_story(self, row: int) -> int:
+        """The row of the first article that tells a row's story. Where the one that began it is gone: of those that are
+        there the earliest, those without a date last, equal ones by id.
+        """
+        leader = self.story(row)
+        if self.has(leader):
+            return leader
+        of_base = np.flatnonzero(self.base.columns.stories == leader)
+        of_live = np.flatnonzero(self.alive & (self.overlay.columns.stories[: len(self.alive)] == leader))
+        rows = np.concatenate([of_base[self.base_rows.has(of_base)], of_live + len(self.base)])
+        if not len(rows):
+            return leader
+        dates = self.microseconds(rows)
+        late = np.where(dates == UNDATED, np.iinfo(np.int64).max, dates)
+        return int(rows[self.by_score(rows, -late)[0]])
 
     def id_of(self, row: int) -> str:
         """The article id of a row."""
@@ -191,10 +213,28 @@ class View:
 
     def popularity(self, rows: Rows, key: str) -> NDArray[np.float64]:
         """log(1 + n) of an attribute that holds a number, over the largest of the index, (n,), 0 to 1; 0 without."""
-        of_base, of_live = self.base.columns.attribute(key), self.overlay.columns.attribute(key)
-        numbers = self._pick(rows, _numbers(of_base), _numbers(of_live)[: len(self.alive)])
-        largest = max(_largest(of_base), _largest(of_live))
+        numbers = self._pick(
+            rows, _numbers(self.base.columns.attribute(key)), _numbers(self.overlay.columns.attribute(key))
+        )
+        largest = self._largest(key)
         return np.log1p(np.maximum(numbers, 0)) / np.log1p(largest) if largest > 0 else np.zeros(len(rows))
+
+    def _largest(self, key: str) -> float:
+        """The largest number that an attribute of an article that is there says; 0 where none says one above."""
+        found = self._most.get(key)
+        if found is None:
+            if len(self._most) == MAX_ATTRIBUTES:
+                self._most.clear()
+            of_base = _numbers(self.base.columns.attribute(key))
+            of_base[self.replaced] = 0.0
+            of_live = _numbers(self.overlay.columns.attribute(key))[: len(self.alive)][self.alive]
+            found = self._most[key] = float(max(of_base.max(initial=0.0), of_live.max(initial=0.0)))
+        return found
+
+    @cached_property
+    def _most(self) -> dict[str, float]:
+        """What `_largest` found, by attribute."""
+        return {}
 
     def stories(self, rows: Rows) -> NDArray[np.int64]:
         """The row that began the story of each, (n,)."""
@@ -254,8 +294,10 @@ class View:
 
     # --- searching ---------------------------------------------------------------------------------------------------
 
-    def allow(self, condition: Condition | None = None, excluded: Iterable[int] = ()) -> Allowed:
+    def allow(self, condition: Condition | None = None, excluded: Collection[int] = ()) -> Allowed:
         """The rows that match a filter, without some."""
+        if condition is None and not excluded and not len(self.replaced):
+            return Allowed(self.base_rows, self.alive, frozenset())
         out = np.array(sorted(set(excluded)), np.int64)
         live = self.alive
         if condition is not None:
@@ -303,6 +345,12 @@ class View:
         rows = rows[guesses >= last - _FP32_NOISE]
         return rows, dots(vectors, rows, vector)
 
+    def order_of_ids(self, rows: Rows) -> NDArray[np.int64]:
+        """The place of each row among them in the order of article ids, (n,)."""
+        places = np.empty(len(rows), np.int64)
+        places[self.by_score(rows, np.zeros(len(rows)))] = np.arange(len(rows))
+        return places
+
     def by_score(self, rows: Rows, scores: NDArray[Any]) -> NDArray[np.int64]:
         """The order of some rows, (n,): the highest score first, equal ones by article id."""
         order = np.lexsort((rows, -scores))
@@ -317,10 +365,6 @@ def _numbers(attribute: Attribute) -> NDArray[np.float64]:
     """What an attribute says as a number, (rows,); 0 where it says none."""
     known = np.append(np.nan_to_num(attribute.numbers), 0.0)  # code -1, absent, is the last place
     return known[attribute.codes]
-
-
-def _largest(attribute: Attribute) -> float:
-    return float(np.nan_to_num(attribute.numbers).max(initial=0.0))
 
 
 def rows_of(view: View, ids: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -110,13 +110,15 @@ class Writer:
         group: list[_Waiting] = []
         ids: set[str] = set()
         while self._line and len(ids) < _GROUP:
-            new = {_id_of(change) for change in self._line[0].changes}
-            if ids & new:
+            item = self._line[0]
+            new = {_id_of(change) for change in item.changes}
+            gone = item.done.cancelled()  # of a caller who has gone nothing is written, and nothing needs to wait
+            if ids & new and not gone:
                 break
-            ids |= new
-            item = self._line.popleft()
+            self._line.popleft()
             self._waiting -= len(item.changes)
-            if not item.done.cancelled():
+            if not gone:
+                ids |= new
                 group.append(item)
         return group
 
@@ -177,11 +179,15 @@ def outcome(view: View, change: Change) -> Outcome:
         return Outcome.MISSING if row is None else Outcome.DELETED
     if row is None:
         return Outcome.CREATED
-    return Outcome.UNCHANGED if is_same(view.article(row), change.article) else Outcome.REPLACED
+    return Outcome.UNCHANGED if holds(view, change.article) else Outcome.REPLACED
 
 
-def is_same(known: ArticleRow, article: LiveArticle) -> bool:
+def holds(view: View, article: LiveArticle) -> bool:
     """Whether an article is in the index exactly as it comes."""
+    row = view.row_of(article.id)
+    if row is None:
+        return False
+    known = view.article(row)
     return (
         known.text_digest == text_digest(article_text(article.title, article.content))
         and known.title == article.title.strip()

@@ -4,6 +4,7 @@ articles      43 short articles: cut from the sample corpus, with copies of text
 store_path    a store with one generation of them, built once; read it, and change `own_store` instead
 generation    that generation, open
 encoder       minilm in fp32
+disk          a small disk of its own (tmpfs), where this user may mount one
 background    an event loop in a thread; `background.serving(engine)` runs a real gRPC server on a free port
 target        HOST:PORT of a server over `store_path`
 """
@@ -15,6 +16,7 @@ import contextlib
 import csv
 import io
 import shutil
+import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from rich.console import Console
 from coldframe import Encoder
 from coldframe.store import Store
 from coldframe.text import article_text
+from tests.disks import mount
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -138,6 +141,17 @@ class Background:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own; `mount(disk, "remount,...")` changes it."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if shutil.which("mount") is None or not mount(path, "size=64m"):
+        pytest.skip("this user may not mount a tmpfs")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=30)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import struct
 import threading
 from collections import deque
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_reflection.v1alpha import reflection
 
 from coldframe.errors import ColdframeError, InvalidArgument, UnknownArticle
@@ -113,6 +115,10 @@ class Services:
     def Recommend(self, request: Any) -> RecommendResponse:
         """Every positive seed is an interest of its own; places go to the one that is furthest behind its weight."""
         liked, unlike = self._seekers(request.seeds)
+        if not 1 <= len(request.seeds) <= 64 or not liked:
+            raise InvalidArgument(
+                f"seeds has {len(request.seeds)}; allowed are 1 to 64, one of them above 0", field="seeds"
+            )
         liked = sorted(liked, key=lambda seeker: -seeker.weight)[: request.max_interests or 5]
         queues = [deque(self.index.rank(seeker, request.ranking, unlike)) for seeker in liked]
         shares = [seeker.weight / sum(other.weight for other in liked) for seeker in liked]
@@ -223,11 +229,10 @@ class Services:
 
     def UpsertArticles(self, request: UpsertArticlesRequest) -> UpsertArticlesResponse:
         articles = [checked(article, number) for number, article in enumerate(request.articles)]
-        before = Index(dict(self.index.sent), set(self.index.removed), self.index.sequence)
+        before = copy.deepcopy(self.index) if request.validate_only else self.index
         results = [self._upserted(article, request) for article in articles]
         reply = UpsertArticlesResponse(results=results, timing=TIMING, served_by=served_by(self.index))
-        if request.validate_only:
-            self.index = before
+        self.index = before
         return reply
 
     def _upserted(self, article: Any, request: UpsertArticlesRequest) -> UpsertResult:
@@ -248,8 +253,8 @@ class Services:
 
     def _near(self, article_id: str, clusters: int, neighbors: int) -> tuple[list[ClusterMatch], list[Hit]]:
         seeker = self.index.seeker(Seed(article_id=article_id))
-        hits = self.index.rank(seeker, SearchRequest().ranking)
-        return self._matches(seeker.vector)[:clusters], hits[:neighbors]
+        hits = self.index.rank(seeker, SearchRequest().ranking) if neighbors else []
+        return self._matches(seeker.vector)[:clusters], masked(hits[:neighbors], FieldMask())
 
     def DeleteArticles(self, request: Any) -> Message:
         held = [key for key in request.ids if key in self.index.entries()]

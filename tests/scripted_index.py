@@ -65,19 +65,21 @@ class Index:
     """The articles at this moment."""
 
     sent: dict[str, Article] = field(default_factory=dict)
+    live: dict[str, Entry] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
     sequence: int = 0
 
     def entries(self) -> dict[str, Entry]:
         base = {key: entry_of(key) for key in ARTICLES if key not in self.removed}
-        return base | {key: entry_of_article(article) for key, article in self.sent.items()}
+        return base | self.live
 
     def upsert(self, article: Article) -> None:
-        self.sent[article.id] = article
+        self.sent[article.id], self.live[article.id] = article, entry_of_article(article)
         self.sequence += 1
 
     def delete(self, article_id: str) -> None:
         self.sent.pop(article_id, None)
+        self.live.pop(article_id, None)
         self.removed.add(article_id)
         self.sequence += 1
 
@@ -120,23 +122,10 @@ class Index:
             cluster_id=entry.cluster,
             cluster_label=LABELS[entry.cluster],
         )
-        return Hit(article=self.summary(key), score=total(why), explanation=why)
+        return Hit(article=summary_of(key, entry), score=total(why), explanation=why)
 
     def summary(self, key: str) -> ArticleSummary:
-        entry = self.entries()[key]
-        found = ArticleSummary(
-            id=key,
-            title=entry.title,
-            excerpt=entry.content[:80] or entry.title,
-            cluster_id=entry.cluster,
-            attributes=entry.attributes,
-            story_id=key,
-            centrality=dot(entry.vector, CENTROIDS[entry.cluster]),
-            live=entry.live,
-        )
-        if entry.published_at:
-            found.published_at.FromDatetime(entry.published_at)
-        return found
+        return summary_of(key, self.entries()[key])
 
     def cluster(self, cluster_id: str) -> Cluster:
         members = self.members(known_cluster(cluster_id))
@@ -145,11 +134,12 @@ class Index:
         found = Cluster(id=cluster_id, label=label, terms=terms, size=len(members))
         if members:
             found.medoid.CopyFrom(self.summary(members[0]))
-        dates = [entry.published_at for entry in self.entries().values() if entry.cluster == cluster_id]
+        entries = self.entries()
+        dates = [entries[key].published_at for key in members]
         newest = max((date for date in dates if date), default=None)
         if newest:
             found.newest_at.FromDatetime(newest)
-        found.live_count = sum(self.entries()[key].live for key in members)
+        found.live_count = sum(entries[key].live for key in members)
         return found
 
     def members(self, cluster_id: str) -> list[str]:
@@ -161,6 +151,22 @@ class Index:
         named = [weighted.seed.article_id for weighted in seeds if weighted.seed.HasField("article_id")]
         articles = [key for key in (*named, *ranking.exclude_ids, *ranking.priors) if key not in entries]
         return [*articles, *(key for key in clusters_named(ranking.filter) if key not in LABELS)]
+
+
+def summary_of(key: str, entry: Entry) -> ArticleSummary:
+    found = ArticleSummary(
+        id=key,
+        title=entry.title,
+        excerpt=entry.content[:80] or entry.title,
+        cluster_id=entry.cluster,
+        attributes=entry.attributes,
+        story_id=key,
+        centrality=dot(entry.vector, CENTROIDS[entry.cluster]),
+        live=entry.live,
+    )
+    if entry.published_at:
+        found.published_at.FromDatetime(entry.published_at)
+    return found
 
 
 def entry_of(key: str) -> Entry:

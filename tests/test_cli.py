@@ -116,10 +116,15 @@ def test_files_that_cannot_be_read(ask: Ask, tmp_path: Path) -> None:
         ["nearest", "storm"],
         ["clusters"],
         ["cluster", "c0"],
+        ["articles", "c1"],
+        ["trending", "--window", "5d", "--min-count", "1"],
         ["embed", "sport", "storm"],
+        ["get", "a3", "--clusters", "3", "--neighbors", "5"],
+        ["recommend", "--like", "a1", "--unlike", "a2", "--half-life", "3d", "--diversity", "0.5", "--prior", "a4=0.1",
+         "--explain"],
         ["info"],
     ],
-)
+)  # fmt: skip
 def test_tables_fit_and_carry_no_control_characters(ask: Ask, width: int, args: list[str]) -> None:
     out = ask(*args, COLUMNS=str(width))
     assert max(map(len, out.splitlines())) <= width
@@ -162,7 +167,8 @@ def test_no_hits_is_no_error(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_clusters_and_one_cluster(ask: Ask) -> None:
-    assert re.search(r"^1 +1\.000 +storm, ferry, coast +2 +Unwetter .* +c2 *$", ask("nearest", "storm"), re.MULTILINE)
+    near = ask("nearest", "storm")
+    assert re.search(r"^1 +1\.000 +50% +storm, ferry, coast +2 +Unwetter .* +c2 *$", near, re.MULTILINE)
     assert "3 clusters, 6 articles" in ask("clusters")
     out = ask("cluster", "c1")
     assert out.startswith("goal, cup, keeper  c1, 2 articles\ngoal 1.00, cup 0.50, keeper 0.33\n")
@@ -182,11 +188,20 @@ def test_embed_and_info(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("args", "keys"),
     [
-        (["search", "economy"], {"hits", "usage", "timing", "served_by"}),
-        (["search", "--id", "a1"], {"hits", "timing", "served_by"}),
-        (["nearest", "economy"], {"matches", "usage", "timing", "served_by"}),
+        (["search", "economy"], {"hits", "usage", "timing", "served_by", "next_page_token", "missing_ids"}),
+        (["search", "--id", "a1"], {"hits", "timing", "served_by", "next_page_token", "missing_ids"}),
+        (
+            ["recommend", "--like", "a1"],
+            {"hits", "interests", "usages", "timing", "served_by", "next_page_token", "missing_ids"},
+        ),
+        (["nearest", "economy"], {"matches", "usage", "timing", "served_by", "outlier"}),
         (["clusters"], {"clusters"}),
-        (["cluster", "c0"], {"cluster", "timing", "served_by"}),
+        (["cluster", "c0"], {"cluster", "timing", "served_by", "residuals", "lineage", "ages", "neighbors"}),
+        (["articles", "c0"], {"articles"}),
+        (["trending"], {"clusters", "as_of", "timing", "served_by"}),
+        (["upsert", "-"], {"created", "replaced", "unchanged", "results"}),
+        (["delete", "a9"], {"deleted_ids", "missing_ids", "timing", "served_by"}),
+        (["get", "a1"], {"article", "usage", "clusters", "neighbors", "timing", "served_by"}),
         (["embed", "economy"], {"embeddings", "timing", "served_by"}),
         (["info"], {"index", "timing", "served_by"}),
     ],
@@ -232,7 +247,20 @@ def test_the_script_and_its_environment(server: Server) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: no cluster has the id 'c9'.\n")
 
 
-@pytest.mark.parametrize("command", ["search", "nearest", "clusters", "cluster", "embed", "info"])
+COMMANDS = [
+    "search", "recommend", "nearest", "clusters", "cluster", "articles", "trending", "embed", "info", "upsert",
+    "delete", "get",
+]  # fmt: skip
+
+
+def test_the_commands_are_these() -> None:
+    listed = re.findall(
+        r"^│ (\w+) ", CliRunner().invoke(commands.app, ["--help"]).stdout.split("Commands")[1], re.MULTILINE
+    )
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_documents_every_option_with_an_example(command: str) -> None:
     out = CliRunner().invoke(commands.app, [command, "--help"]).stdout
     assert f"Example: coldframe {command} " in out

@@ -6,10 +6,7 @@ skipped, and the limit on the size of files stands in for them.
 
 from __future__ import annotations
 
-import resource
 import shutil
-import subprocess
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,34 +19,16 @@ from indexer.__main__ import app
 from indexer.train import train
 from tests.builds import build, letters
 from tests.corpus_files import write
+from tests.disks import files_of_at_most, mount, used_kib
 from tests.models import longformer_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from coldframe.generation import Manifest
 
 KIB = 1024
 LEAST_KIB = 64
-
-
-def mount(path: Path, options: str) -> bool:
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True, check=False, timeout=30
-    )
-    return done.returncode == 0
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own; `mount(disk, "remount,...")` changes it."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if shutil.which("mount") is None or not mount(path, "size=64m"):
-        pytest.skip("this user may not mount a tmpfs")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=30)
 
 
 @dataclass(frozen=True)
@@ -74,10 +53,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     shutil.copytree(folder / "first", folder / "undisturbed")
     undisturbed = build(folder / "undisturbed", folder / "second.csv", model=str(model))
     return Desk(folder, folder / "first", undisturbed)
-
-
-def used_kib(path: Path) -> int:
-    return shutil.disk_usage(path).used // KIB
 
 
 def assert_no_room(error: ColdframeError, store: Path) -> None:
@@ -156,16 +131,6 @@ def test_a_read_only_store_is_served_and_verified_and_says_that_it_cannot_be_bui
 
 
 # --- a limit on the size of files ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_build_under_a_limit_on_the_size_of_files_that_is_raised_step_by_step(desk: Desk, tmp_path: Path) -> None:

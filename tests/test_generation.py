@@ -102,18 +102,18 @@ def test_a_manifest_edited_by_hand_is_refused(sealed: Path, change: dict[str, ob
         Generation(sealed)
 
 
-@pytest.mark.parametrize("content", [b"[]", b"7", b'"format"', b"{}", b'{"format": 2}', b'{"format": null}', b"\xff"])
+@pytest.mark.parametrize("content", [b"[]", b"7", b'"format"', b"{}", b'{"format": 3}', b'{"format": null}', b"\xff"])
 def test_a_manifest_that_is_none_is_refused(sealed: Path, content: bytes) -> None:
     with altered(sealed / MANIFEST, content), pytest.raises(CorruptGeneration, match=MANIFEST):
         Generation(sealed)
 
 
-@pytest.mark.parametrize("found", [1, 3])
+@pytest.mark.parametrize("found", [1, 2, 4])
 def test_another_format_says_which_one_is_read(sealed: Path, found: int) -> None:
     document = json.loads((sealed / MANIFEST).read_text()) | {"format": found}
     with (
         altered(sealed / MANIFEST, json.dumps(document).encode()),
-        pytest.raises(CorruptGeneration, match=f"has format {found}, this Coldframe reads format 2"),
+        pytest.raises(CorruptGeneration, match=f"has format {found}, this Coldframe reads format 3"),
     ):
         Generation(sealed)
 

@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -49,8 +50,10 @@ def test_a_program_that_imports_coldframe_loads_neither_torch_nor_faiss() -> Non
 
 
 def test_the_public_names_are_these_and_all_are_there() -> None:
-    public = {name for name in vars(coldframe) if name[0].isupper() and name != "TYPE_CHECKING"} | {"Encoder"}
-    assert set(coldframe.__all__) == public
+    classes = {name for name in vars(coldframe) if name[0].isupper() and name != "TYPE_CHECKING"} | {"Encoder"}
+    functions = {name for name, value in vars(coldframe).items() if isinstance(value, FunctionType) and name[0] != "_"}
+    assert set(coldframe.__all__) == classes | functions | {"filters"}
+    assert functions == {"article", "expansion", "recommend_request", "search_request", "seed"}
     assert all(getattr(coldframe, name) for name in coldframe.__all__)
     assert dir(coldframe) == sorted(coldframe.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Encodr'"):

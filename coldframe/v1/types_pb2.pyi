@@ -383,7 +383,9 @@ class Cluster(google.protobuf.message.Message):
 
     @property
     def medoid(self) -> global___ArticleSummary:
-        """The article nearest to the centroid when the generation was built."""
+        """The article nearest to the centroid when the generation was built; the next typical one where it was replaced or
+        removed since, absent where none of them is left.
+        """
 
     @property
     def representatives(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ArticleSummary]:

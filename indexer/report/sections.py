@@ -252,6 +252,7 @@ def work(contents: Contents) -> Section:
         "cache": {**cache, "share": percent(cache["reused"] / texts), "texts": texts} if texts else None,
         "parameters": [(key.replace("_", " "), value) for key, value in asdict(facts.parameters).items()],
         "corpus": facts.corpus,
+        "live": report.get("live"),
         "model": facts.model,
         "precision": facts.precision,
     }

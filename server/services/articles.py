@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle
 from coldframe.live import Delete, LiveArticle, Upsert
 from coldframe.text import article_text
@@ -15,10 +13,10 @@ from server import clusters
 from server.engine import Timing
 from server.search import neighbours
 from server.seeds import Usage
-from server.streaming import in_order
+from server.streaming import Turns, in_order
 from server.view import View, rows_of
 from server.wire import replies, requests
-from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied, is_same, outcome
+from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied, holds, outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -53,11 +51,15 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
     def StreamUpsertArticles(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.StreamUpsertArticlesRequest], context: Context
     ) -> AsyncIterator[pb.StreamUpsertArticlesResponse]:
-        return in_order(request_iterator, self._upsert_one)
+        turns = Turns()  # of two versions in one stream the later one stays, whichever is embedded first
+        return in_order(request_iterator, lambda request: self._upsert_one(request, turns))
 
-    async def _upsert_one(self, request: pb.StreamUpsertArticlesRequest) -> pb.StreamUpsertArticlesResponse:
+    async def _upsert_one(
+        self, request: pb.StreamUpsertArticlesRequest, turns: Turns
+    ) -> pb.StreamUpsertArticlesResponse:
         try:
-            response = await self._upsert(request.request)
+            async with turns.of(article.id for article in request.request.articles):
+                response = await self._upsert(request.request)
         except ColdframeError as error:
             return pb.StreamUpsertArticlesResponse(
                 correlation_id=request.correlation_id, error=replies.item_error(error)
@@ -90,9 +92,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
 
     async def _changes(self, served: Served, articles: Sequence[LiveArticle], clock: Timing) -> list[Change]:
         """The articles with their vectors. What the index holds exactly so need not be embedded."""
-        view = served.view
-        rows = [view.row_of(article.id) for article in articles]
-        known = [row is not None and is_same(view.article(row), a) for row, a in zip(rows, articles, strict=True)]
+        known = await self._engine.searching(lambda: [holds(served.view, article) for article in articles])
         new = [article for article, same in zip(articles, known, strict=True) if not same]
         texts = [article_text(article.title, article.content) for article in new]
         embedded = iter(await self._engine.embed_articles(served, texts, clock))
@@ -104,7 +104,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
         clock, served = Timing(), self._engine.served()
         ids = requests.identifiers(request.ids, requests.MAX_DELETES, "ids")
         if request.validate_only:
-            gone = set(rows_of(served.view, ids)[1])
+            gone = set((await self._engine.searching(lambda: rows_of(served.view, ids)))[1])
         else:
             outcomes, view = await self._engine.writer.apply([Delete(article_id) for article_id in ids])
             served = served.showing(view)
@@ -177,6 +177,6 @@ def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
         numbers, similarities, shares = clusters.nearest(view, vector[None], cluster_limit)
         result.clusters.extend(replies.cluster_matches(view, numbers[0], similarities[0], shares[0]))
     if neighbour_limit:
-        found = neighbours(view, vector, np.array([row]), neighbour_limit)
-        result.neighbors.extend(replies.hits(view, found))
+        found = neighbours(view, vector, frozenset({row}), neighbour_limit)
+        replies.add_hits(result.neighbors, view, found, replies.WHOLE)
     return result

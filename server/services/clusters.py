@@ -101,14 +101,19 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         limit = requests.count(request, "limit", 10)
         baseline = requests.count(request, "baseline_windows", 7, most=100)
         least = requests.count(request, "min_count", 2, least=0, most=1_000_000)
-        window = requests.seconds(request.window, "window", 60.0) if request.HasField("window") else _DAY_S
+        window = _DAY_S
+        if request.HasField("window"):
+            window = requests.seconds(request.window, "window", 60.0, 10 * requests.YEAR_S)
         as_of = microseconds(requests.moment(request.as_of, "as_of")) if request.HasField("as_of") else None
         view = served.view
-        found, end = await self._engine.searching(
-            lambda: clusters.trends(view, int(1e6 * window), baseline, as_of, least)
-        )
+
+        def run() -> tuple[list[pb.TrendingCluster], int | None]:
+            found, end = clusters.trends(view, int(1e6 * window), baseline, as_of, least)
+            return [_trending(view, trend) for trend in found[:limit]], end
+
+        trending, end = await self._engine.searching(run)
         response = pb.TrendingClustersResponse(
-            clusters=[_trending(view, trend) for trend in found[:limit]],
+            clusters=trending,
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     import grpc.aio
+    import numpy as np
+    from numpy.typing import NDArray
 
     from server.engine import Engine
     from server.search import Found
+    from server.serving import Served
+    from server.view import View
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,20 +40,22 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         self._engine = engine
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:  # noqa: N802, D102
-        return await self._search(request)
+        return await self._search(request, self._engine.served())
 
     async def BatchSearch(self, request: pb.BatchSearchRequest, context: Context) -> pb.BatchSearchResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
         requests.entries(request.requests, requests.MAX_SEARCHES, "requests")
-        results = []
-        for one in request.requests:  # one after the other: a batch is one caller, and gets one caller's share
-            try:
-                results.append(pb.BatchSearchResult(response=await self._search(one)))
-            except ColdframeError as error:
-                results.append(pb.BatchSearchResult(error=replies.item_error(error)))
+        # At the same time, so that their texts are embedded together, and all from one state of the index.
+        results = await asyncio.gather(*(self._search_within(served, one) for one in request.requests))
         return pb.BatchSearchResponse(
             results=results, served_by=replies.served_by(served, request), timing=replies.timing(clock)
         )
+
+    async def _search_within(self, served: Served, request: pb.SearchRequest) -> pb.BatchSearchResult:
+        try:
+            return pb.BatchSearchResult(response=await self._search(request, served))
+        except ColdframeError as error:
+            return pb.BatchSearchResult(error=replies.item_error(error))
 
     def StreamSearch(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.StreamSearchRequest], context: Context
@@ -57,29 +64,27 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     async def _search_one(self, request: pb.StreamSearchRequest) -> pb.StreamSearchResponse:
         try:
-            response = await self._search(request.request)
+            response = await self._search(request.request, self._engine.served())
         except ColdframeError as error:
             return pb.StreamSearchResponse(correlation_id=request.correlation_id, error=replies.item_error(error))
         return pb.StreamSearchResponse(correlation_id=request.correlation_id, response=response)
 
-    async def _search(self, request: pb.SearchRequest) -> pb.SearchResponse:
-        clock, served = Timing(), self._engine.served()
-        seed, view = requests.seed(request.seed), served.view
+    async def _search(self, request: pb.SearchRequest, served: Served) -> pb.SearchResponse:
+        clock, view = Timing(), served.view
+        seed = requests.seed(request.seed)
         asked = ask(request.ranking, served, requests.count(request, "limit", 10), request.effort)
         parts = Parts.of(request.ranking.read_mask)
         start = paging.read_page_token(served, request, request.page_token)
         point = (await resolve(self._engine, served, [seed], clock))[0]
         if point is None:
             raise unknown(seed)
-        found, hits = await self._found(lambda: search(view, point, asked, start), served.view, parts, clock)
-        return pb.SearchResponse(
-            hits=hits,
-            usage=replies.usage(point.usage),
-            next_page_token=paging.page_token(served, request, start + len(hits)) if found.more else "",
-            missing_ids=found.missing,
-            served_by=replies.served_by(served, request),
-            timing=replies.timing(clock),
-        )
+        response = pb.SearchResponse(usage=replies.usage(point.usage), served_by=replies.served_by(served, request))
+        found = await self._find(lambda: search(view, point, asked, start), response, view, parts, clock)
+        response.missing_ids.extend(found.missing)
+        if found.more:
+            response.next_page_token = paging.page_token(served, request, start + len(found.rows))
+        replies.write_timing(response.timing, clock)
+        return response
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
@@ -89,30 +94,41 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         start = paging.read_page_token(served, request, request.page_token)
         points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
         taste = Taste(points, [seed.weight for seed in seeds], shape)
-        found, hits = await self._found(lambda: recommend(view, taste, asked, start), view, parts, clock)
-        gone = missing([seed.seed for seed in seeds], points)
-        return pb.RecommendResponse(
-            hits=hits,
-            interests=[tastes.interest(view, interest, taste) for interest in found.interests],
+        response = pb.RecommendResponse(
             usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points],
-            next_page_token=paging.page_token(served, request, start + len(hits)) if found.more else "",
-            missing_ids=list(dict.fromkeys([*gone, *found.missing])),
             served_by=replies.served_by(served, request),
-            timing=replies.timing(clock),
         )
 
-    async def _found(
-        self, work: Callable[[], Found], view: Any, parts: Parts, clock: Timing
-    ) -> tuple[Found, list[Any]]:
-        """What a ranked call finds, and its hits: made on the same thread, which needs no second way there."""
+        def work() -> Found:
+            found = recommend(view, taste, asked, start)
+            response.interests.extend(tastes.interest(view, interest, taste) for interest in found.interests)
+            return found
 
-        def run() -> tuple[Found, list[Any]]:
+        found = await self._find(work, response, view, parts, clock)
+        gone = missing([seed.seed for seed in seeds], points)
+        response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
+        if found.more:
+            response.next_page_token = paging.page_token(served, request, start + len(found.rows))
+        replies.write_timing(response.timing, clock)
+        return response
+
+    async def _find(
+        self,
+        work: Callable[[], Found],
+        response: pb.SearchResponse | pb.RecommendResponse,
+        view: View,
+        parts: Parts,
+        clock: Timing,
+    ) -> Found:
+        """What a ranked call finds. Its hits are written on the same thread, which needs no second way there."""
+
+        def run() -> Found:
             start = time.perf_counter()
             found = work()
-            hits = replies.hits(view, found, parts)
+            replies.add_hits(response.hits, view, found, parts)
             clock.search_ms += found.search_ms
             clock.rank_ms += 1e3 * (time.perf_counter() - start) - found.search_ms
-            return found, hits
+            return found
 
         return await self._engine.searching(run)
 
@@ -129,15 +145,22 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         if point is None:
             raise unknown(seed)
         start = time.perf_counter()
-        numbers, similarities, shares = await self._engine.searching(
-            lambda: clusters.nearest(view, point.vector[None], limit, heat)
-        )
+        matches, outlier = await self._engine.searching(lambda: _nearest(view, point.vector, limit, heat))
         clock.search_ms += 1e3 * (time.perf_counter() - start)
-        nearest = served.generation.clusters[int(numbers[0, 0])]
         return pb.NearestClustersResponse(
-            matches=replies.cluster_matches(view, numbers[0], similarities[0], shares[0]),
+            matches=matches,
             usage=replies.usage(point.usage),
-            outlier=bool(similarities[0, 0] < nearest.outlier_below),
+            outlier=outlier,
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
         )
+
+
+def _nearest(
+    view: View, vector: NDArray[np.float32], limit: int, temperature: float
+) -> tuple[list[pb.ClusterMatch], bool]:
+    """The clusters nearest to a vector, (dim,), and whether it is an outlier of the nearest."""
+    numbers, similarities, shares = clusters.nearest(view, vector[None], limit, temperature)
+    nearest = view.base.generation.clusters[int(numbers[0, 0])]
+    matches = replies.cluster_matches(view, numbers[0], similarities[0], shares[0])
+    return matches, bool(similarities[0, 0] < nearest.outlier_below)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
 from coldframe.v1 import types_pb2
 from server import filters
 from server.ranking import Options
+from server.search import Ask
 from server.wire import requests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from coldframe.v1 import ranking_pb2
-    from server.filters import Condition
     from server.serving import Served
 
 MAX_EXCLUDED = 10_000
@@ -25,25 +25,7 @@ MAX_PRIORS = 10_000
 _FAST_RECALL = 0.9
 _MINUTE_S = 60
 _F = "ranking"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a ranked call asks for, beside its seeds."""
-
-    limit: int
-    options: Options
-    condition: Condition | None
-    excluded: Sequence[str]
-    priors: Mapping[str, float]
-    popularity: tuple[str, float] | None
-    """An attribute that holds a number, and the weight of its logarithm."""
-    probes: int
-
-    @property
-    def reranks(self) -> bool:
-        """Whether more than similarity decides."""
-        return bool(self.priors) or self.popularity is not None or self.options.reranks
+_EFFORTS = {number: name for name, number in types_pb2.Effort.items()}
 
 
 def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 0) -> Ask:
@@ -69,11 +51,20 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 
 
 
 def _options(message: ranking_pb2.Ranking) -> Options:
+    # To the minute, so that equal calls have equal answers.
+    minute = int(time.time() // _MINUTE_S * _MINUTE_S)
+    return _checked(message, minute) if message.ByteSize() else _usual(minute)
+
+
+@lru_cache(maxsize=1)
+def _usual(minute: int) -> Options:
+    return Options(as_of_s=minute)
+
+
+def _checked(message: ranking_pb2.Ranking, as_of: float) -> Options:
     half_life = None
     if message.HasField("half_life"):
         half_life = requests.seconds(message.half_life, f"{_F}.half_life", 1.0)
-    # To the minute, so that equal calls have equal answers.
-    as_of = time.time() // _MINUTE_S * _MINUTE_S
     if message.HasField("as_of"):
         as_of = requests.moment(message.as_of, f"{_F}.as_of").timestamp()
     least = requests.optional(message, "min_score")
@@ -123,10 +114,9 @@ def _priors(message: ranking_pb2.Ranking) -> Mapping[str, float]:
 
 def _probes(message: ranking_pb2.Ranking, served: Served, effort: int) -> int:
     """How many lists are visited."""
-    names = types_pb2.Effort.keys()
     for field, value in (("effort", effort), (f"{_F}.effort", message.effort)):
-        if value not in types_pb2.Effort.values():
-            raise InvalidArgument(f"{field} is {value}; allowed are {', '.join(names)}", field=field)
+        if value not in _EFFORTS:
+            raise InvalidArgument(f"{field} is {value}; allowed are {', '.join(_EFFORTS.values())}", field=field)
     given = [value for value in (effort, message.effort) if value] + [1] * message.HasField("target_recall")
     if len(given) > 1:
         raise InvalidArgument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
@@ -14,6 +15,7 @@ from server.wire import paging
 if TYPE_CHECKING:
     import numpy as np
     from google.protobuf.field_mask_pb2 import FieldMask
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
     from google.protobuf.message import Message
     from numpy.typing import NDArray
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 _SUMMARY = tuple(field.name for field in types_pb2.ArticleSummary.DESCRIPTOR.fields)
 _ALLOWED = ("article", *(f"article.{name}" for name in _SUMMARY), "score", "explanation")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ID_ALONE = frozenset({"id"})
+_EPOCH, _DAY_S = datetime(1970, 1, 1, tzinfo=UTC), 86_400
 
 
 @dataclass(frozen=True)
@@ -52,45 +55,55 @@ class Parts:
         summary = frozenset(_SUMMARY) if "article" in mask.paths else frozenset(named)
         return cls(summary, "score" in mask.paths, "explanation" in mask.paths)
 
+    @cached_property
+    def left_out(self) -> list[str]:
+        """What of an article does not come back."""
+        return [name for name in _SUMMARY if name not in self.summary]
+
 
 WHOLE = Parts()
 
 
-def summary(view: View, row: int, parts: frozenset[str] = WHOLE.summary) -> types_pb2.ArticleSummary:
-    """What is shown of an article, or some of it."""
-    article, clusters = view.article(row), view.base.generation.clusters
-    message = types_pb2.ArticleSummary(
-        id=article.id,
-        title=article.title,
-        excerpt=article.excerpt,
-        cluster_id=clusters[article.cluster].id,
-        attributes=article.attributes,
-        story_id=article.id if article.story == row else view.id_of(article.story),
-        centrality=article.similarity,
-        outlier=article.outlier,
-        live=view.is_live(row),
-    )
-    if article.published_at is not None:
-        message.published_at.FromDatetime(article.published_at)
-    if parts is not WHOLE.summary:
-        for name in _SUMMARY:
-            if name not in parts:
-                message.ClearField(name)  # type: ignore[arg-type]
+def summary(view: View, row: int) -> types_pb2.ArticleSummary:
+    """What is shown of an article."""
+    message = types_pb2.ArticleSummary()
+    _summarize(message, view, row)
     return message
 
 
-def hits(view: View, found: Found, parts: Parts = WHOLE) -> list[types_pb2.Hit]:
-    """The hits of a search, in their order."""
-    return [_hit(view, found, place, parts) for place in range(len(found.rows))]
+def _summarize(message: types_pb2.ArticleSummary, view: View, row: int) -> None:
+    """Writes what is shown of an article where it belongs: to copy a message costs twice as much as to write it."""
+    article = view.article(row)
+    message.id = article.id
+    message.title = article.title
+    message.excerpt = article.excerpt
+    message.cluster_id = view.base.generation.clusters[article.cluster].id
+    message.attributes.update(article.attributes)
+    message.story_id = article.id if article.story == row else view.id_of(view.first_of_story(row))
+    message.centrality = article.similarity
+    message.outlier = article.outlier
+    message.live = view.is_live(row)
+    if article.published_at is not None:
+        since = article.published_at - _EPOCH  # FromDatetime does the same, five times as slowly
+        message.published_at.seconds = since.days * _DAY_S + since.seconds
+        message.published_at.nanos = since.microseconds * 1_000
 
 
-def _hit(view: View, found: Found, place: int, parts: Parts) -> types_pb2.Hit:
-    row = int(found.rows[place])
-    return types_pb2.Hit(
-        article=summary(view, row, parts.summary) if parts.summary else None,
-        score=float(found.ranked.score[place]) if parts.score else 0.0,
-        explanation=_explanation(view, found, place, row) if parts.explanation else None,
-    )
+def add_hits(into: RepeatedCompositeFieldContainer[types_pb2.Hit], view: View, found: Found, parts: Parts) -> None:
+    """Adds the hits of a search, in their order."""
+    scores = found.ranked.score.tolist()
+    for place, row in enumerate(found.rows.tolist()):
+        hit = into.add()
+        if parts.score:
+            hit.score = scores[place]
+        if parts.explanation:
+            hit.explanation.CopyFrom(_explanation(view, found, place, row))
+        if parts.summary == _ID_ALONE:
+            hit.article.id = view.id_of(row)
+        elif parts.summary:
+            _summarize(hit.article, view, row)
+            for name in parts.left_out:
+                hit.article.ClearField(name)  # type: ignore[arg-type]
 
 
 def _explanation(view: View, found: Found, place: int, row: int) -> types_pb2.Explanation:
@@ -114,13 +127,14 @@ def _explanation(view: View, found: Found, place: int, row: int) -> types_pb2.Ex
 def cluster(view: View, number: int, *, representatives: bool = False) -> types_pb2.Cluster:
     """A cluster with its medoid, and with its representatives where they were asked for."""
     described, newest = view.base.generation.clusters[number], int(view.newest[number])
+    there = [row for row in described.representatives if view.has(row)]  # the medoid first, if it is still there
     message = types_pb2.Cluster(
         id=described.id,
         label=described.label,
         terms=[types_pb2.Term(term=term, weight=weight) for term, weight in described.terms],
         size=int(view.sizes[number]),
-        medoid=summary(view, described.medoid),
-        representatives=[summary(view, row) for row in described.representatives] if representatives else None,
+        medoid=summary(view, there[0]) if there else None,
+        representatives=[summary(view, row) for row in there] if representatives else None,
         topic_id=described.topic or "",
         live_count=int(view.live_sizes[number]),
     )
@@ -159,14 +173,19 @@ def item_error(error: ColdframeError) -> types_pb2.ItemError:
 
 def timing(value: Timing) -> types_pb2.Timing:
     """The stages, and the total up to now: write it last."""
-    return types_pb2.Timing(
-        tokenize_ms=value.tokenize_ms,
-        queue_ms=value.queue_ms,
-        embed_ms=value.embed_ms,
-        search_ms=value.search_ms,
-        rank_ms=value.rank_ms,
-        total_ms=value.total_ms,
-    )
+    message = types_pb2.Timing()
+    write_timing(message, value)
+    return message
+
+
+def write_timing(message: types_pb2.Timing, value: Timing) -> None:
+    """The same, where it belongs."""
+    message.tokenize_ms = value.tokenize_ms
+    message.queue_ms = value.queue_ms
+    message.embed_ms = value.embed_ms
+    message.search_ms = value.search_ms
+    message.rank_ms = value.rank_ms
+    message.total_ms = value.total_ms
 
 
 def served_by(served: Served, request: Message | None = None) -> types_pb2.ServedBy:

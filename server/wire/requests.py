@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,7 +31,7 @@ MAX_SEARCHES = 64
 MAX_ID_CHARS = 512
 MAX_ATTRIBUTES = 64
 MAX_KEY_CHARS, MAX_VALUE_CHARS = 128, 4_096
-_YEAR_S = 366 * 86_400
+YEAR_S = 366 * 86_400
 _Number = TypeVar("_Number", int, float)
 
 
@@ -124,19 +125,23 @@ def vector(message: types_pb2.Vector, field: str) -> NDArray[np.float32]:
             f"{field}.packed has {len(message.packed)} bytes; float32 values take four each", field=f"{field}.packed"
         )
     values = np.frombuffer(message.packed, "<f4") if message.packed else np.array(message.values, np.float32)
+    # In fp64: the squares of fp32's largest and smallest numbers are beyond fp32.
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is told below
+        wide = values.astype(np.float64)
+    norm = math.sqrt(wide.dot(wide))
+    if norm == 0.0 or not math.isfinite(norm):
+        raise _no_direction(values, field)
+    return (wide / norm).astype(np.float32)
+
+
+def _no_direction(values: NDArray[np.float32], field: str) -> InvalidArgument:
+    """Why values, (dim,), cannot be brought to unit length."""
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise InvalidArgument(
-            f"{field} holds {values[bad[0]]} at place {bad[0]}; every value must be a finite number", field=field
-        )
-    # In fp64: the squares of fp32's largest and smallest numbers are beyond fp32.
-    wide = values.astype(np.float64)
-    norm = float(np.linalg.norm(wide))
-    if norm == 0.0:
-        raise InvalidArgument(
-            f"{field} is empty or all zeros; it must point somewhere: at least one value other than 0", field=field
-        )
-    return (wide / norm).astype(np.float32)
+        why = f"{field} holds {values[bad[0]]} at place {bad[0]}; every value must be a finite number"
+    else:
+        why = f"{field} is empty or all zeros; it must point somewhere: at least one value other than 0"
+    return InvalidArgument(why, field=field)
 
 
 def articles(messages: Sequence[types_pb2.Article]) -> list[LiveArticle]:
@@ -205,7 +210,7 @@ def _microseconds(nanos: int) -> int:
     return nanos // 1_000
 
 
-def seconds(message: Duration, field: str, least: float, most: float = 100 * _YEAR_S) -> float:
+def seconds(message: Duration, field: str, least: float, most: float = 100 * YEAR_S) -> float:
     """A length of time."""
     value = message.seconds + message.nanos / 1e9
     if not least <= value <= most:

@@ -64,6 +64,10 @@ def shape(request: search_service_pb2.RecommendRequest) -> Shape:
 
 def _expansion(message: search_service_pb2.Expansion) -> Expansion:
     weight = requests.within(requests.optional(message, "weight"), 0.0, 1.0, 0.5, "expansion.weight")
+    if weight == 0.0:
+        raise InvalidArgument(
+            "expansion.weight is 0; give a share above 0 and at most 1, or no expansion", field="expansion.weight"
+        )
     articles = requests.within(requests.optional(message, "articles"), 1, 100, 5, "expansion.articles")
     age = None
     if message.HasField("max_age"):

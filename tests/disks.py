@@ -1,0 +1,34 @@
+"""Small disks (tmpfs), which take the right to mount, and a limit on the size of files, which takes none."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def mount(path: Path, options: str) -> bool:
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True, check=False, timeout=30
+    )
+    return done.returncode == 0
+
+
+def used_kib(path: Path) -> int:
+    return shutil.disk_usage(path).used // 1024
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
