@@ -40,7 +40,7 @@ from coldframe.store import Store
 from coldframe.text import text_digest
 from indexer import embed
 from indexer.build import BuildConfig, run
-from indexer.corpus import Article, Columns, expand, read
+from indexer.corpus import Article, CorpusConfig
 from indexer.gates import Limits
 from indexer.progress import Reporter
 
@@ -87,7 +87,7 @@ def attempt(work: Work) -> None:
 
 def _config(work: Work) -> BuildConfig:
     return BuildConfig(
-        corpus=[str(work.corpus)], store=work.store, model=work.model, precision="fp32", limits=_ANYTHING
+        corpus=CorpusConfig([str(work.corpus)]), store=work.store, model=work.model, precision="fp32", limits=_ANYTHING
     )
 
 
@@ -309,7 +309,7 @@ def write_versions(corpus: Sequence[str], folder: Path, *, rows: int, versions: 
     """Windows of so many articles over a corpus, each a fifth further on, as JSON lines."""
     step = max(rows // 5, 1)
     wanted = rows + step * (versions - 1)
-    found = (row for row in read(expand(corpus), Columns()) if isinstance(row, Article))
+    found = (row for row in CorpusConfig(corpus).read() if isinstance(row, Article))
     articles = list(itertools.islice(found, wanted))
     assert len(articles) == wanted, f"the corpus has {len(articles)} articles, and {wanted} are needed"
     paths = []

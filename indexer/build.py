@@ -32,12 +32,11 @@ from coldframe.text import article_text
 from indexer.cache import Cache
 from indexer.calibrate import calibrate
 from indexer.choose import choose
-from indexer.corpus import read as read_corpus
 from indexer.describe import describe
 from indexer.draft import CLUSTERING, LENGTHS, SPOOL, Build, Clustering, begin
 from indexer.embed import Lengths, Rows, compute, reuse
 from indexer.estimate import require_room
-from indexer.lineage import Naming, Previous, name_clusters
+from indexer.lineage import Naming, Previous, name_clusters, next_number
 from indexer.measure import measure
 from indexer.plan import BuildConfig, plan
 from indexer.publish import built_before, publish
@@ -86,7 +85,7 @@ def read(build: Build, say: Say) -> Record:
     with Spool(build.draft.path / SPOOL) as spool:
         stats = fill(
             spool,
-            read_corpus(job.sources, config.columns),
+            job.read(),
             config.rejects or config.store / "rejects.jsonl",
             max_reject_share=config.max_reject_share,
         )
@@ -198,8 +197,14 @@ def describe_clusters(build: Build, say: Say) -> Record:
 def _name_clusters(build: Build, clustering: Clustering, ids: list[str]) -> Naming:
     comparable = build.ancestor is not None
     previous = None if build.previous is None else Previous.of(build.previous, comparable=comparable)
-    least = build.config.min_cluster_similarity
-    return name_clusters(clustering.centroids, clustering.assignment, ids, previous, min_similarity=least)
+    return name_clusters(
+        clustering.centroids,
+        clustering.assignment,
+        ids,
+        previous,
+        min_similarity=build.config.min_cluster_similarity,
+        first_number=next_number(build.job.store),
+    )
 
 
 def _lineage(table: ClusterTable, naming: Naming) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from coldframe.errors import InvalidArgument
 from coldframe.recipe import RECIPES, unit
-from indexer.corpus import Columns
+from indexer.corpus import CorpusConfig
 from indexer.evaluate.baselines import InDegree, Vectors, near_duplicates, nearest, tfidf
 from indexer.evaluate.bootstrap import Interval, resampled_means
 from indexer.evaluate.command import evaluate_command
@@ -46,7 +46,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def corpus(file: Path) -> Corpus:
-    return load([str(file)], Columns(), None, None, 0)
+    return load(CorpusConfig([str(file)]), None, None, 0)
 
 
 def table(path: Path, *rows: tuple[object, ...]) -> Path:

@@ -23,9 +23,9 @@ from coldframe.generation import ARTICLES, CLUSTERS, REPORT, VECTORS, CorpusInfo
 from coldframe.recipe import unit
 from coldframe.store import Store
 from indexer.report import ReportFacts, write_report
-from indexer.report.command import report_command
 from indexer.report.projection import project, sample_rows
 from indexer.report.wording import count, duration, mebibytes, percent
+from indexer.report_command import report_command
 from tests.generations import publish
 
 if TYPE_CHECKING:

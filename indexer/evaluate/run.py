@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from coldframe.encoder import Encoder
     from coldframe.recipe import Recipe
-    from indexer.corpus import Columns
+    from indexer.corpus import CorpusConfig
 
 TFIDF, POPULARITY, RANDOM = "tf-idf", "popularity", "random"
 V_MEASURE = "clustering v-measure"
@@ -33,9 +33,8 @@ _TEXTS_AT_ONCE = 64
 class Config:
     """What is measured."""
 
-    corpus: Sequence[str]
+    corpus: CorpusConfig
     recipes: Sequence[Recipe]
-    columns: Columns
     label_column: str | None = None
     links: Path | None = None
     sessions: Path | None = None
@@ -103,7 +102,7 @@ def evaluate(config: Config, encoder: Encoder, say: Callable[[str], None]) -> Re
 
 def read(config: Config) -> tuple[Corpus, Any]:
     """The corpus without duplicates and near duplicates, and its TF-IDF vectors by row."""
-    corpus = load(config.corpus, config.columns, config.label_column, config.sample, config.seed)
+    corpus = load(config.corpus, config.label_column, config.sample, config.seed)
     terms = tfidf(corpus.texts)
     kept = near_duplicates(terms)
     corpus = without(corpus, kept)
