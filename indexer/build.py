@@ -28,6 +28,7 @@ from coldframe.clusters import write_clusters
 from coldframe.errors import InvalidArgument
 from coldframe.generation import ARTICLES, CLUSTERS, INDEX, VECTORS
 from coldframe.recipe import Placement, Recipe
+from coldframe.storage import release
 from coldframe.text import article_text
 from indexer.cache import Cache
 from indexer.calibrate import calibrate
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildConfig", "run"]
 
-_PLACE_ROWS = 65_536
+_PLACE_ROWS = 16_384
 
 
 def run(config: BuildConfig, reporter: Reporter) -> Manifest:
@@ -143,6 +144,7 @@ def place(vectors: NDArray[np.float32], recipe: Recipe, out: Path) -> None:
     placement.save(out)
     for start in range(0, len(vectors), _PLACE_ROWS):
         vectors[start : start + _PLACE_ROWS] = placement(vectors[start : start + _PLACE_ROWS])
+        release(vectors)
 
 
 def train_clusters(build: Build, say: Say) -> Record:

@@ -14,6 +14,7 @@ from indexer.report import figures
 from indexer.report.contents import SHORT_MODEL, Contents
 from indexer.report.projection import FEWEST, project, sample_rows
 from indexer.report.wording import count, mebibytes, percent
+from indexer.sample import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +38,7 @@ def corpus_map(contents: Contents) -> Section:
     rows = sample_rows(contents.story_of, seed)
     if len(rows) < FEWEST:
         return {"why": f"A map needs at least {FEWEST} articles of different stories; here are {len(rows)}."}
-    places = project(np.asarray(contents.vectors[rows]), seed)
+    places = project(take(contents.vectors, rows), seed)
     clusters = contents.assignment[rows]
     groups = contents.group_of[clusters]
     order = np.argsort(groups != len(contents.groups) - 1, kind="stable")  # what is grey lies below
