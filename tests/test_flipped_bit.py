@@ -1,4 +1,4 @@
-"""One bit that flips in any file of a generation that was built: `verify` finds it, and the server does not serve it."""
+"""One bit that flips in any file of a built generation: `verify` finds it, and the server does not serve it."""
 
 from __future__ import annotations
 

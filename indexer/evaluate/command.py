@@ -41,6 +41,9 @@ def evaluate_command(
     ] = None,
     sample: Annotated[int | None, typer.Option(help="Measure so many articles, drawn from the labelled ones.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    store: Annotated[
+        Path | None, typer.Option(help="Whose embeddings of the texts are taken, if one recipe alone is asked for.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
@@ -65,10 +68,12 @@ def evaluate_command(
         skip_events=["target"] if skip_event is None else skip_event,
         sample=sample,
         seed=seed,
+        store=store,
     )
     # The report alone goes to standard output.
     log = Console(stderr=True, highlight=False, markup=False)
-    encoder = Encoder.load(model, None, precision, device)  # type: ignore[arg-type]  # it says what is allowed
+    alone = chosen[0].name if len(chosen) == 1 else None
+    encoder = Encoder.load(model, alone, precision, device)  # type: ignore[arg-type]  # it says what is allowed
     report = evaluate(config, encoder, lambda text: log.print(text, soft_wrap=True))
     if as_json:
         typer.echo(json.dumps(report.document(), ensure_ascii=False))
