@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coldframe import Client, seed
-from indexer.corpus import Columns
+from indexer.corpus import CorpusConfig
 from indexer.evaluate.baselines import Chance, Popularity, Scorer, Vectors, nearest
 from indexer.evaluate.bootstrap import Interval, resampled_means
 from indexer.evaluate.run import Config, read
@@ -206,7 +206,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    corpus, terms = read(Config([str(args.corpus)], [], Columns(), sessions=args.sessions, seed=args.seed))
+    corpus, terms = read(Config(CorpusConfig([str(args.corpus)]), [], sessions=args.sessions, seed=args.seed))
     choosing, asking, popularity = split(corpus, args.seed)
     scorers: dict[str, Scorer] = {
         "TF-IDF": Vectors(terms),

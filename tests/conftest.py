@@ -86,11 +86,12 @@ def articles() -> list[Sample]:
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory, articles: list[Sample]) -> Path:
     from indexer.build import BuildConfig, run
+    from indexer.corpus import CorpusConfig
     from indexer.progress import Reporter
 
     folder = tmp_path_factory.mktemp("built")
     write_corpus(folder / "articles.csv", articles)
-    config = BuildConfig(corpus=[str(folder / "articles.csv")], store=folder / "store", precision="fp32")
+    config = BuildConfig(corpus=CorpusConfig([str(folder / "articles.csv")]), store=folder / "store", precision="fp32")
     run(config, Reporter(Console(file=io.StringIO())))
     return folder / "store"
 

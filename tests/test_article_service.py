@@ -23,8 +23,8 @@ from coldframe.v1.article_service_pb2 import (
     UpsertArticlesRequest,
 )
 from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
+from tests.disks import mount, used_kib
 from tests.newsroom import COUNT, Barrier, every_id, nearest, opened, piece, settled, words
-from tests.test_disk_full import disk, mount, used_kib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 CREATED, REPLACED, UNCHANGED = UPSERT_OUTCOME_CREATED, UPSERT_OUTCOME_REPLACED, UPSERT_OUTCOME_UNCHANGED
 DAY = timedelta(days=1)
 MAY = datetime(2026, 5, 1, 12, 30, 15, 123456, tzinfo=UTC)
-__all__ = ["disk"]  # a fixture
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_bytes_that_are_no_request_end_the_stream_after_the_answers_before(
     untyped: Any = channel.stream_stream("/coldframe.v1.EmbeddingService/StreamEmbed")
     good = StreamEmbedRequest(correlation_id="1", text="a b").SerializeToString()
     call = untyped(iter([good, good, b"\xff\xff\xff", good]), timeout=60)
-    answered = []
+    answered: list[bytes] = []
     with pytest.raises(grpc.RpcError) as raised:
         answered.extend(iter(call.__next__, None))
     assert len(answered) == 2

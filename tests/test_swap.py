@@ -104,7 +104,7 @@ def test_a_call_under_way_ends_on_the_generation_it_began_with(
     with followed(background, own) as (client, engine), ThreadPoolExecutor(2) as pool:
         queue = engine.served().queue
         held = Barrier(engine._compute)
-        calls = [
+        calls: list[Future[Any]] = [
             pool.submit(client.search, words("x"), limit=200, exact=True),
             pool.submit(client.nearest_clusters, words("y")),
         ]
