@@ -36,7 +36,7 @@ Bounds = list[tuple[int, int]]
 # DENSE tokens are one block; and what follows attention goes by ROWS tokens, which stay in the processor's cache.
 BLOCK = 128
 DENSE = 600
-ROWS = 512
+ROWS = 256
 
 
 @dataclass(frozen=True)
