@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from struct import calcsize
 from typing import TYPE_CHECKING
 
@@ -178,6 +178,7 @@ class _Rows:
 
     def read(self, place: int) -> ArticleRow:
         """One row."""
+        start, end = self._entries[place], self._entries[place + 1]
         dated = self._dated is None or self._dated[place]
         cluster, seen, used, story = (values[place] for values in self._integers)
         return ArticleRow(
@@ -185,7 +186,7 @@ class _Rows:
             title=self._titles[place],
             excerpt=self._excerpts[place],
             published_at=_EPOCH + timedelta(microseconds=self._dates[place]) if dated else None,
-            attributes={self._keys[n]: self._items[n] for n in range(self._entries[place], self._entries[place + 1])},
+            attributes=dict(zip(self._keys.some(start, end), self._items.some(start, end), strict=True)),
             cluster=cluster,
             tokens_seen=seen,
             tokens_used=used,
@@ -208,6 +209,11 @@ class _Texts:
 
     def __getitem__(self, place: int) -> str:
         return str(self._bytes[self._ends[place] : self._ends[place + 1]], "utf-8")
+
+    def some(self, start: int, end: int) -> list[str]:
+        """Those from one place on, before another."""
+        ends, raw = self._ends[start : end + 1].tolist(), self._bytes
+        return [str(raw[a:b], "utf-8") for a, b in pairwise(ends)]
 
 
 class _Bits:
