@@ -126,12 +126,11 @@ class Fuzz:
         read = message_factory.GetMessageClass(method.output_type).FromString
         try:
             if method.client_streaming:
-                call = self.channel.stream_stream(path, response_deserializer=read)
-                replies = list(call(iter(case.payloads), timeout=_TIMEOUT_S))
+                stream: Any = self.channel.stream_stream(path, response_deserializer=read)
+                replies = list(stream(iter(case.payloads), timeout=_TIMEOUT_S))
             else:
-                replies = [
-                    self.channel.unary_unary(path, response_deserializer=read)(*case.payloads, timeout=_TIMEOUT_S)
-                ]
+                unary: Any = self.channel.unary_unary(path, response_deserializer=read)
+                replies = [unary(*case.payloads, timeout=_TIMEOUT_S)]
         except grpc.RpcError as error:
             return self._refused(case, error)
         self._count(method, "OK")
@@ -296,7 +295,7 @@ class Untouched:
         request = search_service_pb2.SearchRequest(limit=1_000, effort=types_pb2.EFFORT_EXACT)
         request.seed.vector.packed = query.tobytes()
         request.ranking.max_per_story = 0
-        call = fuzz.channel.unary_unary(
+        call: Any = fuzz.channel.unary_unary(
             "/coldframe.v1.SearchService/Search", response_deserializer=search_service_pb2.SearchResponse.FromString
         )
         known = set(self.ids)

@@ -17,7 +17,7 @@ from benchmarks.machine import describe
 from coldframe import models
 from coldframe.encoder import Encoder, Precision, PrecisionWarning
 from coldframe.recipe import RECIPES
-from indexer.corpus import Columns
+from indexer.corpus import CorpusConfig
 from indexer.evaluate.baselines import Vectors, nearest
 from indexer.evaluate.corpus import load
 from indexer.evaluate.run import embed
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--articles", type=int)
     args = parser.parse_args()
-    corpus = load([args.corpus], Columns(), None, args.articles, seed=0)
+    corpus = load(CorpusConfig([args.corpus]), None, args.articles, seed=0)
     model = models.load(args.model)
     recipes = list({recipe.name: recipe for recipe in (model.recipe, RECIPES["mean"], RECIPES["seed"])}.values())
     print(f"{describe()}\n{model.name}, {len(corpus.ids):,} articles")
@@ -48,7 +48,7 @@ def main() -> None:
     for precision in PRECISIONS:
         warnings.simplefilter("error", PrecisionWarning)  # a model that falls back would be measured under a false name
         encoder = Encoder(model, model.recipe, precision, "cpu")
-        found = embed(encoder, corpus.texts, recipes, lambda _: None)
+        found = embed(encoder, corpus.texts, recipes, lambda _: None, {})
         exact = exact or found
         for name, vectors in found.items():
             least = cosine(vectors, exact[name])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, pairwise
 from struct import calcsize
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +111,7 @@ class Articles:
         except (pa.ArrowInvalid, OSError) as error:
             raise CorruptGeneration(f"{path.name} cannot be read; verify the store and rebuild") from error
         self._rows = [_Rows(batch) for batch in self._batches]
-        self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
+        self._starts: list[int] = [0, *accumulate(batch.num_rows for batch in self._batches)]
         self._first_ids = [rows.ids[0] for rows in self._rows]
         self._digests = np.concatenate([_first_words(batch.column("text_digest")) for batch in self._batches])
         self._by_digest = np.argsort(self._digests, kind="stable")
@@ -227,7 +227,7 @@ class _Bits:
         return bool(self._bytes[place >> 3] >> (place & 7) & 1)
 
 
-def _values(column: pa.Array, kind: str, count: int | None = None) -> memoryview:
+def _values(column: pa.Array, kind: Literal["B", "i", "q", "f"], count: int | None = None) -> Any:
     """The first values of a column's second buffer, as many as it has rows; `kind` is that of the module `struct`."""
     assert column.offset == 0, "a column as it lies in the file"
     values = memoryview(column.buffers()[1]).cast("B")

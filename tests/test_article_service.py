@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from coldframe import Client
+    from coldframe.live import Change
     from coldframe.v1.article_service_pb2 import UpsertArticlesResponse
     from coldframe.v1.types_pb2 import Article
     from server.engine import Engine
@@ -376,7 +379,12 @@ def test_callers_that_wait_together_are_committed_together(served: tuple[Client,
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(20) as pool:
         commits = []
         apply = LiveStore.apply
-        patch.setattr(LiveStore, "apply", lambda self, changes: commits.append(len(changes)) or apply(self, changes))
+
+        def counted(self: LiveStore, changes: Sequence[Change]) -> list[int]:
+            commits.append(len(changes))
+            return apply(self, changes)
+
+        patch.setattr(LiveStore, "apply", counted)
         held = Barrier(engine._write)
         calls = [pool.submit(client.delete, [f"{n:03}"]) for n in range(20)]
         while engine.writer._waiting < 19:
@@ -425,9 +433,12 @@ def test_equal_texts_have_equal_vectors_and_a_text_that_is_held_is_not_embedded_
     batches: list[int] = []
     embed_ids = engine.served().encoder.embed_ids
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            engine.served().encoder, "embed_ids", lambda ids, *a: batches.append(len(ids)) or embed_ids(ids, *a)
-        )
+
+        def counted(ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+            batches.append(len(ids))
+            return embed_ids(ids)
+
+        patch.setattr(engine.served().encoder, "embed_ids", counted)
         client.upsert([piece("one", "a b c d"), piece("two", words("x")), piece("three", "a b c d")])
         client.upsert([piece("four", "a b c d"), piece("two", words("x"), title="")])
         assert sum(batches) == 3
