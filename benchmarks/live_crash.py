@@ -39,7 +39,7 @@ from benchmarks.live_look import Look
 from coldframe.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from multiprocessing.context import ForkServerContext
     from multiprocessing.process import BaseProcess
 
@@ -54,7 +54,7 @@ _PRELOADED = (
     "indexer.report.page",
 )
 _PATIENCE_S = 120.0
-_KILLS_PER_STORE = 50
+_KILLS_PER_STORE = 20
 ROUND = (
     *("traffic",) * 3,
     "swap",
@@ -154,8 +154,8 @@ class LiveCrash:
         process.start()
         return process
 
-    def run(self, modes: Sequence[str]) -> Outcome:
-        """Kills once for each mode."""
+    def run(self, modes: Sequence[str], tell: Callable[[Outcome], None] = lambda _outcome: None) -> Outcome:
+        """Kills once for each mode, and tells what was seen so far after each store."""
         for first in range(0, len(modes), _KILLS_PER_STORE):
             store = self.folder / f"store-{first}"
             shutil.copytree(self.template, store)
@@ -164,6 +164,7 @@ class LiveCrash:
                 life.kill(mode)
             life.end()
             shutil.rmtree(store)
+            tell(self.outcome)
         return self.outcome
 
 
@@ -281,6 +282,10 @@ def show(outcome: Outcome, seconds: float) -> None:
     console.print("no fault" if not outcome.faults else f"{len(outcome.faults)} faults")
 
 
+def _progress(outcome: Outcome, seconds: float) -> None:
+    print(f"{outcome.kills.total()} kills, {len(outcome.faults)} faults, {seconds:,.0f} s", flush=True)
+
+
 def main() -> None:
     """Kills as often as asked, and exits with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,7 +297,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="coldframe-live-crash-") as name:
         crash = LiveCrash(Path(name), str(small_model(Path(name) / "model")), args.seed, clients=args.clients)
         start = time.perf_counter()
-        outcome = crash.run(modes)
+        outcome = crash.run(modes, lambda so_far: _progress(so_far, time.perf_counter() - start))
     show(outcome, time.perf_counter() - start)
     sys.exit(1 if outcome.faults else 0)
 
