@@ -32,7 +32,7 @@ def bare(target: dict[str, Any], queries: NDArray[np.float32]) -> Call:
     """Bytes out, bytes in."""
     import grpc
 
-    call = grpc.insecure_channel(target["address"], _OPTIONS).unary_unary("/bare.Bare/Search")
+    call: Any = grpc.insecure_channel(target["address"], _OPTIONS).unary_unary("/bare.Bare/Search")
 
     def search(n: int) -> list[Any]:
         found: list[int] = np.frombuffer(call(queries[n].tobytes()), np.int64).tolist()

@@ -41,7 +41,9 @@ class Callers:
     def greet(self, target: Target) -> None:
         """Lets every caller connect, and call once."""
         for caller in range(len(self)):
-            self._ask(caller, {"target": target, "calls": 1})
+            self._send(caller, {"target": target, "calls": 1})
+        for caller in range(len(self)):
+            self._receive(caller)
 
     def together(self, target: Target, callers: int, seconds: float) -> tuple[float, list[float]]:
         """Calls per second of so many callers at once, and the milliseconds of each call."""

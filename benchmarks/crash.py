@@ -1,6 +1,6 @@
 """Kills builds with SIGKILL, at random moments and once at each boundary, and looks at what is left.
 
-    python -m benchmarks.crash --corpus ../shared/data/reuters21578/articles.csv.gz --kills 200
+    python -m benchmarks.crash --corpus ../shared/data/reuters21578/articles.csv.gz --kills 200 [--only random]
 
 Builds follow each other over a corpus whose window moves on, in one store without a kill and in one with kills. After
 every kill the store must open, and CURRENT name a complete generation whose every file matches its checksum. A build
@@ -40,7 +40,7 @@ from coldframe.store import Store
 from coldframe.text import text_digest
 from indexer import embed
 from indexer.build import BuildConfig, run
-from indexer.corpus import Article, Columns, expand, read
+from indexer.corpus import Article, CorpusConfig
 from indexer.gates import Limits
 from indexer.progress import Reporter
 
@@ -57,6 +57,15 @@ _ANYTHING = Limits(max_article_loss=1, recall_slack=1, max_empty_share=1, max_ce
 _CHARS_PER_CHUNK = 2_048
 _KILLS_PER_BUILD = 8
 _VERSIONS = 12
+# What builds import late, and would each import anew.
+_IMPORTED = [
+    "indexer.build",
+    "indexer.report.page",
+    "matplotlib.backends.backend_svg",
+    "sklearn.decomposition",
+    "sklearn.feature_extraction.text",
+    "sklearn.manifold",
+]
 _CALLS = ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink")
 
 
@@ -87,7 +96,7 @@ def attempt(work: Work) -> None:
 
 def _config(work: Work) -> BuildConfig:
     return BuildConfig(
-        corpus=[str(work.corpus)], store=work.store, model=work.model, precision="fp32", limits=_ANYTHING
+        corpus=CorpusConfig([str(work.corpus)]), store=work.store, model=work.model, precision="fp32", limits=_ANYTHING
     )
 
 
@@ -270,6 +279,7 @@ class Crash:
             seen |= texts
             last = chunks[-1]
         log.unlink(missing_ok=True)
+        print(f"\r{self.outcome.kills} kills, {len(self.outcome.faults)} faults", end="", file=sys.stderr, flush=True)
 
 
 def _start(work: Work) -> BaseProcess:
@@ -289,7 +299,7 @@ def _wait(process: BaseProcess) -> int | None:
 def _processes() -> ForkServerContext:
     """Children are forked from a process that has imported everything and computed nothing: they start at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["indexer.build", "indexer.report.page"])
+    context.set_forkserver_preload(_IMPORTED)
     return context
 
 
@@ -309,7 +319,7 @@ def write_versions(corpus: Sequence[str], folder: Path, *, rows: int, versions: 
     """Windows of so many articles over a corpus, each a fifth further on, as JSON lines."""
     step = max(rows // 5, 1)
     wanted = rows + step * (versions - 1)
-    found = (row for row in read(expand(corpus), Columns()) if isinstance(row, Article))
+    found = (row for row in CorpusConfig(corpus).read() if isinstance(row, Article))
     articles = list(itertools.islice(found, wanted))
     assert len(articles) == wanted, f"the corpus has {len(articles)} articles, and {wanted} are needed"
     paths = []
@@ -352,13 +362,14 @@ def small_model(folder: Path) -> Path:
     return folder
 
 
-def crash(folder: Path, model: str, versions: list[Path], *, kills: int, boundaries: bool, seed: int = 0) -> Outcome:
+def crash(folder: Path, model: str, versions: list[Path], *, kills: int, only: str | None, seed: int = 0) -> Outcome:
     """Runs it all in a folder; `kills` counts those at boundaries, if they are wanted, and the rest are at random."""
     benchmark = Crash(folder, model, versions, seed)
     benchmark.build_undisturbed()
-    if boundaries:
+    if only != "random":
         benchmark.kill_at_boundaries()
-    benchmark.kill_at_random(kills - benchmark.outcome.kills)
+    if only != "boundaries":
+        benchmark.kill_at_random(kills - benchmark.outcome.kills)
     return benchmark.outcome
 
 
@@ -386,6 +397,7 @@ def main() -> None:
     parser.add_argument("--corpus", nargs="+", required=True, help="files of articles; the first ones are used")
     parser.add_argument("--rows", type=int, default=200, help="articles in each build")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--only", choices=["boundaries", "random"], help="leave the other kills away")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="instead of a small random one")
     args = parser.parse_args()
@@ -394,7 +406,7 @@ def main() -> None:
         folder = Path(name)
         versions = write_versions(args.corpus, folder, rows=args.rows, versions=_VERSIONS)
         model = args.model or str(small_model(folder / "small"))
-        outcome = crash(folder, model, versions, kills=args.kills, boundaries=True, seed=args.seed)
+        outcome = crash(folder, model, versions, kills=args.kills, only=args.only, seed=args.seed)
     show(outcome, time.perf_counter() - start)
     sys.exit(1 if outcome.faults else 0)
 

@@ -27,6 +27,7 @@ from coldframe.encoder import Encoder
 from coldframe.generation import VECTORS
 from coldframe.store import Store
 from indexer import build as job
+from indexer.corpus import CorpusConfig
 from indexer.draft import LENGTHS, begin
 from indexer.plan import BuildConfig, Job
 from indexer.progress import Reporter
@@ -109,9 +110,11 @@ def _build(drawn: Drawn, folder: Path) -> None:
         with path.with_suffix(".partial").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(article) + "\n" for article in drawn.articles())
         path.with_suffix(".partial").rename(path)
-    config = BuildConfig(corpus=[str(path)], store=folder / _STORE, seed=drawn.seed)
+    config = BuildConfig(corpus=CorpusConfig([str(path)]), store=folder / _STORE, seed=drawn.seed)
     encoder = Encoder.load(config.model)
-    with begin(Job(config, Store(config.store), [path], encoder, Reporter(Console(stderr=True)))) as building:
+    with begin(
+        Job(config, Store(config.store), config.corpus.sources(), encoder, Reporter(Console(stderr=True)))
+    ) as building:
         building.phase("read", job.read)
         building.phase("embed", lambda build, say: _place(drawn, build, say))
         building.phase("train", job.train_clusters)

@@ -32,6 +32,7 @@ LATENCY_LENGTHS = (8, 20, 60, 300, 1000, 4096)
 GROUP = 16
 
 Documents = Sequence[Sequence[int]]
+Peer = Callable[[Sequence[str]], object]
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--architecture", choices=("base", "minilm"), default="base")
     parser.add_argument("--groups", type=int, default=8, help=f"of {GROUP} articles each")
+    parser.add_argument("--without-sentence-transformers", action="store_true", help="they take most of the time")
     args = parser.parse_args()
     model = models.load("minilm") if args.architecture == "minilm" else random_base()
     encoders: dict[str, Encoder] = {
@@ -49,9 +51,11 @@ def main() -> None:
     for precision, encoder in encoders.items():
         if encoder.precision != precision:
             print(f"{precision} is not run: the model loses too much")
+    texts = documents(args.corpus, args.groups * GROUP)
     with tempfile.TemporaryDirectory() as directory:
-        throughput(model, encoders, documents(args.corpus, args.groups * GROUP), Path(directory))
-    latency(encoders)
+        peer = None if args.without_sentence_transformers else sentence_transformers(model, Path(directory))
+        throughput(model, encoders, texts, peer)
+    latency(model, encoders)
 
 
 def random_base() -> models.Model:
@@ -76,14 +80,12 @@ def documents(corpus: str, count: int) -> list[str]:
     return [article_text(articles[n].title, articles[n].content) for n in chosen]
 
 
-def throughput(model: models.Model, encoders: dict[str, Encoder], texts: Sequence[str], directory: Path) -> None:
+def throughput(model: models.Model, encoders: dict[str, Encoder], texts: Sequence[str], peer: Peer | None) -> None:
     """Tokens and articles per second of every way, the ratio to the notebook's, and the share of the GEMM ceiling."""
     docs = [t.ids for t in Encoder.load("minilm", precision="fp32").tokenize(texts)]
-    peer = sentence_transformers(model, directory)
-    ways: dict[str, Callable[[slice], object]] = {
-        "notebook's loop": over(docs, notebook(model)),
-        "sentence-transformers": lambda group: peer(texts[group]),
-    }
+    ways: dict[str, Callable[[slice], object]] = {"notebook's loop": over(docs, notebook(model))}
+    if peer is not None:
+        ways["sentence-transformers"] = lambda group: peer(texts[group])
     ways |= {f"coldframe {precision}": over(docs, encoder.embed_ids) for precision, encoder in encoders.items()}
     groups = [slice(start, start + GROUP) for start in range(0, len(docs), GROUP)]
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -128,7 +130,7 @@ def notebook(model: models.Model) -> Callable[[Documents], object]:
     return lambda docs: [reference.seed(ids) for ids in docs]
 
 
-def sentence_transformers(model: models.Model, directory: Path) -> Callable[[Sequence[str]], object]:
+def sentence_transformers(model: models.Model, directory: Path) -> Peer:
     """The library itself: its own batches of 32, sorted by length and padded; token means."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -158,14 +160,15 @@ def ceiling(model: models.Model, precision: str) -> float:
     return gemm_ceiling(config.hidden, config.intermediate, precision)
 
 
-def latency(encoders: dict[str, Encoder]) -> None:
-    """How long one text takes."""
-    print(f"\nms for one text, p50 / p99\n{'tokens':>6} " + " ".join(f"{p:>17}" for p in encoders))
+def latency(model: models.Model, encoders: dict[str, Encoder]) -> None:
+    """How long one text takes; the notebook's loop is the median of three calls."""
+    loop = notebook(model)
+    print(f"\nms for one text, p50 / p99\n{'tokens':>6} {'loop':>7} " + " ".join(f"{p:>17}" for p in encoders))
     for length in LATENCY_LENGTHS:
         ids = np.random.default_rng(length).integers(1000, 30_000, length).tolist()
-        cells = []
+        cells = [f"{statistics.median(1e3 * timed(loop, [ids]) for _ in range(3)):7.0f}" if length <= 60 else f"{'':7}"]
         for encoder in encoders.values():
-            calls = 100 if length <= 60 else 30 if length <= 300 else 10
+            calls = 100 if length <= 60 else 20 if length <= 300 else 4
             spent = [1e3 * timed(encoder.embed_ids, [ids]) for _ in range(calls)]
             cells.append(f"{np.percentile(spent, 50):8.1f} /{np.percentile(spent, 99):7.1f}")
         print(f"{length:6} " + " ".join(cells), flush=True)

@@ -16,6 +16,7 @@ import argparse
 import re
 import sys
 import tempfile
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class Fuzz:
 
     channel: grpc.Channel
     codes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, address: str) -> Fuzz:
@@ -113,6 +115,10 @@ class Fuzz:
         options = [(name, 2 * MAX_MESSAGE_BYTES) for name in names]  # it is the server that shall refuse
         return cls(grpc.insecure_channel(address, [*options, ("grpc.enable_http_proxy", 0)]))
 
+    def _count(self, method: MethodDescriptor, code: str) -> None:
+        with self._lock:
+            self.codes[method.name, code] += 1
+
     def fault(self, case: Case) -> str | None:
         """What is wrong with the answer to a case; None where nothing is."""
         method = case.method
@@ -120,15 +126,14 @@ class Fuzz:
         read = message_factory.GetMessageClass(method.output_type).FromString
         try:
             if method.client_streaming:
-                call = self.channel.stream_stream(path, response_deserializer=read)
-                replies = list(call(iter(case.payloads), timeout=_TIMEOUT_S))
+                stream: Any = self.channel.stream_stream(path, response_deserializer=read)
+                replies = list(stream(iter(case.payloads), timeout=_TIMEOUT_S))
             else:
-                replies = [
-                    self.channel.unary_unary(path, response_deserializer=read)(*case.payloads, timeout=_TIMEOUT_S)
-                ]
+                unary: Any = self.channel.unary_unary(path, response_deserializer=read)
+                replies = [unary(*case.payloads, timeout=_TIMEOUT_S)]
         except grpc.RpcError as error:
             return self._refused(case, error)
-        self.codes[method.name, "OK"] += 1
+        self._count(method, "OK")
         errors = [error for reply in replies for error in _item_errors(reply)]
         faults = [self._item_fault(case, error) for error in errors]
         if method.client_streaming and len(replies) != len(case.payloads):
@@ -137,7 +142,7 @@ class Fuzz:
 
     def _refused(self, case: Case, error: Any) -> str | None:
         code = error.code().name
-        self.codes[case.method.name, code] += 1
+        self._count(case.method, code)
         if code not in _ALLOWED:
             return f"{code}: {error.details()}"
         if code != "INVALID_ARGUMENT":
@@ -151,7 +156,7 @@ class Fuzz:
         return f"a refusal that names {wrong or 'no field'}: {error.details()}" if wrong or not fields else None
 
     def _item_fault(self, case: Case, error: types_pb2.ItemError) -> str | None:
-        self.codes[case.method.name, f"item {error.code}"] += 1
+        self._count(case.method, f"item {error.code}")
         if error.code not in _ALLOWED:
             return f"an item's {error.code}: {error.message}"
         if error.code == "INVALID_ARGUMENT" and not is_path(error.field, case.method.input_type):
@@ -290,7 +295,7 @@ class Untouched:
         request = search_service_pb2.SearchRequest(limit=1_000, effort=types_pb2.EFFORT_EXACT)
         request.seed.vector.packed = query.tobytes()
         request.ranking.max_per_story = 0
-        call = fuzz.channel.unary_unary(
+        call: Any = fuzz.channel.unary_unary(
             "/coldframe.v1.SearchService/Search", response_deserializer=search_service_pb2.SearchResponse.FromString
         )
         known = set(self.ids)

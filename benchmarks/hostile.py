@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor as Field
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _MANY, _MANY_ARE_SHORT = 10_001, 64
 _DEEPEST = 6
 _ABOUT = frozenset(["seed", "seeds", "texts", "articles", "ids", "id", "cluster_id", "requests", "request", "filters"])
 _LONG_TEXT = 1_000_001
+_EMBEDDED, _FEW, _TOO_MANY = frozenset(["texts", "articles", "seeds", "requests"]), 9, 257
+_SELDOM = {"text": 0.3, "article": 0.3}  # each is a few milliseconds of the encoder's
 _WORDS = ("rate", "cut", "rain", "goal", "vote", "film", "storm", "bank", "court", "train")
 
 
@@ -86,11 +89,11 @@ class Hostile:
         if self._special(message):
             return
         for oneof in kind.oneofs:
-            members = [f for f in oneof.fields if depth < _DEEPEST or f.message_type is None]
+            members = [f for f in cast(list[Field], oneof.fields) if depth < _DEEPEST or f.message_type is None]
             synthetic = len(oneof.fields) == 1 and oneof.name.startswith("_")
             if not synthetic and members and self._random.random() > 0.05 + self._bad / 4:
-                self._set(message, self._random.choice(members), depth)
-        for field in kind.fields:
+                self._set(message, self._random.choices(members, [_SELDOM.get(f.name, 1.0) for f in members])[0], depth)
+        for field in cast(list[Field], kind.fields):
             alone = field.containing_oneof is None or field.containing_oneof.name.startswith("_")
             deep = field.message_type is not None and depth >= _DEEPEST
             if alone and not deep and self._random.random() < self._chance(field):
@@ -118,6 +121,7 @@ class Hostile:
             setattr(message, field.name, self._value(field))
 
     def _set_map(self, message: Message, field: Field, depth: int) -> None:
+        assert field.message_type is not None, "a map is of entries"
         key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
         entries = getattr(message, field.name)
         for _ in range(self._length(depth)):
@@ -130,7 +134,10 @@ class Hostile:
             values.extend(self._vector().tolist())
             return
         length = self._length(depth)
-        if field.message_type is not None:
+        if field.name in _EMBEDDED and length > _FEW:  # many texts would be work, and not hostile: too many are refused
+            blank = "w" if field.message_type is None else message_factory.GetMessageClass(field.message_type)()
+            values.extend([blank] * _TOO_MANY)
+        elif field.message_type is not None:
             for _ in range(length):
                 self.fill(values.add(), depth + 1)
         elif length > len(_WORDS):
@@ -158,6 +165,7 @@ class Hostile:
             known = [value.number for value in field.enum_type.values]
             return self._random.choice((99, -1, 2**31 - 1) if self._turns() else known)
         if field.type == Field.TYPE_STRING:
+            assert field.containing_type is not None, "a field of a message"
             return self._string(field.name, field.containing_type.name)
         if field.type == Field.TYPE_BYTES:
             return self._packed()

@@ -58,10 +58,12 @@ def _product(rows: int, inputs: int, outputs: int, precision: str):  # type: ign
 
 
 class Peak:
-    """How far the process's memory rises over what it held at the start of the block, `mib`; 0 where unknown."""
+    """The most that the process holds during the block, `whole_mib`, and how far that is over what it held at the
+    start, `mib`; 0 where unknown.
+    """
 
     def __enter__(self) -> Self:
-        self.mib = 0.0
+        self.mib = self.whole_mib = 0.0
         try:
             Path("/proc/self/clear_refs").write_text("5")  # forgets the old peak
         except OSError:
@@ -72,7 +74,8 @@ class Peak:
 
     def __exit__(self, *error: object) -> None:
         if self._before is not None:
-            self.mib = (_status("VmHWM") - self._before) / 1024
+            self.whole_mib = _status("VmHWM") / 1024
+            self.mib = self.whole_mib - self._before / 1024
 
 
 def _status(field: str) -> int:

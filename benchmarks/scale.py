@@ -34,6 +34,7 @@ from coldframe.recipe import named, unit
 from coldframe.storage import release
 from coldframe.store import Store
 from indexer import build as job
+from indexer.corpus import CorpusConfig
 from indexer.draft import LENGTHS, begin
 from indexer.measure import measure
 from indexer.plan import BuildConfig, Job
@@ -176,9 +177,9 @@ def build(corpus: Corpus, folder: Path) -> bool:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(article) + "\n" for article in corpus.articles())
     watch = _Watch(Console())
-    config = BuildConfig(corpus=[str(path)], store=folder / "store", seed=corpus.seed)
+    config = BuildConfig(corpus=CorpusConfig([str(path)]), store=folder / "store", seed=corpus.seed)
     print(f"{corpus.rows:,} x {corpus.dim}; the libraries alone take {_resident_mib('VmRSS'):,.0f} MiB")
-    with begin(Job(config, Store(config.store), [path], _no_encoder(corpus.dim), watch)) as building:
+    with begin(Job(config, Store(config.store), config.corpus.sources(), _no_encoder(corpus.dim), watch)) as building:
         building.phase("read", job.read)
         building.phase("embed", lambda build, say: _draw_vectors(corpus, build, say))
         building.phase("train", job.train_clusters)

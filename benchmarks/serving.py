@@ -110,7 +110,7 @@ def many_at_a_time(targets: Targets, rounds: int, seconds: float) -> None:
 def recalls(targets: Targets, generation: Generation, queries: Path) -> dict[str, float]:
     """recall@10 of every target against brute force."""
     true = exact(generation, np.load(queries)[:_ASKED], 10)
-    found = {}
+    found: dict[str, float] = {}
     for name in ("bare threads", "coldframe", "milvus"):
         if name in targets.named:
             # All articles of a story, as brute force finds them; by default a story is answered once.

@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from struct import calcsize
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +111,7 @@ class Articles:
         except (pa.ArrowInvalid, OSError) as error:
             raise CorruptGeneration(f"{path.name} cannot be read; verify the store and rebuild") from error
         self._rows = [_Rows(batch) for batch in self._batches]
-        self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
+        self._starts: list[int] = [0, *accumulate(batch.num_rows for batch in self._batches)]
         self._first_ids = [rows.ids[0] for rows in self._rows]
         self._digests = np.concatenate([_first_words(batch.column("text_digest")) for batch in self._batches])
         self._by_digest = np.argsort(self._digests, kind="stable")
@@ -178,6 +178,7 @@ class _Rows:
 
     def read(self, place: int) -> ArticleRow:
         """One row."""
+        start, end = self._entries[place], self._entries[place + 1]
         dated = self._dated is None or self._dated[place]
         cluster, seen, used, story = (values[place] for values in self._integers)
         return ArticleRow(
@@ -185,7 +186,7 @@ class _Rows:
             title=self._titles[place],
             excerpt=self._excerpts[place],
             published_at=_EPOCH + timedelta(microseconds=self._dates[place]) if dated else None,
-            attributes={self._keys[n]: self._items[n] for n in range(self._entries[place], self._entries[place + 1])},
+            attributes=dict(zip(self._keys.some(start, end), self._items.some(start, end), strict=True)),
             cluster=cluster,
             tokens_seen=seen,
             tokens_used=used,
@@ -209,6 +210,11 @@ class _Texts:
     def __getitem__(self, place: int) -> str:
         return str(self._bytes[self._ends[place] : self._ends[place + 1]], "utf-8")
 
+    def some(self, start: int, end: int) -> list[str]:
+        """Those from one place on, before another."""
+        ends, raw = self._ends[start : end + 1].tolist(), self._bytes
+        return [str(raw[a:b], "utf-8") for a, b in pairwise(ends)]
+
 
 class _Bits:
     """One of a column's buffers of bits."""
@@ -221,7 +227,7 @@ class _Bits:
         return bool(self._bytes[place >> 3] >> (place & 7) & 1)
 
 
-def _values(column: pa.Array, kind: str, count: int | None = None) -> memoryview:
+def _values(column: pa.Array, kind: Literal["B", "i", "q", "f"], count: int | None = None) -> Any:
     """The first values of a column's second buffer, as many as it has rows; `kind` is that of the module `struct`."""
     assert column.offset == 0, "a column as it lies in the file"
     values = memoryview(column.buffers()[1]).cast("B")

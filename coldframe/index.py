@@ -296,8 +296,8 @@ class ClusterIndex:
                 vectors, wanted = self.vectors[members], min(limit, len(members))
                 scores, found = faiss.knn(queries[subset], vectors, wanted, faiss.METRIC_INNER_PRODUCT)
                 best.add_result_subset(subset, scores, members[found])
+                kinds.release(self.vectors)  # the rows of a list lie all over the file
         best.finalize()
-        kinds.release(self.vectors)
         return best.I, best.D
 
 
@@ -351,6 +351,7 @@ def nearest_centroids(
         block = np.ascontiguousarray(vectors[start : start + _BLOCK])
         rows = slice(start, start + len(block))
         clusters[rows], similarities[rows] = _nearest(centroids, block, limit, quantizer)
+        kinds.release(vectors)
     return clusters, similarities
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _ROWS = 512
 _ZERO_POINT = 128  # int8 activations are stored as 1 to 255: VNNI multiplies unsigned by signed
 _LEVELS = 127
+# A float of this size has no room for a fraction: the sum rounds, and its last byte is the result. Converting floats to
+# bytes instead takes three times as long.
+_PLACE = 2.0**23 + _ZERO_POINT
 
 
 class Linear(nn.Linear):
@@ -72,10 +75,11 @@ class Int8Linear(nn.Module):
         self.scales, self.zeros = scales, torch.zeros(len(scales), dtype=torch.int32)
         self.bias = linear.bias
         self.gelu = linear.gelu
+        self.place = torch.full((weight.shape[1],), _PLACE)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(rows, inputs) -> (rows, outputs)."""
-        rounded, step = _round_rows(x)
+        rounded, step = _round_rows(x, self.place)
         product = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, _ZERO_POINT, self.packed, self.scales, self.zeros, None, 1.0, 0, x.dtype, "none", [], ""
         )  # (rows, outputs)
@@ -85,15 +89,16 @@ class Int8Linear(nn.Module):
         return y if residual is None else y.add_(residual)
 
 
-def _round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as unsigned bytes around `_ZERO_POINT`, (rows, inputs), and the size of a step in each, (rows, 1)."""
+def _round_rows(x: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as unsigned bytes around `_ZERO_POINT`, (rows, inputs), and the size of a step in each, (rows, 1).
+
+    `place` is `_PLACE`, (inputs,): a row of it costs less to add than the number.
+    """
     wide = x.float()  # (rows, inputs)
-    largest = torch.maximum(wide.amax(dim=-1, keepdim=True), -wide.amin(dim=-1, keepdim=True))
-    step = largest.clamp_min_(1e-6) / _LEVELS
-    # A float of this size has no room for a fraction: the sum rounds, and its last byte is the result. Converting
-    # floats to bytes instead takes three times as long.
-    placed = (wide * (1 / step)).add_(2.0**23 + _ZERO_POINT)
-    return placed.view(torch.int32).to(torch.uint8), step.to(x.dtype)
+    # The step as it will be multiplied with, in the precision of x: rounded later it would be wrong for the whole row.
+    step = (wide.abs().amax(dim=-1, keepdim=True) * (1 / _LEVELS)).clamp_min_(1e-8).to(x.dtype)
+    placed = torch.addcmul(place, wide, step.float().reciprocal())
+    return placed.view(torch.int32).to(torch.uint8), step
 
 
 def prepare(model: nn.Module, precision: str) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ from coldframe.linear import Linear
 from coldframe.recipe import Pooler, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch.nn.attention.flex_attention import BlockMask
 
 Bounds = list[tuple[int, int]]
 """Where each packed document starts and ends, (start, end) rows of the token matrix."""
@@ -86,8 +88,12 @@ class LocalAttention(nn.Module):
         self.reach = window // 2
         self.qkv = Linear(config.hidden, 3 * config.hidden)  # queries come scaled, see `from_reference`
 
-    def forward(self, x: Tensor, bounds: Bounds) -> Tensor:
+    def forward(self, x: Tensor, bounds: Bounds, fused: Fused | None = None) -> Tensor:
         qkv = self.qkv(x).view(-1, 3, self.heads, self.head_dim)  # (tokens, 3, heads, head_dim)
+        if fused is not None:
+            q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # each (1, heads, tokens, head_dim)
+            mask = fused.windows[self.reach]
+            return fused_attention(x.device.type)(q, k, v, block_mask=mask, scale=1.0)[0].transpose(0, 1).flatten(1)
         out = torch.empty_like(x).view(-1, self.heads, self.head_dim)  # (tokens, heads, head_dim)
         for start, end in bounds:
             q, k, v = qkv[start:end].permute(1, 2, 0, 3).contiguous()  # each (heads, length, head_dim)
@@ -149,6 +155,50 @@ def _triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     return full.tril(-1), full.triu()
 
 
+@dataclass(frozen=True)
+class Fused:
+    """What a GPU needs to take all documents through one kernel: who sees whom, as masks, made once for all layers."""
+
+    windows: Mapping[int, BlockMask]
+    """By reach: a token sees its window within the document, and the document's two global tokens."""
+    own: Tensor
+    """Whether a token lies in the document of a global one, (2 documents, tokens)."""
+
+    @classmethod
+    def of(cls, bounds: Bounds, reaches: set[int], device: torch.device) -> Fused:
+        starts, ends = torch.tensor(bounds).unbind(1)  # (documents,) each
+        spans = torch.stack([starts, ends - 1]).repeat_interleave(ends - starts, dim=1)
+        first, last = moved(spans, device)  # (tokens,) each: the rows of the two global tokens that a token sees
+        own = moved(starts.repeat_interleave(2), device)[:, None] == first
+        return cls({reach: _window(first, last, reach) for reach in reaches}, own)
+
+
+def _window(first: Tensor, last: Tensor, reach: int) -> BlockMask:
+    """Blocks in which nobody sees anybody are skipped: Dong et al. 2024, FlexAttention (arXiv:2412.05496)."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        near = (first[query] == first[key]) & ((query - key).abs() <= reach)
+        return near | (key == first[query]) | (key == last[query])
+
+    tokens = len(first)
+    return create_block_mask(sees, None, None, tokens, tokens, device=first.device.type)
+
+
+@functools.cache
+def fused_attention(device: str) -> Callable[..., Tensor]:
+    """A kernel compiled at its first call; on the CPU, where only tests ask for it, the slow version of the same."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    run: Any = torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+    return cast("Callable[..., Tensor]", run)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class GlobalAttention(nn.Module):
     """What the first and the last token of each document see: all of it, through projections of their own.
 
@@ -165,19 +215,29 @@ class GlobalAttention(nn.Module):
         self.key = nn.Linear(config.hidden, config.hidden, bias=False)
         self.value = nn.Linear(config.hidden, config.hidden)
 
-    def forward(self, x: Tensor, bounds: Bounds, rows: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bounds: Bounds, rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
         split = (self.heads, self.head_dim, self.hidden)
         q = self.query(x[rows]).view(-1, self.heads, self.head_dim) * self.head_dim**-0.5  # (2 docs, heads, head_dim)
         probes = torch.einsum("ghd,hdc->ghc", q, self.key.weight.view(split))  # (2 docs, heads, hidden)
+        seen = self._by_document(x, bounds, probes) if fused is None else self._at_once(x, fused.own, probes)
+        out = torch.einsum("ghc,hdc->ghd", seen, self.value.weight.view(split))  # (2 docs, heads, head_dim)
+        return out.flatten(1) + self.value.bias  # (2 docs, hidden)
+
+    def _by_document(self, x: Tensor, bounds: Bounds, probes: Tensor) -> Tensor:
+        """The mean of each document's states, weighted by what each probe makes of them, (2 docs, heads, hidden)."""
         seen = torch.empty_like(probes)
         for document, (start, end) in enumerate(bounds):
             pair = slice(2 * document, 2 * document + 2)
             states = x[start:end]  # (length, hidden)
             weights = torch.softmax(probes[pair].flatten(0, 1) @ states.T, dim=-1)  # (2 heads, length)
             seen[pair] = (weights @ states).view(2, self.heads, self.hidden)
-        out = torch.einsum("ghc,hdc->ghd", seen, self.value.weight.view(split))  # (2 docs, heads, head_dim)
-        return out.flatten(1) + self.value.bias  # (2 docs, hidden)
+        return seen
+
+    def _at_once(self, x: Tensor, own: Tensor, probes: Tensor) -> Tensor:
+        """The same in two products for all documents: on a GPU many small ones would take longer."""
+        scores = (probes @ x.T).masked_fill(~own[:, None], -torch.inf)  # (2 docs, heads, tokens)
+        return torch.softmax(scores, dim=-1) @ x  # (2 docs, heads, hidden)
 
 
 class Layer(nn.Module):
@@ -193,11 +253,12 @@ class Layer(nn.Module):
         self.feed_out = Linear(config.intermediate, config.hidden)
         self.feed_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, bounds: Bounds, global_rows: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bounds: Bounds, global_rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Writes the next hidden state over `x`, (tokens, hidden)."""
-        attended = self.local(x, bounds)  # (tokens, hidden)
-        attended[global_rows] = self.global_(x, bounds, global_rows)
-        for rows, part in zip(torch.split(x, ROWS), torch.split(attended, ROWS), strict=True):
+        attended = self.local(x, bounds, fused)  # (tokens, hidden)
+        attended[global_rows] = self.global_(x, bounds, global_rows, fused)
+        size = ROWS if fused is None else len(x)
+        for rows, part in zip(torch.split(x, size), torch.split(attended, size), strict=True):
             mixed = self.attention_norm(self.attention_out(part, rows))  # (rows, hidden)
             rows.copy_(self.feed_norm(self.feed_out(self.feed_in(mixed), mixed)))
         return x
@@ -219,15 +280,17 @@ class Longformer(nn.Module):
         Returns fp32 vectors for each recipe, (documents, recipe.dim(hidden)).
         """
         device = self.embeddings.word.weight.device
-        ids = torch.tensor([i for document in documents for i in document], dtype=torch.long, device=device)
+        ids = moved(torch.tensor([i for document in documents for i in document], dtype=torch.long), device)
         bounds = pack([len(document) for document in documents])
-        global_rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)], device=device)
+        global_rows = moved(torch.tensor([row for start, end in bounds for row in (start, end - 1)]), device)
+        reaches = {window // 2 for window in self.config.windows}
+        fused = Fused.of(bounds, reaches, device) if device.type == "cuda" else None
         poolers = [Pooler(recipe, bounds, total_states=1 + len(self.layers), ids=ids) for recipe in recipes]
         x = self.embeddings(ids, bounds)  # (tokens, hidden)
         for pooler in poolers:
             pooler.see(x)
         for layer in self.layers:
-            x = layer(x, bounds, global_rows)
+            x = layer(x, bounds, global_rows, fused)
             for pooler in poolers:
                 pooler.see(x)
         return [pooler.vectors() for pooler in poolers]

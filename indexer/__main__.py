@@ -13,7 +13,7 @@ from indexer import store_commands
 from indexer.build_command import build_command
 from indexer.calibrate_command import calibrate_command
 from indexer.evaluate.command import evaluate_command
-from indexer.report.command import report_command
+from indexer.report_command import report_command
 
 app = typer.Typer(
     no_args_is_help=True,

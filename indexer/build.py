@@ -29,17 +29,17 @@ from coldframe.errors import InvalidArgument
 from coldframe.generation import ARTICLES, CLUSTERS, INDEX, VECTORS
 from coldframe.live import LiveStore
 from coldframe.recipe import Placement, Recipe
+from coldframe.storage import release
 from coldframe.text import article_text
 from indexer.cache import Cache
 from indexer.calibrate import calibrate
 from indexer.choose import choose
-from indexer.corpus import read as read_corpus
 from indexer.describe import describe
 from indexer.draft import CLUSTERING, LENGTHS, SPOOL, Build, Clustering, begin
 from indexer.embed import Lengths, Rows, adopt, compute, reuse
 from indexer.estimate import require_room
 from indexer.fold import fold
-from indexer.lineage import Naming, Previous, name_clusters
+from indexer.lineage import Naming, Previous, name_clusters, next_number
 from indexer.measure import measure
 from indexer.plan import BuildConfig, plan
 from indexer.publish import built_before, publish
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildConfig", "run"]
 
-_PLACE_ROWS = 65_536
+_PLACE_ROWS = 16_384
 
 
 def run(config: BuildConfig, reporter: Reporter) -> Manifest:
@@ -88,7 +88,7 @@ def read(build: Build, say: Say) -> Record:
     with Spool(build.draft.path / SPOOL) as spool, LiveStore(job.live, read_only=True) as live:
         stats = fill(
             spool,
-            read_corpus(job.sources, config.columns),
+            job.read(),
             config.rejects or config.store / "rejects.jsonl",
             max_reject_share=config.max_reject_share,
         )
@@ -157,6 +157,7 @@ def place(vectors: NDArray[np.float32], recipe: Recipe, out: Path) -> None:
     placement.save(out)
     for start in range(0, len(vectors), _PLACE_ROWS):
         vectors[start : start + _PLACE_ROWS] = placement(vectors[start : start + _PLACE_ROWS])
+        release(vectors)
 
 
 def train_clusters(build: Build, say: Say) -> Record:
@@ -211,8 +212,14 @@ def describe_clusters(build: Build, say: Say) -> Record:
 def _name_clusters(build: Build, clustering: Clustering, ids: list[str]) -> Naming:
     comparable = build.ancestor is not None
     previous = None if build.previous is None else Previous.of(build.previous, comparable=comparable)
-    least = build.config.min_cluster_similarity
-    return name_clusters(clustering.centroids, clustering.assignment, ids, previous, min_similarity=least)
+    return name_clusters(
+        clustering.centroids,
+        clustering.assignment,
+        ids,
+        previous,
+        min_similarity=build.config.min_cluster_similarity,
+        first_number=next_number(build.job.store),
+    )
 
 
 def _lineage(table: ClusterTable, naming: Naming) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coldframe.errors import ColdframeError, InvalidArgument
+from indexer.corpus_flags import PANEL, reads_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rich.console import Console
 
+    from indexer.corpus import CorpusConfig
     from indexer.plan import BuildConfig
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -54,19 +56,11 @@ def _flag(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
-_CORPUS, _MODEL, _INDEX, _GATES, _RUN = "Corpus and store", "Model", "Index", "Gates: what is still good enough", "Run"
-_Corpus = Annotated[
-    list[str],
-    _flag(_CORPUS, "CSV, TSV, JSONL or Parquet, plain or .gz: a file or a quoted glob; repeatable."),
-]
-_IdColumn = Annotated[str | None, _flag(_CORPUS, "The column of ids, where its name is unusual.")]
-_TitleColumn = Annotated[str | None, _flag(_CORPUS, "The column of titles.")]
-_ContentColumn = Annotated[str | None, _flag(_CORPUS, "The column of texts.")]
-_DateColumn = Annotated[str | None, _flag(_CORPUS, "The column of dates.")]
+_MODEL, _INDEX, _GATES, _RUN = "Model", "Index", "Gates: what is still good enough", "Run"
 _CorpusAsOf = Annotated[
     datetime | None,
     _flag(
-        _CORPUS,
+        PANEL,
         "When the corpus was written. Articles added, replaced or removed online before that yield to it, for every id "
         "that it holds; others stand. Without it all that was done online stands.",
         parser=parse_moment,
@@ -74,9 +68,9 @@ _CorpusAsOf = Annotated[
     ),
 ]
 _Rejects = Annotated[
-    Path | None, _flag(_CORPUS, "Where rows that cannot be used are listed; without it STORE/rejects.jsonl.")
+    Path | None, _flag(PANEL, "Where rows that cannot be used are listed; without it STORE/rejects.jsonl.")
 ]
-_MaxRejectShare = Annotated[float, _flag(_CORPUS, "The build stops if more of the rows are rejected.")]
+_MaxRejectShare = Annotated[float, _flag(PANEL, "The build stops if more of the rows are rejected.")]
 
 _Model = Annotated[str, _flag(_MODEL, "A hub id, a directory, or minilm, the embedded default, which is for trying.")]
 _Recipe = Annotated[
@@ -85,7 +79,7 @@ _Recipe = Annotated[
         _MODEL, "seed, mean, first, lead, lead-words, and more that `evaluate` compares; without it the model's own."
     ),
 ]
-_Precision = Annotated[str, _flag(_MODEL, "auto, fp32 or bf16.")]
+_Precision = Annotated[str, _flag(_MODEL, "auto, fp32, bf16 or int8.")]
 _Device = Annotated[str, _flag(_MODEL, "auto, cpu or cuda.")]
 
 _Clusters = Annotated[
@@ -117,7 +111,7 @@ _MinSurvived = Annotated[float, _flag(_GATES, "Share of articles that keep their
 _MaxDrift = Annotated[float, _flag(_GATES, "Drift against the previous generation, 0 to 1.")]
 _Force = Annotated[bool, _flag(_GATES, "Publish what is worse than these limits, too.", "--force")]
 
-_Store = Annotated[Path, _flag(_CORPUS, "The folder of generations; made if it is not there.")]
+_Store = Annotated[Path, _flag(PANEL, "The folder of generations; made if it is not there.")]
 _DryRun = Annotated[
     bool, _flag(_RUN, "Print what it would take of time, memory and disk, and build nothing.", "--dry-run")
 ]
@@ -127,15 +121,12 @@ _Watch = Annotated[
 _Keep = Annotated[int | None, _flag(_RUN, "After publishing, prune all but so many of the newest generations.")]
 
 
+@reads_corpus
 def build_command(
     context: typer.Context,
     *,
-    corpus: _Corpus,
+    corpus: CorpusConfig,
     store: _Store,
-    id_column: _IdColumn = None,
-    title_column: _TitleColumn = None,
-    content_column: _ContentColumn = None,
-    date_column: _DateColumn = None,
     corpus_as_of: _CorpusAsOf = None,
     rejects: _Rejects = None,
     max_reject_share: _MaxRejectShare = 0.05,
@@ -170,7 +161,7 @@ def build_command(
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    config = configuration(context.params)
+    config = configuration(corpus, context.params)
     if dry_run:
         _estimate(config, console)
     elif watch is None:
@@ -179,16 +170,14 @@ def build_command(
         again_and_again(lambda: _build(config, keep, console), watch, console)
 
 
-def configuration(flags: Mapping[str, Any]) -> BuildConfig:
+def configuration(corpus: CorpusConfig, flags: Mapping[str, Any]) -> BuildConfig:
     """What a person chose, from flags of the same names."""
-    from indexer.corpus import Columns
     from indexer.gates import Limits
     from indexer.plan import BuildConfig
 
-    columns = Columns(**{role: flags[f"{role}_column"] for role in ("id", "title", "content", "date")})
     limits = Limits(**{field.name: flags[field.name] for field in fields(Limits)})
     own = {field.name: flags[field.name] for field in fields(BuildConfig) if field.name in flags}
-    return BuildConfig(**own, columns=columns, limits=limits)
+    return BuildConfig(**own | {"corpus": corpus}, limits=limits)
 
 
 def _build(config: BuildConfig, keep: int | None, console: Console) -> None:

@@ -128,12 +128,7 @@ class Cache:
             f"SELECT digest, seen, used, checksum, vector FROM vectors WHERE space = ? AND digest IN ({marks})",  # noqa: S608
             (self._number, *digests),
         )
-        # A vector that is not what was put there, by a flipped bit, is computed again.
-        return {
-            digest: Cached(np.frombuffer(vector, "<f4"), seen, used)
-            for digest, seen, used, checksum, vector in rows
-            if len(vector) == 4 * self._space.dim and _checksum(digest, seen, used, vector) == checksum
-        }
+        return dict(_whole(rows, self._space))
 
     def _keep(self, known: Mapping[bytes, Cached]) -> None:
         rows = []
@@ -155,6 +150,13 @@ class Cache:
         _journal(self._path).unlink(missing_ok=True)
         self._warn(f"the cache of embeddings cannot be read ({error}); it lies in {aside} now, and a new one is begun")
         self._db, self._number = _open(self._path, self._space)
+
+
+def _whole(rows: Iterable[tuple[bytes, int, int, int, bytes]], space: Space) -> Iterator[tuple[bytes, Cached]]:
+    """What is as it was put there; a vector that is not, by a flipped bit, is computed again."""
+    for digest, seen, used, checksum, vector in rows:
+        if len(vector) == 4 * space.dim and _checksum(digest, seen, used, vector) == checksum:
+            yield digest, Cached(np.frombuffer(vector, "<f4"), seen, used)
 
 
 class _ForeignError(Exception):
@@ -211,6 +213,21 @@ def count(path: Path, space: Space, digests: Sequence[bytes]) -> int:
     except sqlite3.Error:
         return 0
     return found
+
+
+def look_up(path: Path, space: Space, digests: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+    """The vectors of these texts, a few hundred, without a change to the file; {} where it cannot be read."""
+    marks = ",".join("?" * len(digests))
+    question = (
+        "SELECT digest, seen, used, checksum, vector FROM vectors JOIN spaces USING (space) "  # noqa: S608
+        f"WHERE fingerprint = ? AND precision = ? AND digest IN ({marks})"
+    )
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            rows = db.execute(question, (space.fingerprint, space.precision, *digests)).fetchall()
+    except sqlite3.Error:
+        return {}
+    return {digest: cached.vector for digest, cached in _whole(rows, space)}
 
 
 def prune(path: Path, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> int:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coldframe.storage import release
 from coldframe.stories import SAME_WORDS, cosine, overlap, shingles
+from indexer.sample import take
 from indexer.stories import PROBES, Texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,6 +41,7 @@ _MOST_IN_VAIN = 1.0  # comparisons per article
 _NEIGHBOURS = 16  # copies of a text are among them, and are passed over
 _PAIRS_PER_TEXT = 5
 _TEXTS_KEPT = 16_384
+_PAIRS_AT_ONCE = 256  # before the pages that they touched are let go of
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +124,21 @@ def nearest_pairs(
     texts = Texts.of(published_at, digests)
     drawn = np.random.default_rng(seed).choice(len(texts), min(sample, len(texts)), replace=False)
     drawn = np.sort(drawn)
-    rows, _ = index.search_many(vectors[texts.first[drawn]], min(_NEIGHBOURS, len(vectors)), PROBES)
+    rows, _ = index.search_many(take(vectors, texts.first[drawn]), min(_NEIGHBOURS, len(vectors)), PROBES)
     pairs: dict[tuple[int, int], None] = {}
     for text, found in zip(drawn.tolist(), rows, strict=True):
         others = dict.fromkeys(texts.number[found[found >= 0]].tolist())
         kept = [other for other in others if other != text and texts.within(text, other, window_days)]
         pairs |= dict.fromkeys((min(text, other), max(text, other)) for other in kept[:_PAIRS_PER_TEXT])
-    return sorted((_near(vectors, texts, *pair) for pair in pairs), key=lambda near: (-near.cosine, near.first))
+    return sorted(_near(vectors, texts, [*pairs]), key=lambda near: (-near.cosine, near.first))
 
 
-def _near(vectors: NDArray[np.float32], texts: Texts, text: int, other: int) -> Near:
-    first, second = int(texts.first[text]), int(texts.first[other])
-    return Near(first, second, cosine(vectors[first], vectors[second]), texts.days(text, other))
+def _near(vectors: NDArray[np.float32], texts: Texts, pairs: Sequence[tuple[int, int]]) -> Iterator[Near]:
+    for done, (text, other) in enumerate(pairs, 1):
+        first, second = int(texts.first[text]), int(texts.first[other])
+        yield Near(first, second, cosine(vectors[first], vectors[second]), texts.days(text, other))
+        if done % _PAIRS_AT_ONCE == 0:
+            release(vectors)
 
 
 def propose(near: Sequence[Near], text_of: Callable[[int], str], *, sampled: int) -> Calibration:

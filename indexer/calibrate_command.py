@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from indexer.corpus_flags import reads_corpus
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from coldframe.articles import Articles
     from coldframe.generation import Generation
     from indexer.calibrate import Calibration, Near, Pair
-    from indexer.corpus import Columns
+    from indexer.corpus import CorpusConfig
 
 _SHARES_KEPT = (1.0, 0.99, 0.95, 0.9, 0.75, 0.5)
 
@@ -25,25 +27,21 @@ _SHARES_KEPT = (1.0, 0.99, 0.95, 0.9, 0.75, 0.5)
 _Store = Annotated[Path, typer.Option(help="The folder of generations.")]
 
 
+@reads_corpus
 def calibrate_command(
     *,
+    corpus: CorpusConfig,
     store: _Store,
-    corpus: Annotated[
-        list[str] | None,
-        typer.Option(help="What was built from, for its whole texts; without it their first lines are compared."),
-    ] = None,
     generation: Annotated[str | None, typer.Option(help="Without it the current one.")] = None,
     story_window_days: Annotated[float, typer.Option(help="Days between the articles of a story, at most.")] = 3.0,
     sample: Annotated[int, typer.Option(help="Texts to look at.", min=1)] = 2_000,
     seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
     show: Annotated[int, typer.Option(help="Pairs to show of each kind.", min=0)] = 4,
-    id_column: Annotated[str | None, typer.Option(help="The column of ids, where its name is unusual.")] = None,
-    title_column: Annotated[str | None, typer.Option(help="The column of titles.")] = None,
-    content_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
 ) -> None:
     """Propose a --story-similarity for the encoder of a generation, and show pairs on either side of it.
 
-    Read the pairs that are missed: if they tell one story, take a lower threshold. Read those that are joined: if
+    With the corpus that it was built from whole texts are compared, without it their first lines. Read the pairs that
+    are missed: if they tell one story, take a lower threshold. Read those that are joined: if
     they tell two, take a higher one. Words decide in the end; a threshold that is too low mostly costs time.
 
     Example: python -m indexer calibrate --store store --corpus 'news/*.csv.gz'
@@ -52,7 +50,6 @@ def calibrate_command(
 
     from coldframe.store import Store
     from indexer.calibrate import nearest_pairs, propose
-    from indexer.corpus import Columns
 
     found = Store(store).open(generation)
     console = Console(highlight=False, markup=False)
@@ -66,8 +63,7 @@ def calibrate_command(
         seed=seed,
         sample=sample,
     )
-    columns = Columns(id=id_column, title=title_column, content=content_column)
-    near, text_of = _texts(found, near, corpus or [], columns, console)
+    near, text_of = _texts(found, near, corpus, console)
     calibration = propose(near, text_of, sampled=min(sample, len(set(digests))))
     _print(calibration, found.articles, show, console)
 
@@ -82,19 +78,19 @@ def _dates_and_digests(articles: Articles) -> tuple[NDArray[np.int64], list[byte
 
 
 def _texts(
-    generation: Generation, near: list[Near], corpus: Sequence[str], columns: Columns, console: Console
+    generation: Generation, near: list[Near], corpus: CorpusConfig, console: Console
 ) -> tuple[list[Near], Callable[[int], str]]:
     """The pairs whose texts are there, and the texts of their rows: whole from the corpus, or begun from the store."""
     from coldframe.errors import InvalidArgument
     from coldframe.text import article_text
 
     articles = generation.articles
-    if not corpus:
+    if not corpus.named:
         console.print(
             "without --corpus, titles and first lines are compared; their threshold is a rough one", style="dim"
         )
         return near, lambda row: article_text(articles[row].title, articles[row].excerpt)
-    texts = _read({articles[row].id: row for row in _rows(near)}, corpus, columns)
+    texts = _read({articles[row].id: row for row in _rows(near)}, corpus)
     kept = [pair for pair in near if pair.first in texts and pair.second in texts]
     if near and not kept:
         raise InvalidArgument(
@@ -111,13 +107,13 @@ def _rows(near: Iterable[Near]) -> set[int]:
     return {row for pair in near for row in (pair.first, pair.second)}
 
 
-def _read(rows: dict[str, int], corpus: Sequence[str], columns: Columns) -> dict[int, str]:
+def _read(rows: dict[str, int], corpus: CorpusConfig) -> dict[int, str]:
     """The texts by row of the articles with these ids; the corpus is read once, and nothing else of it kept."""
     from coldframe.text import article_text
-    from indexer.corpus import Article, expand, read
+    from indexer.corpus import Article
 
     texts: dict[int, str] = {}
-    for article in read(expand(corpus), columns):
+    for article in corpus.read():
         if isinstance(article, Article) and article.id in rows:
             texts.setdefault(rows[article.id], article_text(article.title, article.content))
     return texts

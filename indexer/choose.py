@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MEMORY = 4 * 2**30
 """Bytes for the lists where no budget is given: a million articles of dimension 768 stay flat."""
+NOT_NEEDED = "not needed"
+"""Why a storage was not even built: a more faithful one keeps within the budgets."""
 _COMPONENTS_PER_CODE = (4, 8, 16)
 
 
@@ -122,7 +124,7 @@ def _choice(tried: list[_Tried], rows: int, dim: int, fitting: list[str]) -> Cho
     measured = {kind.storage: kind for kind in tried}
     considered = []
     for storage in _kinds(rows, dim):
-        reason = "not needed" if storage in fitting else "over the memory budget"
+        reason = NOT_NEEDED if storage in fitting else "over the memory budget"
         kind = measured.get(storage) or _Tried(storage, storage_bytes(storage, rows, dim), reason=reason)
         considered.append(asdict(kind))
     return Choice(chosen.storage, chosen.probes, chosen.recall, chosen.latency_ms, chosen.bytes, considered)

@@ -10,6 +10,7 @@ from unicodedata import normalize
 import numpy as np
 
 from coldframe.clusters import Cluster, ClusterTable, Residuals, Topic
+from indexer.sample import take
 from indexer.topics import group_clusters
 
 if TYPE_CHECKING:
@@ -181,13 +182,16 @@ def _residuals(similarity: NDArray[np.float32]) -> Residuals:
 
 def _representatives(vectors: NDArray[np.float32], ranked: NDArray[np.int64]) -> list[int]:
     """The most typical rows, leaving out those that tell the story of one already taken."""
+    rows = ranked[: 10 * REPRESENTATIVES]
+    typical = take(vectors, rows)
     taken: list[int] = []
-    for row in ranked[: 10 * REPRESENTATIVES]:
-        if not taken or float((vectors[taken] @ vectors[row]).max()) < 0.98:
-            taken.append(int(row))
+    for place in range(len(rows)):
+        if not taken or float((typical[taken] @ typical[place]).max()) < 0.98:
+            taken.append(place)
         if len(taken) == REPRESENTATIVES:
             break
-    return taken
+    chosen: list[int] = rows[taken].tolist()
+    return chosen
 
 
 def _topics(clusters: list[Cluster], grouping: Grouping, terms: list[list[tuple[str, float]]]) -> list[Topic]:

@@ -232,6 +232,8 @@ def _why_not(left: Mapping[str, Any], plan: Mapping[str, Any], files: Mapping[st
         return "its journal cannot be read"
     if left["plan"] != plan:
         return "; ".join(differences(left["plan"], plan))
+    if any(version is None for *_, version in plan.get("corpus", [])):
+        return "whether the corpus is the same only reading it again shows"
     whole = [*left["phases"].values()][-1]["files"]
     altered = [name for name, size in whole.items() if files.get(name) != size]
     return f"{', '.join(altered)} is not as it was" if altered else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from coldframe.encoder import Encoder, Tokens
+    from coldframe.encoder import Encoder
     from coldframe.live import LiveStore
     from indexer.cache import Cache
     from indexer.spool import Spool
 
     Progress = Callable[[int, int, int], None]
 
-# Texts computed and committed together, about two batches of tokens: what a job that is killed computes again.
+# Texts computed and committed together, some batches of tokens: what a job that is killed computes again.
 _CHARS_PER_CHUNK = 65_536
 _TEXTS_PER_QUESTION = 256
 
@@ -126,7 +125,7 @@ def compute(encoder: Encoder, missing: Missing, cache: Cache, rows: Rows, progre
     """
     texts = tokens = 0
     chunks = _chunks(map(rows.spool.read, missing.firsts))
-    for chunk, tokenized in _tokenized_ahead(encoder, chunks):
+    for chunk, tokenized in encoder.tokenize_ahead(chunks, lambda chunk: chunk.texts):
         vectors = encoder.embed_ids([token.ids for token in tokenized])  # (texts, dim)
         cache.put(chunk.digests, tokenized, vectors)
         parts = zip(chunk.digests, vectors, tokenized, strict=True)
@@ -155,16 +154,3 @@ def _chunks(texts: Iterable[tuple[bytes, str]]) -> Iterator[_Chunk]:
             chunk, chars = _Chunk([], []), 0
     if chunk.texts:
         yield chunk
-
-
-def _tokenized_ahead(encoder: Encoder, chunks: Iterator[_Chunk]) -> Iterator[tuple[_Chunk, list[Tokens]]]:
-    """Each chunk with its tokens. The next one is tokenized, on a thread of its own, while the last is computed."""
-    with ThreadPoolExecutor(1, "tokenize") as pool:
-        ahead: tuple[_Chunk, Future[list[Tokens]]] | None = None
-        for chunk in chunks:
-            following = chunk, pool.submit(encoder.tokenize, chunk.texts)
-            if ahead is not None:
-                yield ahead[0], ahead[1].result()
-            ahead = following
-        if ahead is not None:
-            yield ahead[0], ahead[1].result()

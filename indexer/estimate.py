@@ -22,19 +22,19 @@ from coldframe.storage import storage_bytes
 from coldframe.text import article_text, text_digest
 from indexer import cache
 from indexer.choose import storages
-from indexer.corpus import Article, read
+from indexer.corpus import Article
 from indexer.fold import live_changes
-from indexer.plan import plan
+from indexer.plan import counted, plan
 from indexer.progress import forget_peak_memory, peak_memory_mib
 from indexer.train import choose_clusters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import Console
 
     from coldframe.store import Store
-    from indexer.corpus import Reject
+    from indexer.corpus import Reject, Source
     from indexer.draft import Build
     from indexer.plan import BuildConfig, Job
     from indexer.progress import Reporter
@@ -68,9 +68,8 @@ class Sample:
     table_bytes: int = 0
     """Of ids, titles, excerpts and attributes."""
     seconds: float = 0.0
-    whole: bool = False
-    share: float = 1.0
-    """How much of the corpus this is, by bytes."""
+    share: float | None = 1.0
+    """How much of the corpus this is, by bytes as they are stored; None where nobody knows, and 1.0 for all of it."""
     digests: set[bytes] = field(default_factory=set)
     texts: list[str] = field(default_factory=list)
     """Some, each as likely as any other (reservoir sampling; Vitter 1985, algorithm R)."""
@@ -188,10 +187,10 @@ class Estimate:
 
     def show(self, console: Console) -> None:
         """Prints the plan; raises FailedPrecondition in the end where the disk is too small for it."""
-        about = "" if self.sample.whole else "about "
+        about = "at least " if self.sample.share is None else "about " if self.sample.share < 1 else ""
         config, encoder = self.job.config, self.job.encoder
         table = Table(box=None, show_header=False)
-        table.add_row("corpus", f"{len(self.job.sources)} file(s), {about}{self.articles:,} articles")
+        table.add_row("corpus", f"{counted(self.job.sources)}, {about}{self.articles:,} articles")
         if self.live[0]:
             table.add_row("live", f"{self.live[0]:,} changes, {self.live[1]:,} of them since the current generation")
         table.add_row("model", f"{encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}, {encoder.device}")
@@ -220,7 +219,7 @@ def estimate(config: BuildConfig, reporter: Reporter) -> Estimate:
     job = plan(config, reporter)
     with reporter.phase("look"):
         sample = look(job)
-        share = 1 if sample.whole else sample.share
+        share = sample.share or 1.0
         articles = max(1, round(sample.articles / share))
         distinct = max(1, round(len(sample.digests) / share))
         missing = round(distinct * (1 - _cached(job, sample.digests) / max(len(sample.digests), 1)))
@@ -250,14 +249,23 @@ def look(job: Job) -> Sample:
     """Reads the corpus for `_READ_S`; its articles are counted, some of its texts kept."""
     sample, kept = Sample(), random.Random(job.config.seed)  # noqa: S311  # a sample, and no secret
     start = time.perf_counter()
-    for row in read(job.sources, job.config.columns):
+    for row in job.read():
         sample.add(row, kept)
         if time.perf_counter() - start > _READ_S:
+            sample.share = _share(job.sources, row.source)
             break
-    else:
-        sample.whole = True
     sample.seconds = time.perf_counter() - start
     return sample
+
+
+def _share(sources: Sequence[Source], last: str) -> float | None:
+    """How much of the corpus has been read when the last row was of the source with this name."""
+    at = [source.name for source in sources].index(last)
+    sizes, here = [source.size for source in sources], sources[at].position()
+    known = [size for size in sizes if size is not None]
+    if here is None or len(known) < len(sizes):
+        return None
+    return min((sum(known[:at]) + here) / sum(known), 1.0)
 
 
 def probe(job: Job, sample: Sample) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coldframe.errors import InvalidArgument
+from indexer.sample import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -190,7 +191,7 @@ def drift(vectors: NDArray[np.float32], previous: NDArray[np.float32], *, seed: 
 def _sample(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     count = min(len(vectors), _DRIFT_SAMPLE)
     rows = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
-    return np.asarray(vectors[np.sort(rows)])
+    return take(vectors, np.sort(rows))
 
 
 def _distances(rows: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:

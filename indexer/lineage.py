@@ -20,12 +20,15 @@ it counts as one without any.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coldframe.clusters import ClusterTable, Lineage, Topic, Vanished, cluster_id
+from coldframe.clusters import ClusterTable, Lineage, Topic, Vanished, cluster_id, read_clusters
+from coldframe.errors import CorruptGeneration
+from coldframe.generation import CLUSTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from coldframe.generation import Generation
+    from coldframe.store import Store
 
     Numbers = NDArray[np.int64]
 
@@ -96,26 +100,39 @@ def name_clusters(
     previous: Previous | None,
     *,
     min_similarity: float,
+    first_number: int = 0,
 ) -> Naming:
     """Names every cluster by the rules above.
 
     centroids: (clusters, dim), of unit length. assignment: (n,), the cluster of each row. article_ids: of each row.
     Clusters in another space (`previous.centroids` is None) all get new ids; where they come from is still told.
+    New ids begin at `first_number`, the store's, or at the previous generation's next one if that is greater.
     """
     if previous is None:
-        ids = [cluster_id(number) for number in range(len(centroids))]
-        return Naming(ids, [Lineage("first", [], None) for _ in ids], [], len(ids), None)
+        ids = [cluster_id(first_number + number) for number in range(len(centroids))]
+        return Naming(ids, [Lineage("first", [], None) for _ in ids], [], first_number + len(ids), None)
     previous = previous.by_id()
     came_from = _came_from(article_ids, previous)
     flow = _flow(assignment, came_from, len(centroids), previous)
     own = _match(centroids, flow, previous, min_similarity)
-    ids, next_number = [], previous.table.next_number
+    ids, next_number = [], max(first_number, previous.table.next_number)
     for old in own:
         ids.append(cluster_id(next_number) if old < 0 else previous.table.clusters[old].id)
         next_number += old < 0
     survived = None if previous.centroids is None else _survived(assignment, came_from, own)
     lineages = _lineages(centroids, flow, own, previous)
     return Naming(ids, lineages, _vanished(flow, ids, previous), int(next_number), survived, previous.table.topics)
+
+
+def next_number(store: Store) -> int:
+    """The first number that no cluster and no topic in a store has had: after a rollback it is not the current
+    generation that has the last ones. Generations that cannot be read are passed over.
+    """
+    found = 0
+    for name in store.names():
+        with suppress(CorruptGeneration):
+            found = max(found, read_clusters(store.directory(name) / CLUSTERS).next_number)
+    return found
 
 
 def _came_from(article_ids: Sequence[str], previous: Previous) -> Numbers:

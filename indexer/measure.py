@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 
 from coldframe.storage import release
-from indexer.sample import draw, held_out
+from indexer.sample import draw, held_out, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,8 @@ _QUERIES = 500
 _MOST_OF_A_STORY = 100
 # Brute force in fp32 may get the order of the last few wrong; those are scored again.
 _SPARE = 8
+# Answers are scored from rows that lie all over a file: its pages are let go of after so many questions.
+_ASKED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -111,26 +113,29 @@ def _questions(index: ClusterIndex, rows: NDArray[np.int64], stories: NDArray[np
     short = rows[sizes[story[rows]] <= _MOST_OF_A_STORY]
     rows = short if len(short) else rows
     fetch = min(len(index), NEIGHBOURS + _SPARE + int(sizes[story[rows]].max()))
-    found, _ = index.nearest_rows(index.vectors[rows], fetch)
+    found, _ = index.nearest_rows(take(index.vectors, rows), fetch)
     questions = []
-    for row, near in zip(rows.tolist(), found, strict=True):
+    for asked, (row, near) in enumerate(zip(rows.tolist(), found, strict=True), 1):
         hidden = np.flatnonzero(story == story[row])
         others = near[~np.isin(near, hidden)]
         scores = np.sort(index.similarities(others, index.vectors[row]))[::-1][:NEIGHBOURS]
         least = float(scores[-1]) if len(scores) else 0.0
         questions.append(_Question(index.vector(row), frozenset(hidden.tolist()), len(scores), least))
-    release(index.vectors)
+        if asked % _ASKED_AT_ONCE == 0:
+            release(index.vectors)
     return questions
 
 
 def _ask(index: ClusterIndex, questions: list[_Question], probes: int) -> tuple[float, float]:
     """The share of true neighbours that are found, 1.0 where there are none, and the median time in milliseconds."""
     found, seconds = 0, []
-    for question in questions:
+    for asked, question in enumerate(questions, 1):
         start = time.perf_counter()
         _, scores = index.search(question.vector, NEIGHBOURS, probes, question.hidden)
         seconds.append(time.perf_counter() - start)
         found += int((scores >= question.least).sum())
+        if asked % _ASKED_AT_ONCE == 0:
+            release(index.vectors)
     wanted = sum(question.wanted for question in questions)
     return round(found / wanted, 4) if wanted else 1.0, round(1e3 * float(np.median(seconds)), 4)
 

@@ -14,14 +14,14 @@ from coldframe.live import LIVE
 from coldframe.store import Store
 from indexer.cache import CACHE, Space
 from indexer.choose import Budgets
-from indexer.corpus import Columns, expand
 from indexer.gates import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from coldframe.generation import Generation
+    from indexer.corpus import Article, CorpusConfig, Reject, Source
     from indexer.progress import Reporter
 
 _MOST_SEED = 2**31 - 1  # FAISS keeps it in a C int
@@ -32,7 +32,7 @@ _CLOCKS_DIFFER = timedelta(days=1)
 class BuildConfig:
     """What a person chooses of a build."""
 
-    corpus: Sequence[str]
+    corpus: CorpusConfig
     store: Path
     corpus_as_of: datetime | None = None
     """Live changes made before it yield to the corpus; None: they stand."""
@@ -57,7 +57,6 @@ class BuildConfig:
     limits: Limits = field(default_factory=Limits)
     force: bool = False
     """Publish what is worse than the limits too."""
-    columns: Columns = field(default_factory=Columns)
     rejects: Path | None = None
     """None: rejects.jsonl in the store."""
     max_reject_share: float = 0.05
@@ -100,7 +99,7 @@ class Job:
 
     config: BuildConfig
     store: Store
-    sources: list[Path]
+    sources: list[Source]
     encoder: Encoder
     reporter: Reporter
 
@@ -118,6 +117,10 @@ class Job:
     def live(self) -> Path:
         """The file of live articles."""
         return self.store.path / LIVE
+
+    def read(self) -> Iterator[Article | Reject]:
+        """The corpus, from its beginning."""
+        return self.config.corpus.read(self.sources)
 
     def requested(self) -> dict[str, Any]:
         """What decides, beside the corpus and the previous generation, what is built; by the names of the flags."""
@@ -141,8 +144,9 @@ class Job:
     def identity(self, previous: str | None) -> dict[str, Any]:
         """All that must be the same if an unfinished build shall be gone on with."""
         return self.requested() | {
-            "corpus": [_version(path) for path in self.sources],
-            "columns": asdict(self.config.columns),
+            "corpus": [[source.location, source.size, source.version] for source in self.sources],
+            "columns": asdict(self.config.corpus.columns),
+            "clean-html": self.config.corpus.clean_html,
             "corpus-as-of": self.config.corpus_as_of and self.config.corpus_as_of.isoformat(),
             "previous generation": previous,
         }
@@ -152,10 +156,10 @@ def plan(config: BuildConfig, reporter: Reporter) -> Job:
     """Refuses early what cannot end well."""
     with reporter.phase("plan") as say:
         config.check()
-        sources = expand(config.corpus)
+        sources = config.corpus.sources(reporter.note)
         encoder = Encoder.load(config.model, config.recipe, config.precision, config.device)
         encoder.tokenize(["a model of weights alone is refused here"])
-        say(f"{len(sources)} file(s), {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")
+        say(f"{counted(sources)}, {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")
     return Job(config, Store(config.store), sources, encoder, reporter)
 
 
@@ -170,7 +174,6 @@ def open_previous(store: Store, reporter: Reporter) -> Generation | None:
         return None
 
 
-def _version(path: Path) -> list[str | int]:
-    """What tells a file from what was in its place before."""
-    found = path.stat()
-    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+def counted(sources: list[Source]) -> str:
+    """What is read, in two words."""
+    return "a query" if len(sources) == 1 and sources[0].name == "query" else f"{len(sources):,} file(s)"

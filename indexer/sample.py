@@ -2,6 +2,7 @@
 
 draw        the rows with the smallest hashes: k-means is trained on them
 held_out    the rows with the greatest: recall is measured by them
+take        the vectors of some rows
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coldframe.storage import blocks
+from coldframe.storage import blocks, release
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +21,7 @@ _MOST_HELD_OUT_SHARE = 0.05
 # In a smaller corpus centroids are means of a few rows, which they would miss.
 _LEAST_ROWS = 2_000
 _BLOCK = 8_192
+_TAKEN_AT_ONCE = 1_024
 
 
 def draw(vectors: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
@@ -36,6 +38,18 @@ def draw(vectors: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int6
     for start, block in blocks(vectors, _BLOCK):
         hashes[start : start + len(block)] = block.view(np.uint32).astype(np.uint64) @ factors
     return np.sort(np.argsort(hashes, kind="stable")[:count])
+
+
+def take(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """A copy of some rows, (rows, dim). Of a mapped file no more than a few pages are held beside it: the system maps
+    16 pages about each that is touched, so that scattered rows would bring in all of the file.
+    """
+    taken = np.empty((len(rows), vectors.shape[1]), np.float32)
+    for start in range(0, len(rows), _TAKEN_AT_ONCE):
+        block = slice(start, start + _TAKEN_AT_ONCE)
+        taken[block] = vectors[rows[block]]
+        release(vectors)
+    return taken
 
 
 def training_rows(rows: int) -> int:

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coldframe.store import Store
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
 
     from coldframe.generation import Manifest
+    from coldframe.store import Store
 
 ExistingStore = Annotated[Path, typer.Option(help="The folder of generations.")]
 _Name = Annotated[str, typer.Argument(help="Its name, as `list` shows it.")]
+
+
+def _store(path: Path) -> Store:
+    """FAISS comes with it: no --help shall wait for that."""
+    from coldframe.store import Store
+
+    return Store(path)
 
 
 def list_command(store: ExistingStore) -> None:
@@ -28,7 +34,7 @@ def list_command(store: ExistingStore) -> None:
     from coldframe.errors import ColdframeError
     from coldframe.generation import Manifest
 
-    found = Store(store)
+    found = _store(store)
     # A name that is cut short is of no use to `activate`: in a narrow window the other columns give way.
     generation = Column("generation", no_wrap=True)
     table = Table("", generation, "articles", "clusters", "model", "recipe", "recall", "size", "", box=None)
@@ -69,7 +75,7 @@ def verify_command(
     from coldframe.errors import ColdframeError, CorruptGeneration, NoGeneration
     from coldframe.generation import verify
 
-    found = Store(store)
+    found = _store(store)
     names = [generation] if generation else found.names()
     if not names:
         raise NoGeneration(f"there is nothing to verify: {store} holds no generation")
@@ -94,7 +100,7 @@ def activate_command(
     from coldframe.errors import FailedPrecondition
     from coldframe.generation import verify
 
-    found = Store(store)
+    found = _store(store)
     manifest = verify(found.directory(generation))
     if manifest.held and not force:
         raise FailedPrecondition(
@@ -108,7 +114,7 @@ def rollback_command(store: ExistingStore) -> None:
     """Make the generation current that was so before, after verifying it; again, the one before that."""
     from coldframe.generation import verify
 
-    found = Store(store)
+    found = _store(store)
     target = found.before()
     if target is not None:
         verify(found.directory(target))
@@ -125,7 +131,7 @@ def prune_command(
     """
     from rich.console import Console
 
-    prune(Store(store), keep, Console(highlight=False, markup=False))
+    prune(_store(store), keep, Console(highlight=False, markup=False))
 
 
 def prune(store: Store, keep: int, console: Console) -> None:

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coldframe.storage import release
 from coldframe.stories import SAME_WORDS, cosine, overlap, shingles
+from indexer.sample import take
 from indexer.spool import UNDATED
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ _NEIGHBOURS = 8
 _MOST_NEIGHBOURS = 128
 _QUERIES = 32_768
 _TEXTS_KEPT = 2_048
+_JUDGED_AT_ONCE = 256  # before the pages that they touched are let go of
 _FP32_NOISE = 1e-4  # candidates are sought in fp32, and judged in fp64
 
 
@@ -66,10 +69,12 @@ def find_stories(
     judge = _Judge(vectors, texts, text_of, threshold, window_days)
     leader = np.arange(len(texts))
     later, earlier = np.divmod(pairs, len(texts))
-    for group in np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(later)) + 1):
+    for judged, group in enumerate(np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(later)) + 1), 1):
         if len(group):
             text = int(later[group[0]])
             leader[text] = judge.story(text, np.unique(leader[earlier[group]]).tolist())
+        if judged % _JUDGED_AT_ONCE == 0:
+            release(vectors)
     stories: NDArray[np.int32] = texts.first[leader[texts.number]].astype(np.int32)
     return stories
 
@@ -123,7 +128,7 @@ def _candidates(index: ClusterIndex, vectors: NDArray[np.float32], texts: Texts,
         crowded = []
         for start in range(0, len(asked), _QUERIES):
             block = asked[start : start + _QUERIES]
-            rows, similarities = index.search_many(vectors[texts.first[block]], limit, PROBES)
+            rows, similarities = index.search_many(take(vectors, texts.first[block]), limit, PROBES)
             near = (rows >= 0) & (similarities >= threshold - _FP32_NOISE)
             asking, place = np.nonzero(near)
             pairs.append(_pairs(block[asking], texts.number[rows[asking, place]], len(texts)))

@@ -16,6 +16,7 @@ import numpy as np
 from coldframe.clusters import topic_id
 from coldframe.index import nearest_centroids
 from coldframe.recipe import unit
+from coldframe.storage import blocks
 from indexer.train import choose_clusters, fit
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def _sums(vectors: NDArray[np.float32], assignment: NDArray[np.int64], clusters:
     from scipy.sparse import csr_array
 
     sums = np.zeros((clusters, vectors.shape[1]), np.float64)
-    for start in range(0, len(vectors), _BLOCK):
-        rows = assignment[start : start + _BLOCK]
+    for start, block in blocks(vectors, _BLOCK):
+        rows = assignment[start : start + len(block)]
         members = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(clusters, len(rows)))
-        sums += members @ vectors[start : start + _BLOCK].astype(np.float64)
+        sums += members @ block.astype(np.float64)
     return sums.astype(np.float32)
 
 

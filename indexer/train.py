@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from coldframe.index import nearest_centroids
-from indexer.sample import draw, training_rows
+from indexer.sample import draw, take, training_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ def train(vectors: Floats, clusters: int, seed: int, start: Floats | None = None
     # Held-out rows are not drawn, unless there are as many clusters as rows.
     count = max(clusters, min(training_rows(len(vectors)), _POINTS_PER_CENTROID * clusters))
     rows = draw(vectors, min(count, len(vectors)), seed)
-    return fit(vectors[rows], clusters, seed, start=start)
+    return fit(take(vectors, rows), clusters, seed, start=start)
 
 
 def fit(

@@ -36,7 +36,7 @@ def nearest(
     every = vectors.astype(np.float64) @ index.centroids.T.astype(np.float64)  # (n, clusters)
     highest = every.max(axis=1, keepdims=True)
     total = np.exp((every - highest) / temperature).sum(axis=1, keepdims=True)
-    shares = np.exp((similarities.astype(np.float64) - highest) / temperature) / total
+    shares = np.exp((np.take_along_axis(every, numbers, axis=1) - highest) / temperature) / total
     return numbers, similarities, shares
 
 

@@ -38,26 +38,31 @@ class _Malformed:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of Coldframe's own services, which are unary or stream both ways."""
+    """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(  # noqa: D102
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
+        name = handler_call_details.method
+        if name in self._wrapped:
+            return self._wrapped[name]
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_OURS):
+        if handler is None or not name.startswith(_OURS):
             return handler
-        name, codecs = (
-            handler_call_details.method,
-            (
-                _lenient(handler.request_deserializer),
-                handler.response_serializer,
-            ),
-        )
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name), *codecs)
-        return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name), *codecs)
+        self._wrapped[name] = _wrapped(handler, name)
+        return self._wrapped[name]
+
+
+def _wrapped(handler: Any, name: str) -> Any:
+    codecs = _lenient(handler.request_deserializer), handler.response_serializer
+    if handler.stream_stream is not None:
+        return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name), *codecs)
+    return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name), *codecs)
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

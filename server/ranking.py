@@ -137,12 +137,50 @@ def merge(
     Without exploration the answer of k places begins every longer one. Raises ValueError where diversity is asked for
     and a list has no vectors.
     """
+    if len(lists) == 1 and ties is None and _by_similarity_alone(lists[0], options):
+        return _as_they_come(lists[0], options, limit, stories_taken)
     pool = _Pool(lists, options, ties)
     chosen = _fill(pool, weights, _Allowed(pool, options, stories_taken), limit)
     if options.explore_fraction > 0:
         draws = _Draws(pool, options, limit, {int(pool.rows[choice.place]) for choice in chosen})
         chosen = _fill(pool, weights, _Allowed(pool, options, stories_taken), limit, draws)
     return pool.ranked(chosen)
+
+
+def _by_similarity_alone(candidates: Candidates, options: Options) -> bool:
+    plain = not options.reranks and options.min_score is None
+    return plain and not candidates.negative.any() and not candidates.prior.any()
+
+
+def _as_they_come(candidates: Candidates, options: Options, limit: int, stories_taken: Collection[int]) -> Ranked:
+    """What `merge` makes of one list that is in order already: most searches, in a fifth of the time."""
+    per_story, per_cluster = options.max_per_story or inf, options.max_per_cluster or inf
+    of_story: dict[int, float] = dict.fromkeys(stories_taken, inf)
+    of_cluster: dict[int, int] = {}
+    places: list[int] = []
+    for place, (story, cluster) in enumerate(
+        zip(candidates.stories.tolist(), candidates.clusters.tolist(), strict=True)
+    ):
+        if len(places) >= limit:
+            break
+        if of_story.get(story, 0) < per_story and of_cluster.get(cluster, 0) < per_cluster:
+            places.append(place)
+            of_story[story] = of_story.get(story, 0) + 1
+            of_cluster[cluster] = of_cluster.get(cluster, 0) + 1
+    chosen = np.array(places, np.int64)
+    similarity, nothing = candidates.similarity[chosen], np.zeros(len(chosen), np.float32)
+    return Ranked(
+        interest=np.zeros(len(chosen), np.int64),
+        place=chosen,
+        score=similarity,
+        similarity=similarity,
+        negative=nothing,
+        recency=nothing,
+        freshness=nothing + 1,
+        prior=nothing,
+        diversity=nothing,
+        explored=np.zeros(len(chosen), np.bool_),
+    )
 
 
 def freshness(seconds: NDArray[np.int64], options: Options) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from indexer.build import BuildConfig, run
+from indexer.corpus import CorpusConfig
 from indexer.gates import Limits
 from indexer.progress import Reporter
 from tests.models import LETTERS
@@ -51,8 +52,9 @@ def build(store: Path, *corpus: Path, **options: Any) -> Manifest:
 def build_aloud(store: Path, *corpus: Path, out: io.StringIO | None = None, **options: Any) -> tuple[Manifest, str]:
     """The same, and what it said; `out` has that too where the build fails."""
     said = out or io.StringIO()
-    usual: dict[str, Any] = {"precision": "fp32", "limits": ANYTHING}
-    config = BuildConfig(corpus=[str(path) for path in corpus], store=store, **usual | options)
+    files = CorpusConfig([str(path) for path in corpus])
+    usual: dict[str, Any] = {"corpus": files, "precision": "fp32", "limits": ANYTHING}
+    config = BuildConfig(store=store, **usual | options)
     manifest = run(config, Reporter(Console(file=said, width=400)))
     return manifest, said.getvalue()
 

@@ -7,6 +7,7 @@ encoder       minilm in fp32
 disk          a small disk of its own (tmpfs), where this user may mount one
 background    an event loop in a thread; `background.serving(engine)` runs a real gRPC server on a free port
 target        HOST:PORT of a server over `store_path`
+newsroom      a store of 120 articles of single letters (tests.newsroom); `own_newsroom` is a copy to change
 """
 
 from __future__ import annotations
@@ -85,11 +86,12 @@ def articles() -> list[Sample]:
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory, articles: list[Sample]) -> Path:
     from indexer.build import BuildConfig, run
+    from indexer.corpus import CorpusConfig
     from indexer.progress import Reporter
 
     folder = tmp_path_factory.mktemp("built")
     write_corpus(folder / "articles.csv", articles)
-    config = BuildConfig(corpus=[str(folder / "articles.csv")], store=folder / "store", precision="fp32")
+    config = BuildConfig(corpus=CorpusConfig([str(folder / "articles.csv")]), store=folder / "store", precision="fp32")
     run(config, Reporter(Console(file=io.StringIO())))
     return folder / "store"
 
@@ -169,3 +171,15 @@ def target(background: Background, store_path: Path) -> Iterator[str]:
     engine.load()
     with background.serving(engine) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def newsroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.newsroom import make_store
+
+    return make_store(tmp_path_factory.mktemp("newsroom"))
+
+
+@pytest.fixture
+def own_newsroom(newsroom: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(newsroom, tmp_path / "own-newsroom"))

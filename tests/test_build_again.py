@@ -179,6 +179,28 @@ def test_ids_of_another_encoders_clusters_are_never_used_again(desk: Path, store
     assert after.report["drift"] is None
 
 
+def test_a_number_is_used_once_though_the_store_was_rolled_back(desk: Path, store: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": str(desk / "model"), "min_cluster_similarity": 1.0}
+    first = Store(store).open()
+    build(store, write(tmp_path / "other.csv", letters(110, seed=5)), **options)
+    second = Store(store).open()
+    assert second.table.next_number > first.table.next_number
+    Store(store).activate(first.name)
+    build(store, write(tmp_path / "third.csv", letters(120, seed=6)), **options)
+    third = Store(store).open()
+    new = {name for name in third.numbers if name not in first.numbers}
+    assert new
+    assert not new & {*second.numbers}
+    assert third.table.next_number > second.table.next_number
+
+
+def test_a_first_build_beside_one_that_cannot_be_read_takes_new_numbers(desk: Path, store: Path) -> None:
+    before = Store(store).open()
+    flipped(Store(store).directory(before.name))
+    build(store, desk / "articles.csv", model=str(desk / "model"))
+    assert not {*Store(store).open().numbers} & {*before.numbers}
+
+
 def old_format(directory: Path) -> None:
     document = json.loads((directory / MANIFEST).read_text()) | {"format": 1}
     (directory / MANIFEST).write_text(json.dumps(document))

@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 from coldframe.errors import InvalidArgument
 from coldframe.recipe import RECIPES, unit
-from indexer.corpus import Columns
+from indexer.corpus import CorpusConfig
 from indexer.evaluate.baselines import InDegree, Vectors, near_duplicates, nearest, tfidf
 from indexer.evaluate.bootstrap import Interval, resampled_means
 from indexer.evaluate.command import evaluate_command
 from indexer.evaluate.corpus import Corpus, add_links, add_sessions, load
 from indexer.evaluate.tasks import label_task, link_task, session_tasks, v_measure
+from tests.builds import build
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def corpus(file: Path) -> Corpus:
-    return load([str(file)], Columns(), None, None, 0)
+    return load(CorpusConfig([str(file)]), None, None, 0)
 
 
 def table(path: Path, *rows: tuple[object, ...]) -> Path:
@@ -135,6 +136,16 @@ def ask(*flags: str) -> str:
     result = CliRunner().invoke(app, flags, catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
+
+
+def test_vectors_of_a_store_are_taken_and_come_to_the_same(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path / "store", file, model="minilm")
+    flags = ("--corpus", str(file), "--recipes", "lead-words", "--precision", "fp32", "--json")
+    plain = json.loads(ask(*flags))
+    monkeypatch.setattr("coldframe.Encoder.embed_ids_by", None)  # nothing is computed again
+    assert json.loads(ask(*flags, "--store", str(tmp_path / "store"))) == plain
 
 
 def test_the_command_recommends_a_recipe(file: Path, tmp_path: Path) -> None:

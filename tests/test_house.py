@@ -49,6 +49,13 @@ def test_a_program_that_imports_coldframe_loads_neither_torch_nor_faiss() -> Non
     assert out.stdout.strip() == "[]"
 
 
+def test_the_help_of_the_rebuild_job_waits_for_nothing_heavy() -> None:
+    heavy = ["torch", "faiss", "numpy", "pyarrow", "duckdb", "sqlalchemy", "sklearn", "matplotlib"]
+    code = f"import sys, indexer.__main__; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_the_public_names_are_these_and_all_are_there() -> None:
     classes = {name for name in vars(coldframe) if name[0].isupper() and name != "TYPE_CHECKING"} | {"Encoder"}
     functions = {name for name, value in vars(coldframe).items() if isinstance(value, FunctionType) and name[0] != "_"}

@@ -166,7 +166,13 @@ def test_a_build_that_cannot_start_exits_with_the_code_of_its_error(
 
 
 @pytest.mark.parametrize(
-    ("args", "said"), [((), "--corpus"), (("--corpus", "a", "--store", "b", "--clusters", "c"), "--clusters")]
+    ("args", "said"),
+    [
+        ((), "--store"),
+        (("--store", "b"), "give --corpus a file"),
+        (("--corpus", "a", "--store", "b", "--clusters", "c"), "--clusters"),
+        (("--corpus", "a", "--store", "b", "--date-order", "ymd"), "--date-order"),
+    ],
 )
 def test_a_usage_error_exits_with_2(ask: Ask, args: tuple[str, ...], said: str) -> None:
     answer = ask("build", *args)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import re
 import shutil
 import signal
@@ -24,7 +26,7 @@ from indexer.gates import Limits
 from indexer.plan import BuildConfig
 from tests.builds import build, letters
 from tests.corpus_files import write
-from tests.models import longformer_directory
+from tests.models import LETTERS, longformer_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +90,7 @@ def test_flags_have_the_defaults_of_the_configuration() -> None:
             assert given[field.name] == field.default, field.name
     assert {field.name for field in fields(Limits)} <= {*given}
     missing = {field.name for field in fields(BuildConfig)} - {*given}
-    assert missing == {"columns", "limits"}, "which are made of several flags"
+    assert missing == {"limits"}, "which are made of several flags"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +213,36 @@ def test_a_dry_run_counts_what_is_in_the_cache(desk: Path, store: Path, ask: Ask
     answer = ask("build", *flags(desk, store, str(corpus)), "--dry-run")
     assert "8 to embed" in answer.out
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def three_seconds_per_thousand_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("indexer.estimate.time.perf_counter", lambda: next(ticks) * 0.003)
+
+
+@pytest.mark.usefixtures("three_seconds_per_thousand_rows")
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_dry_run_of_a_corpus_that_takes_long_to_read_guesses_at_the_rest(
+    desk: Path, tmp_path: Path, ask: Ask, suffix: str, files: int
+) -> None:
+    rng = random.Random(0)
+    for file in range(files):
+        rows = [{"id": f"{file}-{n}", "content": rng.randbytes(400).hex()} for n in range(9_000 // files)]
+        write(tmp_path / f"{file}{suffix}", rows)
+    answer = ask("build", *flags(desk, tmp_path / "new", str(tmp_path / f"*{suffix}")), "--dry-run")
+    found = re.search(r"about ([\d,]+) articles", answer.out)
+    assert found, answer.out
+    assert int(found[1].replace(",", "")) == pytest.approx(9_000, rel=0.2), "3,334 were read"
+
+
+@pytest.mark.usefixtures("three_seconds_per_thousand_rows")
+def test_a_dry_run_of_a_query_that_takes_long_says_what_there_is_at_least(desk: Path, tmp_path: Path, ask: Ask) -> None:
+    corpus = write(tmp_path / "a.csv", [{"id": f"{n}", "content": LETTERS[n % 26]} for n in range(9_000)])
+    _, _, *others = flags(desk, tmp_path / "new", "")
+    answer = ask("build", "--query", f"select * from '{corpus}'", *others, "--dry-run")
+    assert re.search(r"at least 3,33\d articles", answer.out), answer.out
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])

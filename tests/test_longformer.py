@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coldframe import longformer, models
 from coldframe.encoder import Encoder
-from coldframe.longformer import Layer, LongformerConfig, pack, triangles
+from coldframe.longformer import Fused, Layer, LongformerConfig, pack, triangles
 from coldframe.recipe import RECIPES
 from tests.models import VOCABULARY, longformer_directory
 from tests.oracle import LENGTHS, Reference, cosine, dense_attention, relative_error
@@ -102,6 +102,14 @@ def test_bf16_minilm_points_where_the_reference_points(minilm_case: Case) -> Non
     assert cosine(found, minilm_case.wanted[few]) >= 0.9999
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_computes_what_the_reference_computes(minilm_case: Case) -> None:
+    encoder = Encoder(minilm_case.model, SEED, "auto", "auto")
+    assert (encoder.device, encoder.precision) == ("cuda", "bf16")
+    assert cosine(encoder.embed_ids(minilm_case.docs), minilm_case.wanted) >= 0.9999
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 120), min_size=1, max_size=8),
@@ -126,8 +134,12 @@ def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], windo
         patch.setattr(longformer, "BLOCK", block)
         found = layer.local(x, bounds)
     found[rows] = layer.global_(x, bounds, rows)
+    fused = Fused.of(bounds, {window // 2}, x.device)  # as on a GPU
+    at_once = layer.local(x, bounds, fused)
+    at_once[rows] = layer.global_(x, bounds, rows, fused)
     wanted = torch.cat([dense_attention(x[start:end], weights, config.heads, window) for start, end in bounds])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(at_once, wanted, rtol=1e-4, atol=1e-5)
 
 
 def _global_tensors(layer: Layer) -> list[tuple[str, str, torch.Tensor]]:

@@ -23,9 +23,9 @@ from coldframe.generation import ARTICLES, CLUSTERS, REPORT, VECTORS, CorpusInfo
 from coldframe.recipe import unit
 from coldframe.store import Store
 from indexer.report import ReportFacts, write_report
-from indexer.report.command import report_command
 from indexer.report.projection import project, sample_rows
 from indexer.report.wording import count, duration, mebibytes, percent
+from indexer.report_command import report_command
 from tests.generations import publish
 
 if TYPE_CHECKING:
@@ -254,6 +254,31 @@ def test_every_id_is_there_once_and_every_reference_finds_one(page: str) -> None
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
 
 
+def weighed(storage: str, reason: str, recall: float | None = None) -> dict[str, Any]:
+    return {"storage": storage, "bytes": 2**20, "recall": recall, "probes": 8, "latency_ms": 0.2, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("storages", "said"),
+    [
+        ([("flat", "")], "The lists keep vectors as flat, in 1.0 MiB. "),
+        ([("flat", ""), ("sq8", "not needed")], "in 1.0 MiB. Smaller ones were not needed: sq8. "),
+        (
+            [("flat", "over the memory budget"), ("fp16", "", 0.99), ("sq8", "not needed")],
+            "fp16 (chosen) 1.0 MiB 99.0% 8 0.2 ms Not needed: sq8. ",
+        ),
+    ],
+)
+def test_storages_that_were_weighed_are_told_apart_from_those_that_were_not(
+    tmp_path: Path, storages: list[tuple[Any, ...]], said: str
+) -> None:
+    chosen = next(storage for storage, reason, *_ in storages if not reason)
+    what = facts(120, **MEASURED | {"storages": [weighed(*storage) for storage in storages]})
+    what = replace(what, parameters=replace(what.parameters, storage=chosen))
+    write_report(write_files(tmp_path), what)
+    assert said in words((tmp_path / REPORT).read_text(encoding="utf-8"))
+
+
 def test_the_same_generation_has_the_same_report(folder: Path, page: str) -> None:
     write_report(folder, facts(120, **MEASURED))
     assert (folder / REPORT).read_text(encoding="utf-8") == page
@@ -333,6 +358,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         (duration(99), "99 s"),
         (duration(300), "5.0 min"),
         (duration(36_000), "10.0 h"),
+        (mebibytes(0.42), "0.4 MiB"),
         (mebibytes(512), "512 MiB"),
         (mebibytes(2048), "2.0 GiB"),
         (count(1, "article"), "1 article"),

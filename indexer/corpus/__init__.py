@@ -2,10 +2,11 @@
 
 How a job reads:
 
-    from indexer.corpus import Columns, find_sources, read
+    from indexer.corpus import Columns, CorpusConfig
 
-    sources = find_sources(config.corpus, config.query, config.database, say=say)    # what there is to read
-    rows = read(sources, config.columns, clean_html=config.clean_html)               # Iterator[Article | Reject]
+    corpus = CorpusConfig(files=["news/*.csv.gz"], clean_html=True, columns=Columns(date_order="dmy"))
+    sources = corpus.sources(say)    # what there is to read, by `find_sources`
+    rows = corpus.read(sources)      # Iterator[Article | Reject], by `read`
 
 `find_sources` takes the values of `--corpus` (files, folders, globs, URLs), or `--query` (a SELECT over files, by
 DuckDB) with or without `--database` (a SQLAlchemy URL, or a SQLite or DuckDB file), and gives one `Source` for each
@@ -17,6 +18,7 @@ file, or one for the query. It reads no more than it must to refuse early: forma
     Source.size       bytes as they are stored, packed or not; None where nobody knows
     Source.version    differs when the data differ, as far as can be told without reading (time, ETag); None where it
                       cannot be told (a query, some web servers), and then only reading again shows what is there
+    Source.position   how many of these bytes have been read so far
 
 So [location, size, version] of every source tells one corpus from another. `Columns` holds every other choice that
 changes what an article is, but for `clean_html`: the names of columns, `attributes` (`--attributes a,b`: which of the
@@ -35,10 +37,12 @@ query), whatever the size of the corpus.
     queries    SQL -> rows
     articles   a row -> an article or a reject
     reading    all rows, in order, with one reading of numeric dates
+    config     all that a person chooses of it, in one value
 """
 
 from indexer.corpus.articles import Article, Columns, Reject
+from indexer.corpus.config import CorpusConfig
 from indexer.corpus.reading import read
 from indexer.corpus.sources import Source, expand, find_sources
 
-__all__ = ["Article", "Columns", "Reject", "Source", "expand", "find_sources", "read"]
+__all__ = ["Article", "Columns", "CorpusConfig", "Reject", "Source", "expand", "find_sources", "read"]

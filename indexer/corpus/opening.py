@@ -31,8 +31,21 @@ class File(Protocol):
     def open_seekable(self) -> IO[bytes]:
         """To be read in any order. Raises io.UnsupportedOperation where that is not possible."""
 
+    def position(self) -> int | None:
+        """To which byte the reading under way has come; None where there is none."""
 
-class LocalFile:
+
+class _Opened:
+    """What was opened last, and how far it has been read."""
+
+    _last: IO[bytes] | None = None
+
+    def position(self) -> int | None:
+        """In stored bytes, packed or not."""
+        return None if self._last is None or self._last.closed else self._last.tell()
+
+
+class LocalFile(_Opened):
     """A file on a disk."""
 
     def __init__(self, path: Path) -> None:
@@ -41,14 +54,15 @@ class LocalFile:
 
     def open(self) -> IO[bytes]:
         """For any reading."""
-        return Path(self.path).open("rb")
+        self._last = file = Path(self.path).open("rb")  # noqa: SIM115  # the caller closes it
+        return file
 
     def open_seekable(self) -> IO[bytes]:
         """The same."""
         return self.open()
 
 
-class RemoteFile:
+class RemoteFile(_Opened):
     """A file that fsspec reads: only what is asked for is transferred, and little of it is held.
 
     `key` is the filesystem's name for it.
@@ -81,7 +95,8 @@ class RemoteFile:
             file = self._filesystem.open(self._key, "rb", **options)
         except Exception as error:
             raise OSError(explain(error, self._key, self.location)) from error
-        return io.BufferedReader(_Guarded(file, self._key, self.location))
+        self._last = io.BufferedReader(_Guarded(file, self._key, self.location))
+        return self._last
 
 
 class _Guarded(io.RawIOBase):

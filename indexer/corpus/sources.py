@@ -34,6 +34,8 @@ class Source:
     version: str | None
     rows: Callable[[Columns], Rows] = field(repr=False, compare=False)
     """Read it, from its beginning; InvalidArgument, then or on the way, if it cannot be read."""
+    position: Callable[[], int | None] = field(default=lambda: None, repr=False, compare=False)
+    """How many of its bytes, of `size`, the reading under way has taken; None where nobody knows."""
 
 
 def find_sources(
@@ -103,7 +105,7 @@ def _named(sources: list[Source]) -> list[Source]:
 def _file_source(file: File, size: int | None, version: str | None, flag: str = "") -> Source:
     if known_format(file.path) is None:
         raise _invalid(f"{flag}{file.location}: the format is not known. {allowed_formats()}")
-    return Source(file.path.name, file.location, size, version, partial(read_file, file))
+    return Source(file.path.name, file.location, size, version, partial(read_file, file), file.position)
 
 
 def _invalid(message: str) -> InvalidArgument:

@@ -1,6 +1,6 @@
 """`python -m indexer evaluate`: its flags, and what it prints."""
 
-# ruff: noqa: PLR0917, TC003  (Typer calls by name and reads annotations at run time)
+# ruff: noqa: TC003  (Typer calls by name and reads annotations at run time)
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from indexer.corpus_flags import reads_corpus
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from coldframe.recipe import Recipe
+    from indexer.corpus import CorpusConfig
     from indexer.evaluate.run import Figure, Report
 
 _CERTAIN = 0.95
 
 
+@reads_corpus
 def evaluate_command(
-    corpus: Annotated[list[str], typer.Option(help="CSV, TSV, JSONL or Parquet: a file or a quoted glob; repeatable.")],
+    *,
+    corpus: CorpusConfig,
     model: Annotated[str, typer.Option(help="A hub id, a directory, or minilm, the embedded default.")] = "minilm",
     recipes: Annotated[str | None, typer.Option(help="Which, with commas between; without it all of them.")] = None,
     labels: Annotated[
@@ -36,7 +41,10 @@ def evaluate_command(
     ] = None,
     sample: Annotated[int | None, typer.Option(help="Measure so many articles, drawn from the labelled ones.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    store: Annotated[
+        Path | None, typer.Option(help="Whose embeddings of the texts are taken, if one recipe alone is asked for.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
@@ -47,7 +55,6 @@ def evaluate_command(
     from rich.console import Console
 
     from coldframe.encoder import Encoder
-    from indexer.corpus import Columns
     from indexer.evaluate.run import Config, evaluate
 
     chosen = _recipes(recipes)
@@ -55,17 +62,18 @@ def evaluate_command(
     config = Config(
         corpus,
         chosen,
-        Columns(),
         label_column=labels,
         links=links,
         sessions=sessions,
         skip_events=["target"] if skip_event is None else skip_event,
         sample=sample,
         seed=seed,
+        store=store,
     )
     # The report alone goes to standard output.
     log = Console(stderr=True, highlight=False, markup=False)
-    encoder = Encoder.load(model, None, precision, device)  # type: ignore[arg-type]  # it says what is allowed
+    alone = chosen[0].name if len(chosen) == 1 else None
+    encoder = Encoder.load(model, alone, precision, device)  # type: ignore[arg-type]  # it says what is allowed
     report = evaluate(config, encoder, lambda text: log.print(text, soft_wrap=True))
     if as_json:
         typer.echo(json.dumps(report.document(), ensure_ascii=False))

@@ -12,13 +12,15 @@ import numpy as np
 
 from coldframe.errors import InvalidArgument
 from coldframe.text import article_text, text_digest
-from indexer.corpus import Article, Columns, expand, read
+from indexer.corpus import Article
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from indexer.corpus import CorpusConfig
 
 LABELS = "label"
 _SOURCES, _TARGETS = ("source", "from"), ("target", "to")
@@ -43,14 +45,14 @@ class Corpus:
     """What was read and what was left out, for the report."""
 
 
-def load(corpus: Sequence[str], columns: Columns, label_column: str | None, sample: int | None, seed: int) -> Corpus:
+def load(corpus: CorpusConfig, label_column: str | None, sample: int | None, seed: int) -> Corpus:
     """Articles without exact duplicates (of the whole text or of the content, whatever its case and spaces).
 
     With `sample`, so many are drawn, from the labelled where there are any. Raises InvalidArgument for a corpus
     without articles or without the label column that was named.
     """
     counts: Counter[str] = Counter()
-    articles = sorted(_articles(corpus, columns, counts), key=lambda article: article.id)
+    articles = sorted(_articles(corpus, counts), key=lambda article: article.id)
     if not articles:
         raise InvalidArgument(
             "the corpus has no article that can be used; give --corpus a file with rows", field="corpus"
@@ -67,9 +69,9 @@ def load(corpus: Sequence[str], columns: Columns, label_column: str | None, samp
     return Corpus([article.id for article in kept], texts, labels, rows, counts=dict(counts))
 
 
-def _articles(corpus: Sequence[str], columns: Columns, counts: Counter[str]) -> Iterator[Article]:
+def _articles(corpus: CorpusConfig, counts: Counter[str]) -> Iterator[Article]:
     seen: set[str] = set()
-    for row in read(expand(corpus), columns):
+    for row in corpus.read():
         counts["read"] += 1
         if isinstance(row, Article) and row.id not in seen:
             seen.add(row.id)

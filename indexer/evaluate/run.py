@@ -9,6 +9,8 @@ import numpy as np
 
 from coldframe.errors import InvalidArgument
 from coldframe.recipe import Placement
+from coldframe.text import text_digest
+from indexer.cache import CACHE, Space, look_up
 from indexer.evaluate.baselines import Chance, Scorer, Vectors, near_duplicates, tfidf
 from indexer.evaluate.bootstrap import RESAMPLES, Interval, resampled_means
 from indexer.evaluate.corpus import Corpus, add_links, add_sessions, load, without
@@ -22,26 +24,28 @@ if TYPE_CHECKING:
 
     from coldframe.encoder import Encoder
     from coldframe.recipe import Recipe
-    from indexer.corpus import Columns
+    from indexer.corpus import CorpusConfig
 
 TFIDF, POPULARITY, RANDOM = "tf-idf", "popularity", "random"
 V_MEASURE = "clustering v-measure"
 _TEXTS_AT_ONCE = 64
+_DIGESTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Config:
     """What is measured."""
 
-    corpus: Sequence[str]
+    corpus: CorpusConfig
     recipes: Sequence[Recipe]
-    columns: Columns
     label_column: str | None = None
     links: Path | None = None
     sessions: Path | None = None
     skip_events: Sequence[str] = ()
     sample: int | None = None
     seed: int = 0
+    store: Path | None = None
+    """Whose builds have embedded some of the texts already."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,10 @@ def evaluate(config: Config, encoder: Encoder, say: Callable[[str], None]) -> Re
     corpus, terms = read(config)
     families = tasks_of(corpus, config.seed)
     say(", ".join(f"{count:,} {name}" for name, count in corpus.counts.items()))
-    vectors: dict[str, Any] = embed(encoder, corpus.texts, config.recipes, say) | {TFIDF: terms}
+    stored = cached(config, encoder, corpus.texts)
+    if stored:
+        say(f"{len(stored):,} of {len(corpus.texts):,} vectors are in the store")
+    vectors: dict[str, Any] = embed(encoder, corpus.texts, config.recipes, say, stored) | {TFIDF: terms}
     labelled = np.array([row for row, label in enumerate(corpus.labels) if label], np.int64)
     measured, figures = [], []
     for kind, tasks in families.items():
@@ -103,7 +110,7 @@ def evaluate(config: Config, encoder: Encoder, say: Callable[[str], None]) -> Re
 
 def read(config: Config) -> tuple[Corpus, Any]:
     """The corpus without duplicates and near duplicates, and its TF-IDF vectors by row."""
-    corpus = load(config.corpus, config.columns, config.label_column, config.sample, config.seed)
+    corpus = load(config.corpus, config.label_column, config.sample, config.seed)
     terms = tfidf(corpus.texts)
     kept = near_duplicates(terms)
     corpus = without(corpus, kept)
@@ -132,21 +139,41 @@ def tasks_of(corpus: Corpus, seed: int) -> dict[str, list[Task]]:
     return found
 
 
+def cached(config: Config, encoder: Encoder, texts: Sequence[str]) -> dict[int, NDArray[np.float32]]:
+    """Vectors that a store has of the texts, by their places; {} unless the encoder's own recipe alone is asked for."""
+    if config.store is None or [recipe.name for recipe in config.recipes] != [encoder.recipe.name]:
+        return {}
+    space = Space(encoder.fingerprint, encoder.precision, encoder.dim)
+    digests = [text_digest(text) for text in texts]
+    found: dict[bytes, NDArray[np.float32]] = {}
+    for start in range(0, len(digests), _DIGESTS_AT_ONCE):
+        found |= look_up(config.store / CACHE, space, digests[start : start + _DIGESTS_AT_ONCE])
+    return {place: found[digest] for place, digest in enumerate(digests) if digest in found}
+
+
 def embed(
-    encoder: Encoder, texts: Sequence[str], recipes: Sequence[Recipe], say: Callable[[str], None]
+    encoder: Encoder,
+    texts: Sequence[str],
+    recipes: Sequence[Recipe],
+    say: Callable[[str], None],
+    known: Mapping[int, NDArray[np.float32]],
 ) -> dict[str, NDArray[np.float32]]:
-    """Placed vectors by the recipe's name, (n, dim) each; every text goes through the model once."""
-    order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-    parts: list[list[NDArray[np.float32]]] = [[] for _ in recipes]
+    """Placed vectors by the recipe's name, (n, dim) each; every text that is not known goes through the model once.
+
+    known: vectors by place, where there is but one recipe.
+    """
+    found: list[dict[int, NDArray[np.float32]]] = [dict(known) for _ in recipes]
+    order = sorted((n for n in range(len(texts)) if n not in known), key=lambda n: len(texts[n]))
     for start in range(0, len(order), _TEXTS_AT_ONCE):
-        tokens = encoder.tokenize([texts[n] for n in order[start : start + _TEXTS_AT_ONCE]])
-        for part, vectors in zip(parts, encoder.embed_ids_by([t.ids for t in tokens], recipes), strict=True):
-            part.append(vectors)
+        places = order[start : start + _TEXTS_AT_ONCE]
+        tokens = encoder.tokenize([texts[n] for n in places])
+        for part, vectors in zip(found, encoder.embed_ids_by([t.ids for t in tokens], recipes), strict=True):
+            part.update(zip(places, vectors, strict=True))
         if start // _TEXTS_AT_ONCE % 8 == 7:
-            say(f"{start + len(tokens):,} of {len(texts):,} articles embedded")
+            say(f"{start + len(tokens):,} of {len(order):,} articles embedded")
     placed = {}
-    for recipe, part in zip(recipes, parts, strict=True):
-        vectors = np.concatenate(part)[np.argsort(order)]
+    for recipe, part in zip(recipes, found, strict=True):
+        vectors = np.stack([part[n] for n in range(len(texts))])
         placed[recipe.name] = Placement.fit(recipe, vectors)(vectors)
     return placed
 

@@ -4,7 +4,6 @@ contents    what the page speaks of, read from a generation's files
 projection  the corpus in two dimensions
 figures     Matplotlib draws; svg turns a drawing into a part of the page
 page        sentences and tables, and the template that they fill
-command     `python -m indexer report`
 """
 
 from __future__ import annotations

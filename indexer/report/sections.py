@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.choose import NOT_NEEDED
 from indexer.report import figures
 from indexer.report.contents import SHORT_MODEL, Contents
 from indexer.report.projection import FEWEST, project, sample_rows
 from indexer.report.wording import count, mebibytes, percent
+from indexer.sample import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +39,7 @@ def corpus_map(contents: Contents) -> Section:
     rows = sample_rows(contents.story_of, seed)
     if len(rows) < FEWEST:
         return {"why": f"A map needs at least {FEWEST} articles of different stories; here are {len(rows)}."}
-    places = project(np.asarray(contents.vectors[rows]), seed)
+    places = project(take(contents.vectors, rows), seed)
     clusters = contents.assignment[rows]
     groups = contents.group_of[clusters]
     order = np.argsort(groups != len(contents.groups) - 1, kind="stable")  # what is grey lies below
@@ -212,6 +214,7 @@ def search(contents: Contents) -> Section | None:
     if not curve:
         return None
     recall = report.get("recall_at_10")
+    storages = report.get("storages") or []
     return {
         "figure": figures.recall_curve(curve, parameters.probes, report.get("target_recall")),
         "probes": parameters.probes,
@@ -219,7 +222,8 @@ def search(contents: Contents) -> Section | None:
         "recall": None if recall is None else percent(recall),
         "target": None if report.get("target_recall") is None else percent(report["target_recall"]),
         "storage": getattr(parameters, "storage", None),
-        "storages": [_storage(kind) for kind in report.get("storages") or []],
+        "storages": [_storage(kind) for kind in storages if kind.get("reason") != NOT_NEEDED],
+        "spared": [kind["storage"] for kind in storages if kind.get("reason") == NOT_NEEDED],
     }
 
 

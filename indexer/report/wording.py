@@ -28,8 +28,10 @@ def duration(seconds: float) -> str:
 
 
 def mebibytes(mib: float) -> str:
-    """512 -> "512 MiB", 2048 -> "2.0 GiB"."""
-    return f"{mib:,.0f} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"
+    """0.42 -> "0.4 MiB", 512 -> "512 MiB", 2048 -> "2.0 GiB"."""
+    if mib < 1000:
+        return f"{mib:,.0f} MiB" if mib >= 10 else f"{mib:.1f} MiB"
+    return f"{mib / 1024:,.1f} GiB"
 
 
 def count(number: float, noun: str, plural: str | None = None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
@@ -25,14 +24,10 @@ def _asked(request: Message) -> str:
     """What a request asks for, whichever of its pages and however long they are."""
     bare = type(request)()
     bare.CopyFrom(request)
-    for field in _page_fields(type(request)):
-        bare.ClearField(field)
+    for field in ("page_token", "page_size", "limit"):
+        if field in bare.DESCRIPTOR.fields_by_name:
+            bare.ClearField(field)
     return _digest(bare)
-
-
-@lru_cache
-def _page_fields(kind: type[Message]) -> list[str]:
-    return [name for name in ("page_token", "page_size", "limit") if name in kind.DESCRIPTOR.fields_by_name]
 
 
 def attribution(served: Served, request: Message) -> str:

@@ -1,0 +1,209 @@
+"""One generation exchanged for another while calls are under way: nothing is lost, mixed or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from coldframe.errors import InvalidArgument
+from coldframe.live import LIVE, LiveStore
+from coldframe.store import Store
+from coldframe.text import text_digest
+from tests.builds import build, letters
+from tests.corpus_files import write
+from tests.newsroom import Barrier, make_store, nearest, opened, piece, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from coldframe import Client
+    from server.engine import Engine
+    from tests.conftest import Background
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A store of three generations: the first is current."""
+
+    store: Path
+    first: str
+    second: str
+    """Of the same encoder: 40 articles more."""
+    other: str
+    """Of another recipe."""
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    folder = tmp_path_factory.mktemp("shelf")
+    path = make_store(folder)
+    usual: dict[str, Any] = {"model": str(folder / "model"), "clusters": 6}
+    first = str(Store(path).current())
+    more = write(folder / "more.csv", letters(160))
+    second = build(path, more, recipe="mean-centred", **usual).name
+    other = build(path, more, recipe="mean", **usual).name
+    Store(path).activate(first)
+    return Shelf(path, first, second, other)
+
+
+@pytest.fixture
+def own(shelf: Shelf, tmp_path: Path) -> Store:
+    return Store(shutil.copytree(shelf.store, tmp_path / "store"))
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def followed(background: Background, store: Store) -> Iterator[tuple[Client, Engine]]:
+    """A server that follows the store."""
+    with opened(background, store.path) as (client, engine):
+        watching = follow(background, engine)
+        yield client, engine
+        watching.cancel()
+
+
+def follow(background: Background, engine: Engine) -> Future[None]:
+    async def nothing() -> None:
+        """Is told that a generation was loaded."""
+
+    return asyncio.run_coroutine_threadsafe(engine.watch(nothing, poll_s=0.02), background.loop)
+
+
+def served_by(client: Client) -> str:
+    return client.index().served_by.generation
+
+
+def test_activate_and_rollback_are_noticed(background: Background, own: Store, shelf: Shelf) -> None:
+    with followed(background, own) as (client, _):
+        for name, count in ((shelf.second, 160), (shelf.first, 120), (shelf.other, 160)):
+            own.activate(name)
+            wait_until(lambda name=name: served_by(client) == name)  # type: ignore[misc]
+            assert client.index().index.article_count == count
+        assert client.search(words("x")).served_by.fingerprint == Store(own.path).open().manifest.model.fingerprint
+
+
+def test_a_call_under_way_ends_on_the_generation_it_began_with(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with followed(background, own) as (client, engine), ThreadPoolExecutor(2) as pool:
+        queue = engine.served().queue
+        held = Barrier(engine._compute)
+        calls: list[Future[Any]] = [
+            pool.submit(client.search, words("x"), limit=200, exact=True),
+            pool.submit(client.nearest_clusters, words("y")),
+        ]
+        wait_until(lambda: queue._worker is not None and not queue._worker.done())
+        own.activate(shelf.second)
+        wait_until(lambda: served_by(client) == shelf.second)
+        held.open()
+        replies = [call.result(60) for call in calls]
+        assert {reply.served_by.generation for reply in replies} == {shelf.first}
+        assert len(calls[0].result().hits) == 120
+        assert len(client.search(words("x"), limit=200, exact=True).hits) > 120
+
+
+@pytest.mark.parametrize("target", ["second", "other"])
+def test_what_is_written_during_an_exchange_is_there_afterwards(
+    background: Background, own: Store, shelf: Shelf, target: str
+) -> None:
+    name = getattr(shelf, target)
+    with followed(background, own) as (client, engine):
+        client.upsert([piece("before"), piece("001"), piece("gone"), piece("again")])
+        client.delete(["002", "gone"])
+        own.activate(name)
+        written = 0
+        while served_by(client) != name:
+            client.upsert([piece(f"during-{written}"), piece("again", words(f"again {written}"))])
+            client.delete([f"{written % 40 + 3:03}"])
+            written += 1
+        client.upsert([piece("after")])
+        view = engine.served().view
+        assert view.base.generation.name == name
+        deleted = {"002", "gone", *(f"{n % 40 + 3:03}" for n in range(written))}
+        live = {"before", "001", "again", "after", *(f"during-{n}" for n in range(written))}
+        shown = client.search(words("x"), limit=1000, exact=True, max_per_story=0).hits
+        found = {hit.article.id for hit in shown}
+        assert found == {f"{n:03}" for n in range(160)} - deleted | live
+        assert {hit.article.id for hit in shown if hit.article.live} == live
+        with LiveStore(own.path / LIVE, read_only=True) as kept:
+            assert view.sequence == kept.sequence
+        for article_id in sorted(live)[:10]:
+            row = view.row_of(article_id)
+            assert row is not None
+            wanted = nearest(view, view.vector(row), {article_id})[:5]
+            hits = client.search(article_id=article_id, limit=5, exact=True, max_per_story=0).hits
+            assert [hit.article.id for hit in hits] == wanted
+
+
+def test_a_generation_of_another_encoder_has_the_live_articles_in_its_own_space(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    with followed(background, own) as (client, engine):
+        client.upsert([piece(f"n{n}") for n in range(70)])
+        own.activate(shelf.other)
+        wait_until(lambda: served_by(client) == shelf.other)
+        served = engine.served()
+        for n in (0, 33, 69):
+            row = served.view.row_of(f"n{n}")
+            assert row is not None
+            own_vector = served.generation.placement(served.encoder.embed([words(f"n{n}")]))[0]
+            np.testing.assert_allclose(served.view.vector(row), own_vector, atol=1e-5)
+        with LiveStore(own.path / LIVE, read_only=True) as kept:
+            held = kept.embedded(text_digest(words("n5")), served.encoder.fingerprint)
+            assert held is not None, "it need not be computed again"
+            assert kept.sequence == 70
+        assert client.upsert([piece("n5")]).served_by.live_sequence == 70, "unchanged"
+
+
+def test_a_generation_that_is_corrupt_leaves_the_old_one_serving(
+    background: Background, own: Store, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = own.directory(shelf.second) / "articles.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    with followed(background, own) as (client, _):
+        own.activate(shelf.second)
+        wait_until(lambda: served_by(client) == shelf.second)
+        own.activate(shelf.first)
+        wait_until(lambda: served_by(client) == shelf.first)
+        path.write_bytes(bytes(content))
+        (own.path / "CURRENT").write_text(f"{shelf.second}\n")
+        wait_until(lambda: "articles.arrow" in caplog.text)
+        assert client.upsert([piece("new")]).served_by.generation == shelf.first
+        assert client.search(words("x")).served_by.generation == shelf.first
+        own.activate(shelf.other)
+        wait_until(lambda: served_by(client) == shelf.other)
+        assert client.get_article("new").article.live
+
+
+def test_a_page_token_of_another_generation_is_refused_in_a_sentence(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    with followed(background, own) as (client, _):
+        tokens = {
+            "search": client.search("a b", limit=2).next_page_token,
+            "recommend": client.recommend(["a b"], limit=2).next_page_token,
+        }
+        own.activate(shelf.second)
+        wait_until(lambda: served_by(client) == shelf.second)
+        for call, token in tokens.items():
+            ask: Any = getattr(client, call)
+            with pytest.raises(InvalidArgument, match="an index that is no longer served; leave it empty") as refused:
+                ask("a b" if call == "search" else ["a b"], limit=2, page_token=token)
+            assert refused.value.field == "page_token"

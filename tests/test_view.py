@@ -1,0 +1,136 @@
+"""Views and their overlay against slow oracles, where the wire is too coarse: ties, many live rows, older views."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from coldframe.recipe import unit
+from coldframe.store import Store
+from server.overlay import LiveRow
+from server.view import Base, View
+from tests.generations import DIM, LISTS, ROWS, publish, row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WORDS = np.empty(0, np.uint64)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    store = Store(tmp_path_factory.mktemp("view") / "store")
+    publish(store)
+    return Base(store.open())
+
+
+def random_units(count: int, seed: int) -> NDArray[np.float32]:
+    return unit(np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32))
+
+
+def live(base: Base, article_id: str, vector: NDArray[np.float32]) -> LiveRow:
+    cluster = int(base.generation.index.nearest_clusters(vector[None], 1)[0][0, 0])
+    return LiveRow(replace(row(article_id, cluster=cluster), story=0), vector, WORDS)
+
+
+def slow(view: View, articles: dict[str, NDArray[np.float32]], query: NDArray[np.float32]) -> list[tuple[float, str]]:
+    """(-similarity, id) of all articles, best first."""
+    wide = query.astype(np.float64)
+    return sorted((-float(np.float32((v.astype(np.float64) * wide).sum())), name) for name, v in articles.items())
+
+
+def of_base(base: Base) -> dict[str, NDArray[np.float32]]:
+    return {base.generation.articles.id_of(n): base.generation.index.vector(n) for n in range(ROWS)}
+
+
+def found(view: View, query: NDArray[np.float32], limit: int, probes: int = LISTS) -> list[tuple[float, str]]:
+    rows, scores = view.search(query, limit, probes, view.allow())
+    return [(-float(score), view.id_of(int(n))) for n, score in zip(rows, scores, strict=True)]
+
+
+def test_equal_rows_of_both_kinds_come_in_the_order_of_ids(base: Base) -> None:
+    view, articles = View.of(base), of_base(base)
+    twin = base.generation.index.vector(7)
+    for n, name in enumerate(["zz", "a06x", "a", "a07a", "a08", "b"]):
+        view = view.with_article(live(base, name, twin), n + 1)
+        articles[name] = twin
+    for limit in range(1, 9):
+        assert found(view, twin, limit) == slow(view, articles, twin)[:limit]
+        assert [name for _, name in found(view, twin, limit)] == ["a", "a06x", "a07", "a07a", "a08", "b", "zz"][
+            :limit
+        ] + [name for _, name in slow(view, articles, twin)[7:limit]]
+
+
+def test_any_changes_and_any_limit_agree_with_brute_force_in_every_older_view_too(base: Base) -> None:
+    rng = np.random.default_rng(0)
+    pool = random_units(12, 1)  # few directions: many ties
+    names = [*of_base(base), *(f"b{n:02}" for n in range(20))]
+    view, articles = View.of(base), of_base(base)
+    states = [(view, dict(articles))]
+    for sequence in range(1, 150):
+        name = names[int(rng.integers(len(names)))]
+        if rng.random() < 0.3:
+            view = view.without_article(name, sequence)
+            articles.pop(name, None)
+        else:
+            vector = pool[int(rng.integers(len(pool)))]
+            view = view.with_article(live(base, name, vector), sequence)
+            articles[name] = vector
+        states.append((view, dict(articles)))
+    for then, there in states[::5]:
+        assert len(then) == len(there) == int(then.sizes.sum())
+        for name in names:
+            n = then.row_of(name)
+            assert (n is None) == (name not in there)
+            if n is not None:
+                assert then.has(n)
+                assert (then.id_of(n), then.vector(n).tolist()) == (name, there[name].tolist())
+        members = [then.id_of(int(n)) for cluster in range(LISTS) for n in then.members(cluster)]
+        assert sorted(members) == sorted(there)
+        for query in (*pool[:2], *random_units(2, len(there))):
+            for limit in (1, 5, 200):
+                assert found(then, query, limit) == slow(then, there, query)[:limit]
+
+
+def test_many_live_rows_are_searched_by_cluster_and_still_fill_the_limit(base: Base) -> None:
+    vectors = random_units(2_500, 2)
+    view, articles = View.of(base), of_base(base)
+    for n, vector in enumerate(vectors):
+        view = view.with_article(live(base, f"live-{n:04}", vector), n + 1)
+        articles[f"live-{n:04}"] = vector
+    sizes = view.live_sizes
+    for query in random_units(5, 3):
+        assert found(view, query, 50) == slow(view, articles, query)[:50]
+        near, _ = base.generation.index.nearest_clusters(query[None], 1)
+        one = [name for _, name in found(view, query, 20, probes=1) if name.startswith("live")]
+        rows = [view.row_of(name) for name in one]
+        assert {view.article(n).cluster for n in rows if n is not None} == {int(near[0, 0])}
+        assert int(sizes[near[0, 0]]) < 2_500
+        whole = found(view, query, 2_530, probes=1)
+        assert whole == slow(view, articles, query), "more than the nearest cluster holds"
+
+
+def test_trying_out_does_not_touch_what_is_served(base: Base) -> None:
+    view = View.of(base).with_article(live(base, "one", random_units(1, 5)[0]), 1)
+    tried = view.apart()
+    for n in range(5):
+        tried = tried.with_article(live(base, f"try-{n}", random_units(1, n)[0]), 1)
+    tried = tried.without_article("one", 1)
+    assert (len(view), view.row_of("try-0"), view.row_of("one")) == (ROWS + 1, None, ROWS)
+    assert (len(tried), tried.row_of("one")) == (ROWS + 5, None)
+    real = view.with_article(live(base, "two", random_units(1, 6)[0]), 2)
+    assert (real.row_of("two"), real.id_of(ROWS + 1)) == (ROWS + 1, "two")
+
+
+def test_a_row_of_the_overlay_is_found_by_its_text_while_it_is_alive(base: Base) -> None:
+    digest = row("same").text_digest
+    view = View.of(base).with_article(live(base, "same", random_units(1, 7)[0]), 1)
+    later = view.without_article("same", 2)
+    assert view.row_of_text(digest) == ROWS
+    assert later.row_of_text(digest) is None
+    assert View.of(base).with_article(live(base, "a03", random_units(1, 8)[0]), 1).row_of_text(digest) is None
+    replaced = View.of(base).without_article("a03", 1)
+    assert replaced.row_of_text(row("a03").text_digest) == 3, "its vector is that of the text all the same"
