@@ -254,9 +254,8 @@ class IndexMachine(RuleBasedStateMachine):
         date = summary.published_at.ToDatetime(UTC) if summary.HasField("published_at") else None
         assert date == article.published_at
         assert summary.cluster_id == state.cluster_id(row)
-        assert summary.story_id == row.story.article.id, (
-            f"{article.id!r}: story {summary.story_id!r}, not {row.story.article.id!r}"
-        )
+        story = state.story_id(row)
+        assert summary.story_id == story, f"{article.id!r}: story {summary.story_id!r}, not {story!r}"
         assert abs(summary.centrality - row.centrality) <= TOLERANCE
         edge = state.basis.outlier_below[row.cluster]
         assert summary.outlier == (row.centrality < edge) or abs(row.centrality - edge) <= TOLERANCE
