@@ -232,7 +232,7 @@ class LiveStore:
     def apply(self, changes: Sequence[Change], after: int = 0) -> list[int]:
         """Takes all of the changes or, if this raises, none. They are on the disk when it returns.
 
-        Returns the number of each change, ascending without a gap, all greater than `after`: where the file is new beside
+        Returns the number of each change, ascending without a gap, all above `after`: where the file is new beside
         a generation that an earlier one was folded into, numbers go on where its watermark stands, or a server that
         starts would pass the changes over. Of several changes of one id the last one stays.
         Raises FailedPrecondition where the store has no room or cannot be written.
