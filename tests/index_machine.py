@@ -109,6 +109,7 @@ class IndexMachine(RuleBasedStateMachine):
         engine.load()
         self.serving = background.serving(engine)
         self.channel = grpc.insecure_channel(self.serving.__enter__(), [("grpc.enable_http_proxy", 0)])
+        grpc.channel_ready_future(self.channel).result()
         self.watching = asyncio.run_coroutine_threadsafe(engine.watch(_nothing, _POLL_S), background.loop)
         self.articles = ArticleServiceStub(self.channel)
         self.searches = SearchServiceStub(self.channel)
