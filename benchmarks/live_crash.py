@@ -94,11 +94,13 @@ def rebuild(store: Path, corpus: Path, model: str) -> None:
     import torch
 
     from indexer.build import BuildConfig, run
+    from indexer.corpus import CorpusConfig
     from indexer.progress import Reporter
 
     torch.set_num_threads(1)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        config = BuildConfig(corpus=[str(corpus)], store=store, model=model, precision="fp32", limits=_ANYTHING)
+        about = CorpusConfig([str(corpus)])
+        config = BuildConfig(corpus=about, store=store, model=model, precision="fp32", limits=_ANYTHING)
         run(config, Reporter(Console(file=nowhere)))
 
 
