@@ -229,16 +229,19 @@ class LiveStore:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def apply(self, changes: Sequence[Change]) -> list[int]:
+    def apply(self, changes: Sequence[Change], after: int = 0) -> list[int]:
         """Takes all of the changes or, if this raises, none. They are on the disk when it returns.
 
-        Returns the number of each change, ascending without a gap. Of several changes of one id the last one stays.
+        Returns the number of each change, ascending without a gap, all above `after`: where the file is new beside
+        a generation that an earlier one was folded into, numbers go on where its watermark stands, or a server that
+        starts would pass the changes over. Of several changes of one id the last one stays.
         Raises FailedPrecondition where the store has no room or cannot be written.
         """
         now = (datetime.now(UTC) - _EPOCH) // _MICROSECOND
         with self._writing() as db:
             state = read_state(db)
-            numbers = range(state.sequence + 1, state.sequence + 1 + len(changes))
+            first = max(state.sequence, after) + 1
+            numbers = range(first, first + len(changes))
             for number, change in zip(numbers, changes, strict=True):
                 state = _put(db, state, (number, now, *_values(change)))
             save_state(db, state)

@@ -139,7 +139,7 @@ class Writer:
             for change, outcome in zip(changes, outcomes, strict=True)
             if not isinstance(change, Same) and self._counts(change, outcome)
         ]
-        for change, sequence in zip(writes, self._store().apply(writes) if writes else [], strict=True):
+        for change, sequence in zip(writes, self._store().apply(writes, view.sequence) if writes else [], strict=True):
             view = applied(view, change, sequence)
         if writes:
             self._publish(view)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -161,8 +161,16 @@ class State:
 
     @property
     def stories(self) -> dict[str, str]:
-        """The id of the first article of the story of each."""
-        return {name: row.story.article.id for name, row in self.alive.items()}
+        """The story of each, as the wire names it."""
+        return {name: self.story_id(row) for name, row in self.alive.items()}
+
+    def story_id(self, row: Row) -> str:
+        """The id of the article that began a row's story; where that is gone, of the earliest that is there."""
+        if self.alive.get(row.story.article.id) is row.story:
+            return row.story.article.id
+        tell = [other.article for other in self.alive.values() if other.story is row.story]
+        ever = datetime.max.replace(tzinfo=UTC)
+        return min(tell, key=lambda article: (article.published_at or ever, article.id)).id
 
     def after(self, changes: Sequence[Change]) -> State:
         """What becomes of it; this one stays as it is."""

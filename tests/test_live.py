@@ -50,6 +50,14 @@ def test_what_was_applied_is_there_after_reopening_and_numbers_go_on(tmp_path: P
             assert (store.sequence, store.pending(1), list(store.since(4)), store.get("d")) == (4, 3, [], None)
 
 
+def test_a_new_file_beside_an_older_generation_numbers_on_where_its_watermark_stands(tmp_path: Path) -> None:
+    with LiveStore(tmp_path / LIVE) as store:
+        assert store.apply([upsert("a", 1)], after=40) == [41]
+        assert store.apply([upsert("b", 2)], after=7) == [42]
+    with LiveStore(tmp_path / LIVE, read_only=True) as store:
+        assert [entry.id for entry in store.since(40)] == ["a", "b"]
+
+
 def test_of_several_changes_of_one_id_the_last_one_stays(tmp_path: Path) -> None:
     with LiveStore(tmp_path / LIVE) as store:
         assert store.apply([upsert("a", 1), upsert("b", 2), Delete("a"), upsert("a", 3)]) == [1, 2, 3, 4]
