@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # protobuf takes no lone surrogate from Python: bytes as long as this mark are put in its place.
 _MARK, _SURROGATES = b"SURROGATE", b"\xed\xa0\x80" * 3
-_STRINGS = (
+STRINGS = (
     *(
         "",
         " ",
@@ -182,7 +182,7 @@ class Hostile:
     def _string(self, name: str, owner: str) -> str:
         draw = self._random
         if self._turns():
-            return "w" * _LONG_TEXT if draw.random() < 0.002 else draw.choice(_STRINGS)
+            return "w" * _LONG_TEXT if draw.random() < 0.002 else draw.choice(STRINGS)
         if name in {"text", "texts", "title", "content", "correlation_id"}:
             return " ".join(draw.choices(_WORDS, k=draw.randint(1, 12)))
         return "" if name == "page_token" else draw.choice(self._known(name, owner))
@@ -234,7 +234,7 @@ class Hostile:
         return True
 
     def _mask(self, message: Any) -> bool:
-        paths = _STRINGS if self._turns() else self._world.paths
+        paths = STRINGS if self._turns() else self._world.paths
         message.paths.extend(self._random.choices(paths, k=self._length(1)))
         return True
 
