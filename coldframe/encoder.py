@@ -29,6 +29,7 @@ Device = Literal["auto", "cpu", "cuda"]
 # Tokens computed together: what lies between two layers stays in the processor's cache, and reading the weights once
 # more for every batch costs a hundredth.
 TOKENS_PER_BATCH = 2_048
+_TOKENS_PER_GPU_BATCH = 8_192
 # Characters of texts that are sorted by length together, some ten batches: memory is the same for any number of texts.
 _CHARS_PER_WINDOW = 131_072
 
@@ -185,7 +186,8 @@ class Encoder:
         self._check_ids(documents)
         hidden = self._config.hidden
         vectors = [np.empty((len(documents), recipe.dim(hidden)), np.float32) for recipe in recipes]
-        for batch in plan_batches([len(ids) for ids in documents], TOKENS_PER_BATCH):
+        budget = TOKENS_PER_BATCH if self.device == "cpu" else _TOKENS_PER_GPU_BATCH
+        for batch in plan_batches([len(ids) for ids in documents], budget):
             found = self._longformer([documents[n] for n in batch], recipes)
             for rows, part in zip(vectors, found, strict=True):
                 rows[batch] = part.float().cpu().numpy()

@@ -6,14 +6,9 @@ one; the twins compute the same product, with GELU or a residual sum as part of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # Weights are laid out for products of about so many rows; other numbers of rows use the same layout.
 _ROWS = 512
@@ -25,11 +20,11 @@ _PLACE = 2.0**23 + _ZERO_POINT
 
 
 class Linear(nn.Linear):
-    """x W' + b, then GELU where `gelu`."""
+    """x W' + b, then GELU where `gelu`. An `exact` one is never run in int8."""
 
-    def __init__(self, inputs: int, outputs: int, *, gelu: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, *, gelu: bool = False, exact: bool = False) -> None:
         super().__init__(inputs, outputs)
-        self.gelu = gelu
+        self.gelu, self.exact = gelu, exact
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(rows, inputs) -> (rows, outputs); `residual`, (rows, outputs), is added at the end."""
@@ -105,8 +100,8 @@ def prepare(model: nn.Module, precision: str) -> None:
     """Replaces every `Linear` of a model on the CPU by the twin for `precision`, where the processor has one."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
-    twin = Int8Linear if precision == "int8" else PackedLinear
     for module in model.modules():
-        linears: Mapping[str, nn.Module] = {n: m for n, m in module.named_children() if isinstance(m, Linear)}
+        linears = {name: child for name, child in module.named_children() if isinstance(child, Linear)}
         for name, linear in linears.items():
-            setattr(module, name, twin(linear))  # type: ignore[arg-type]  # the plain weights are freed with it
+            twin = Int8Linear if precision == "int8" and not linear.exact else PackedLinear
+            setattr(module, name, twin(linear))  # the plain weights are freed with it

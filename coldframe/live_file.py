@@ -10,8 +10,9 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import uuid
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -114,6 +115,8 @@ def open_to_write(path: Path) -> sqlite3.Connection:
     with damage_told(), _unwritable_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_at_sight(path)
+        if not path.exists():
+            _make(path)
         db = _connect(path, "rwc")
         try:
             db.execute("PRAGMA synchronous = FULL")
@@ -123,6 +126,19 @@ def open_to_write(path: Path) -> sqlite3.Connection:
             raise
         sync_path(path.parent)
     return db
+
+
+def _make(path: Path) -> None:
+    """Makes a new file beside its place and puts it there whole: who reads at this moment finds no half of it."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with closing(_connect(partial, "rwc")) as db:
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(_SCHEMA)
+        with suppress(FileExistsError):  # another one was quicker, and its file is as good
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _prepare(db: sqlite3.Connection) -> None:

@@ -211,33 +211,33 @@ class GlobalAttention(nn.Module):
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
         self.heads, self.head_dim, self.hidden = config.heads, config.hidden // config.heads, config.hidden
-        self.query = nn.Linear(config.hidden, config.hidden)
+        self.query = Linear(config.hidden, config.hidden, exact=True)  # queries come scaled, as the local ones
         self.key = nn.Linear(config.hidden, config.hidden, bias=False)
         self.value = nn.Linear(config.hidden, config.hidden)
 
     def forward(self, x: Tensor, bounds: Bounds, rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
         split = (self.heads, self.head_dim, self.hidden)
-        q = self.query(x[rows]).view(-1, self.heads, self.head_dim) * self.head_dim**-0.5  # (2 docs, heads, head_dim)
-        probes = torch.einsum("ghd,hdc->ghc", q, self.key.weight.view(split))  # (2 docs, heads, hidden)
+        q = self.query(x[rows]).view(-1, self.heads, self.head_dim).transpose(0, 1)  # (heads, 2 docs, head_dim)
+        probes = torch.bmm(q, self.key.weight.view(split))  # (heads, 2 docs, hidden)
         seen = self._by_document(x, bounds, probes) if fused is None else self._at_once(x, fused.own, probes)
-        out = torch.einsum("ghc,hdc->ghd", seen, self.value.weight.view(split))  # (2 docs, heads, head_dim)
-        return out.flatten(1) + self.value.bias  # (2 docs, hidden)
+        out = torch.bmm(seen, self.value.weight.view(split).transpose(1, 2))  # (heads, 2 docs, head_dim)
+        return out.transpose(0, 1).flatten(1) + self.value.bias  # (2 docs, hidden)
 
     def _by_document(self, x: Tensor, bounds: Bounds, probes: Tensor) -> Tensor:
-        """The mean of each document's states, weighted by what each probe makes of them, (2 docs, heads, hidden)."""
+        """The mean of each document's states, weighted by what each probe makes of them, (heads, 2 docs, hidden)."""
         seen = torch.empty_like(probes)
         for document, (start, end) in enumerate(bounds):
             pair = slice(2 * document, 2 * document + 2)
             states = x[start:end]  # (length, hidden)
-            weights = torch.softmax(probes[pair].flatten(0, 1) @ states.T, dim=-1)  # (2 heads, length)
-            seen[pair] = (weights @ states).view(2, self.heads, self.hidden)
+            weights = torch.softmax(probes[:, pair].flatten(0, 1) @ states.T, dim=-1)  # (2 heads, length)
+            seen[:, pair] = (weights @ states).view(self.heads, 2, self.hidden)
         return seen
 
     def _at_once(self, x: Tensor, own: Tensor, probes: Tensor) -> Tensor:
         """The same in two products for all documents: on a GPU many small ones would take longer."""
-        scores = (probes @ x.T).masked_fill(~own[:, None], -torch.inf)  # (2 docs, heads, tokens)
-        return torch.softmax(scores, dim=-1) @ x  # (2 docs, heads, hidden)
+        scores = (probes @ x.T).masked_fill(~own, -torch.inf)  # (heads, 2 docs, tokens)
+        return torch.softmax(scores, dim=-1) @ x  # (heads, 2 docs, hidden)
 
 
 class Layer(nn.Module):
@@ -328,6 +328,8 @@ def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) ->
     a tensor of another shape.
     """
     state = {ours: reference[theirs] for ours, theirs in _EMBEDDING_KEYS.items()}
+    # Attention divides its scores by the root of the head size: done here, once, to the queries.
+    scale = (config.hidden // config.heads) ** -0.5
     # Documents are all of token type 0; sentence encoders bring a second row that is never read.
     state["embeddings.token_type.weight"] = reference["embeddings.token_type_embeddings.weight"][:1]
     for n in range(config.layers):
@@ -335,11 +337,11 @@ def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) ->
         for kind in ("weight", "bias"):
             for module, name in _LAYER_MODULES.items():
                 state[f"{ours}{module}.{kind}"] = reference[f"{theirs}{name}.{kind}"]
+            state[f"{ours}global_.query.{kind}"] = state[f"{ours}global_.query.{kind}"] * scale
             query, key, value = (
                 reference[f"{theirs}attention.self.{part}.{kind}"] for part in ("query", "key", "value")
             )
-            # Attention divides its scores by the root of the head size: done here, once, to the queries.
-            state[f"{ours}local.qkv.{kind}"] = torch.cat([query * (config.hidden // config.heads) ** -0.5, key, value])
+            state[f"{ours}local.qkv.{kind}"] = torch.cat([query * scale, key, value])
         state[f"{ours}global_.key.weight"] = reference[f"{theirs}attention.self.key_global.weight"]
     with torch.device("meta"):
         model = Longformer(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,13 @@ from coldframe.v1.article_service_pb2 import (
 from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
 from tests.disks import mount, used_kib
 from tests.newsroom import COUNT, Barrier, every_id, nearest, opened, piece, settled, words
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from coldframe import Client
-    from coldframe.live import Change
     from coldframe.v1.article_service_pb2 import UpsertArticlesResponse
     from coldframe.v1.types_pb2 import Article
     from server.engine import Engine
@@ -346,14 +343,21 @@ def test_a_full_disk_takes_nothing_of_a_call_and_everything_later(
 # --------------------------------------------------------------------------------------------------------- many at once
 
 
-def test_many_callers_share_commits_and_each_finds_what_was_acknowledged(served: tuple[Client, Engine]) -> None:
-    client, engine = served
-    commits = []
+def count_commits(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many changes each transaction has, from now on."""
+    commits: list[int] = []
     apply = LiveStore.apply
 
     def counted(self: LiveStore, changes: Sequence[Any]) -> list[int]:
         commits.append(len(changes))
         return apply(self, changes)
+
+    patch.setattr(LiveStore, "apply", counted)
+    return commits
+
+
+def test_many_callers_share_commits_and_each_finds_what_was_acknowledged(served: tuple[Client, Engine]) -> None:
+    client, engine = served
 
     def work(caller: int) -> None:
         for n in range(5):
@@ -366,7 +370,7 @@ def test_many_callers_share_commits_and_each_finds_what_was_acknowledged(served:
                 client.delete([name])
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(16) as pool:
-        patch.setattr(LiveStore, "apply", counted)
+        commits = count_commits(patch)
         assert [*pool.map(work, range(16))] == [None] * 16
     assert client.index().index.article_count == len(every_id(engine.served().view)) == COUNT + 1 + 16 * 3
     assert sum(commits) == engine.served().view.sequence
@@ -377,18 +381,10 @@ def test_callers_that_wait_together_are_committed_together(served: tuple[Client,
     client, engine = served
     client.upsert([piece("first")])
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(20) as pool:
-        commits = []
-        apply = LiveStore.apply
-
-        def counted(self: LiveStore, changes: Sequence[Change]) -> list[int]:
-            commits.append(len(changes))
-            return apply(self, changes)
-
-        patch.setattr(LiveStore, "apply", counted)
+        commits = count_commits(patch)
         held = Barrier(engine._write)
         calls = [pool.submit(client.delete, [f"{n:03}"]) for n in range(20)]
-        while engine.writer._waiting < 19:
-            threading.Event().wait(0.01)
+        wait_until(lambda: engine.writer._waiting >= 19)
         held.open()
         assert {len(call.result(60).deleted_ids) for call in calls} == {1}
     assert sum(commits) == 20
@@ -405,19 +401,16 @@ def test_a_change_does_not_wait_behind_one_whose_caller_has_gone(
 
         def stand_in_line(name: str, waiting: int) -> Any:
             call = stub.DeleteArticles.future(DeleteArticlesRequest(ids=[name]))
-            while engine.writer._waiting < waiting:
-                threading.Event().wait(0.01)
+            wait_until(lambda: engine.writer._waiting >= waiting)
             return call
 
         first = stub.DeleteArticles.future(DeleteArticlesRequest(ids=["000"]))
-        while not engine.writer._worker:
-            threading.Event().wait(0.01)
+        wait_until(lambda: engine.writer._worker is not None)
         settled(background)
         left = stand_in_line("001", 1)
         stays = stand_in_line("001", 2)
         left.cancel()
-        while not engine.writer._line[0].done.cancelled():
-            threading.Event().wait(0.01)
+        wait_until(engine.writer._line[0].done.cancelled)
         held.open()
         assert [*first.result(60).deleted_ids] == ["000"]
         assert [*stays.result(60).deleted_ids] == ["001"]
@@ -432,12 +425,12 @@ def test_equal_texts_have_equal_vectors_and_a_text_that_is_held_is_not_embedded_
     client, engine = served
     batches: list[int] = []
     embed_ids = engine.served().encoder.embed_ids
+
+    def counted(documents: list[list[int]]) -> Any:
+        batches.append(len(documents))
+        return embed_ids(documents)
+
     with pytest.MonkeyPatch.context() as patch:
-
-        def counted(ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-            batches.append(len(ids))
-            return embed_ids(ids)
-
         patch.setattr(engine.served().encoder, "embed_ids", counted)
         client.upsert([piece("one", "a b c d"), piece("two", words("x")), piece("three", "a b c d")])
         client.upsert([piece("four", "a b c d"), piece("two", words("x"), title="")])

@@ -77,11 +77,11 @@ BAD_BUILDS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
 
 def fail(desk: Path, store: Path, corpus: str, options: dict[str, Any]) -> ColdframeError:
     """The error of a build that must fail; paths among the options are in the desk's folder."""
-    from indexer.corpus import Columns
+    from indexer.corpus import Columns, CorpusConfig
 
     given = {"model": str(desk / "model")} | options
     if "columns" in given:
-        given["columns"] = Columns(content=given["columns"])
+        given["corpus"] = CorpusConfig([str(desk / corpus)], columns=Columns(content=str(given.pop("columns"))))
     if "rejects" in given:
         given["rejects"] = desk / given["rejects"]
     with pytest.raises(ColdframeError) as caught:

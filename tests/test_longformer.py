@@ -144,10 +144,11 @@ def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], windo
 
 def _global_tensors(layer: Layer) -> list[tuple[str, str, torch.Tensor]]:
     attention = layer.global_
+    scale = attention.head_dim**0.5  # the fast code's queries come scaled
     # The key's bias adds the same to every score of a query: any will do, and the fast code keeps none.
     return [
-        ("query", "weight", attention.query.weight),
-        ("query", "bias", attention.query.bias),
+        ("query", "weight", attention.query.weight * scale),
+        ("query", "bias", attention.query.bias * scale),
         ("key", "weight", attention.key.weight),
         ("key", "bias", torch.randn(32)),
         ("value", "weight", attention.value.weight),

@@ -41,9 +41,10 @@ from server.embed_queue import EmbedQueue
 from server.engine import Engine
 from server.serving import Served
 from server.view import Base, View
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -66,13 +67,6 @@ def health(channel: grpc.Channel) -> set[int]:
     """The states of the server as a whole and of each of its services."""
     stub: Any = health_pb2_grpc.HealthStub(channel)
     return {stub.Check(health_pb2.HealthCheckRequest(service=name)).status for name in ("", *SERVICES)}
-
-
-def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 async def nothing() -> None:

@@ -15,9 +15,10 @@ from coldframe.v1.embedding_service_pb2 import StreamEmbedRequest
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from server.streaming import IN_FLIGHT
 from tests.newsroom import Barrier, opened
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from coldframe import Client
@@ -35,13 +36,6 @@ def served(background: Background, newsroom: Path) -> Iterator[tuple[Client, Eng
 def channel(served: tuple[Client, Engine]) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(served[0]._connection.target, [("grpc.enable_http_proxy", 0)]) as opened_channel:
         yield opened_channel
-
-
-def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
 
 
 class Asked:

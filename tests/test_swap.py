@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from coldframe.text import text_digest
 from tests.builds import build, letters
 from tests.corpus_files import write
 from tests.newsroom import Barrier, make_store, nearest, opened, piece, words
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -60,13 +61,6 @@ def own(shelf: Shelf, tmp_path: Path) -> Store:
     return Store(shutil.copytree(shelf.store, tmp_path / "store"))
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
-
-
 @contextlib.contextmanager
 def followed(background: Background, store: Store) -> Iterator[tuple[Client, Engine]]:
     """A server that follows the store."""
@@ -99,8 +93,6 @@ def test_activate_and_rollback_are_noticed(background: Background, own: Store, s
 def test_a_call_under_way_ends_on_the_generation_it_began_with(
     background: Background, own: Store, shelf: Shelf
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     with followed(background, own) as (client, engine), ThreadPoolExecutor(2) as pool:
         queue = engine.served().queue
         held = Barrier(engine._compute)
