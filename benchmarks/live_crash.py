@@ -285,7 +285,8 @@ def show(outcome: Outcome, seconds: float) -> None:
 
 
 def _progress(outcome: Outcome, seconds: float) -> None:
-    print(f"{outcome.kills.total()} kills, {len(outcome.faults)} faults, {seconds:,.0f} s", flush=True)
+    last = f"; the last one: {outcome.faults[-1]}" if outcome.faults else ""
+    print(f"{outcome.kills.total()} kills, {len(outcome.faults)} faults, {seconds:,.0f} s{last}", flush=True)
 
 
 def main() -> None:
