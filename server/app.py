@@ -198,6 +198,6 @@ async def serve(
         announce("the store is empty; waiting for its first generation (python -m indexer build)")
     await stopping.wait()
     following.cancel()
-    with contextlib.suppress(OSError):  # whoever read what is printed may have gone, and calls are finished all the same
+    with contextlib.suppress(OSError):  # whoever read what is printed may have gone
         announce("stopping: finishing the calls under way")
     await server.stop(grace_s)
