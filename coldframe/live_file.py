@@ -252,8 +252,9 @@ def damage_told() -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:  # ours
         raise
-    except sqlite3.DatabaseError as error:
-        if code_of(error) not in _DAMAGED:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        # What SQLite says may quote what is damaged, and be no text for Python.
+        if isinstance(error, sqlite3.DatabaseError) and code_of(error) not in _DAMAGED:
             raise
         try:
             refuse(str(error))
