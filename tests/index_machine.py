@@ -336,7 +336,7 @@ class IndexMachine(RuleBasedStateMachine):
             return
         read = [row for _, row in points if row is not None]
         against = [(min(-weight, 1.0), vector) for vector, _ in points[1:]]
-        taken = [] if asked.max_per_story == 0 else [row.story for row in read]
+        taken = [row.story for row in read]
         question = asked.question(self.state, points[0][0], hidden=read, against=against, stories_taken=taken)
         check(self.state, replace(question, exact=question.exact or bool(against)), reply.hits)
         (interest,) = reply.interests
