@@ -153,7 +153,7 @@ def _by_similarity_alone(candidates: Candidates, options: Options) -> bool:
 
 
 def _as_they_come(candidates: Candidates, options: Options, limit: int, stories_taken: Collection[int]) -> Ranked:
-    """What `merge` makes of one list that is in order already: most searches, in a fifth of the time."""
+    """What `merge` makes of one list that is in order already, as most searches do, without the pool of candidates."""
     per_story, per_cluster = options.max_per_story or inf, options.max_per_cluster or inf
     of_story: dict[int, float] = dict.fromkeys(stories_taken, inf)
     of_cluster: dict[int, int] = {}
