@@ -6,7 +6,10 @@
 100,000 drawn vectors of 768 numbers (`benchmarks.drawn`) in one IVF index, whose recall@10 is measured first. Servers
 and callers, each in a process of its own, share the machine; targets take turns, so that a slow moment meets them all:
 
-    bare        `benchmarks.bare`: faiss behind grpc, ids only, the fastest of three ways to write it, by each measure
+    bare        `benchmarks.bare`: faiss behind grpc, ids only, over IVF lists as faiss makes them unless told otherwise
+                (fp32), the fastest of three ways to write it, by each measure
+    bare codes  the same over the file that Coldframe serves, whose lists hold what its build chose (fp16), to tell what
+                of a difference is the storage's; no bar is on it
     coldframe   `python -m server`, by vector, as it answers by default; and with ids alone
     milvus      milvus-lite, IVF_FLAT, the same number of lists and of lists visited, by pymilvus (a Python of its own)
     text        `python -m server`, by a seed text of 20 tokens, beside the encoder alone in this process
@@ -32,6 +35,7 @@ from benchmarks.bare import WAYS
 from benchmarks.callers import callers
 from benchmarks.drawn import Drawn, announced, exact, queries_path, recall, serving, store_of
 from coldframe.generation import INDEX
+from coldframe.index import ClusterIndex, nearest_centroids
 
 if TYPE_CHECKING:
     from benchmarks.callers import Callers, Target
@@ -42,6 +46,7 @@ _LEVELS = (1, 2, 8, 32)
 _BLOCK, _MILVUS_BLOCK = 25, 3
 _ASKED = 500
 _IDS = ["article.id"]
+_CODES, _WAY = "bare codes", "inline"
 # About 20 tokens; the number makes every text a new one.
 _TEXT = "the central bank is expected to cut its interest rate for the {} time since spring"
 _MOST_P50, _LEAST_PACE, _MOST_TEXT, _LEAST_RECALL = 1.4, 0.75, 1.5, 0.99
@@ -164,13 +169,15 @@ def tell(targets: Targets, found: dict[str, float]) -> bool:
 
 
 def _against_bare(targets: Targets) -> bool:
-    bare = [of for name, of in targets.measured.items() if name.startswith("bare")]
+    bare = [targets.measured[f"bare {way}"] for way in WAYS]
     kept = []
     for name in ("coldframe", "coldframe ids"):
         of = targets.measured[name]
         ratio = of.p50 / min(way.p50 for way in bare)
         paces = {level: of.pace(level) / max(way.pace(level) for way in bare) for level in _LEVELS}
         said = ", ".join(f"{pace:.2f} ({level})" for level, pace in paces.items())
+        codes = of.p50 / targets.measured[_CODES].p50
+        print(f"{name} / {_CODES}: p50 {codes:.2f}x")
         print(f"{name} / the fastest bare: p50 {ratio:.2f}x; throughput {said}")
         kept += [_bar(f"{name}: p50 at most {_MOST_P50}x", ratio <= _MOST_P50)]
         kept += [_bar(f"{name}: throughput at least {_LEAST_PACE}x", min(paces.values()) >= _LEAST_PACE)]
@@ -230,10 +237,21 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     store, _ = store_of(Drawn(args.rows, args.seed), args.folder)
     generation = store.open()
+    flat(args.folder, generation)
     if args.prepare and args.milvus_python:
         subprocess.run(_milvus("load", args, generation), check=True)
     if not args.prepare:
         sys.exit(0 if run(args, generation) else 1)
+
+
+def flat(folder: Path, generation: Generation) -> Path:
+    """The same vectors in the same lists, as fp32."""
+    path = folder / "flat.faiss"
+    if not path.exists():
+        vectors, centroids = np.array(generation.index.vectors), generation.index.centroids
+        lists = nearest_centroids(centroids, vectors, 1)[0][:, 0]
+        ClusterIndex.build(centroids, vectors, lists).write(path)
+    return path
 
 
 def _milvus(command: str, args: argparse.Namespace, generation: Generation) -> list[str]:
@@ -250,11 +268,14 @@ def run(args: argparse.Namespace, generation: Generation) -> bool:
     store, kept = args.folder / "store", True
     with ExitStack() as stack:
         named: dict[str, Target] = {}
-        index = store / "generations" / generation.name / INDEX
-        for way in WAYS:
+        own = store / "generations" / generation.name / INDEX
+        for name, index, way in [
+            *((f"bare {way}", flat(args.folder, generation), way) for way in WAYS),
+            (_CODES, own, _WAY),
+        ]:
             command = [sys.executable, "-m", "benchmarks.bare", "--index", str(index), "--probes", str(probes)]
-            address = stack.enter_context(announced([*command, "--way", way], args.folder / f"bare-{way}.log"))
-            named[f"bare {way}"] = {"kind": "bare", "address": address}
+            log = args.folder / f"{name.replace(' ', '-')}.log"
+            named[name] = {"kind": "bare", "address": stack.enter_context(announced([*command, "--way", way], log))}
         ours = stack.enter_context(serving(store, args.folder / "server.log"))
         named["coldframe"] = {"kind": "coldframe", "address": ours}
         named["coldframe ids"] = named["coldframe"] | {"paths": _IDS}

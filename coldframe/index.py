@@ -45,6 +45,7 @@ class ClusterIndex:
         self._ivf = ivf
         self._quantizer = cast("faiss.IndexFlat", faiss.downcast_index(ivf.quantizer))
         self._overfetch = kinds.overfetch(storage, ivf.d)
+        self._plain = np.asarray(vectors)
         self.vectors = vectors
         """The stored vectors, by row; a mapped file where the index was read."""
         self.centroids: NDArray[np.float32] = self._quantizer.reconstruct_n(0, ivf.nlist)
@@ -117,7 +118,7 @@ class ClusterIndex:
 
     def similarities(self, rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine similarities of some rows to a vector, (n,), to the same bits as a search finds."""
-        return dots(self.vectors, rows, vector)
+        return dots(self._plain, rows, vector)
 
     def members(self, cluster: int) -> NDArray[np.int64]:
         """Rows in a cluster's list, ascending."""
@@ -243,14 +244,11 @@ class ClusterIndex:
         wanted: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
         """What was proposed, by its score in fp64; as `_candidates`."""
-        order = np.argsort(found)
-        rows, guesses = found[order], proposed[order]
-        scores = dots(self.vectors, rows, vector)
-        order = np.argsort(-scores, kind="stable")  # rows ascend, so equal scores stay in the order of ids
-        guesses = guesses[order]
+        scores = dots(self._plain, found, vector)
+        order = np.lexsort((found, -scores))  # rows are in the order of ids
         # Equal vectors have equal codes: only what was proposed last can have equals that were not fetched.
-        tie = 0 < wanted <= len(rows) and bool(guesses[:wanted].min() - guesses.min() < _FP32_NOISE)
-        return rows[order], scores[order], tie
+        tie = 0 < wanted <= len(found) and bool(proposed[order[:wanted]].min() - proposed.min() < _FP32_NOISE)
+        return found[order], scores[order], tie
 
     def _propose(
         self, query: NDArray[np.float32], fetch: int, probes: int
@@ -262,8 +260,11 @@ class ClusterIndex:
             # Parameters travel with the call: index.nprobe is shared by all threads.
             parameters = _visiting(min(probes, self.clusters))
             scores, found = self._ivf.search(np.ascontiguousarray(query), fetch, params=parameters)
-        there = found[0] >= 0
-        return found[0][there], scores[0][there]
+        found, scores = found[0], scores[0]
+        if len(found) and found[-1] < 0:  # fewer than were asked for
+            there = found >= 0
+            return found[there], scores[there]
+        return found, scores
 
     def nearest_rows(self, queries: NDArray[np.float32], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest rows by brute force over the stored vectors, (q, limit), -1 where there are none.
@@ -329,8 +330,8 @@ def dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[
     scores, wide = np.empty(len(rows), np.float32), vector.astype(np.float64)
     vectors = np.asarray(vectors)  # else what is picked of a mapped file is one, too, and that costs as much as to read
     for start in range(0, len(rows), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        scores[block] = (vectors[rows[block]].astype(np.float64) * wide).sum(axis=1)
+        block = vectors[rows[start : start + _BLOCK]].astype(np.float64)  # (block, dim)
+        scores[start : start + _BLOCK] = np.einsum("nd,d->n", block, wide)  # each row for itself, unlike a product
     return scores
 
 

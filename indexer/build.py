@@ -177,7 +177,7 @@ def train_clusters(build: Build, say: Say) -> Record:
 
 
 def add(build: Build, say: Say) -> Record:
-    """Writes the inverted file, in the most faithful storage that keeps within the budgets."""
+    """Writes the inverted file, in the best storage that keeps within the budgets."""
     clustering = build.clustering()
     choice = choose(
         build.out / INDEX,

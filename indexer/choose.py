@@ -1,4 +1,4 @@
-"""Which storage the lists of an index use: the most faithful that keeps within the budgets, by measurement."""
+"""Which storage the lists of an index use: the best that keeps within the budgets, by measurement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldframe.errors import InvalidArgument
 from coldframe.index import ClusterIndex
-from coldframe.storage import LEAST_PQ_ROWS, storage_bytes
+from coldframe.storage import FAITHFUL, LEAST_PQ_ROWS, storage_bytes
 from indexer.measure import measure
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_MEMORY = 4 * 2**30
-"""Bytes for the lists where no budget is given: a million articles of dimension 768 stay flat."""
+"""Bytes for the lists where no budget is given: two and a half million articles of dimension 768 stay fp16."""
 NOT_NEEDED = "not needed"
-"""Why a storage was not even built: a more faithful one keeps within the budgets."""
+"""Why a storage was not even built: a better one keeps within the budgets."""
 _COMPONENTS_PER_CODE = (4, 8, 16)
 
 
@@ -40,7 +40,7 @@ class Choice:
 
     storage: str
     probes: int | None
-    """This and the next two are None for flat lists without a latency budget: those reach any recall."""
+    """This and the next two are None for fp16 and flat without a latency budget: those reach any recall."""
     recall: float | None
     latency_ms: float | None
     bytes: int
@@ -59,7 +59,7 @@ class _Tried:
 
 
 def storages(rows: int, dim: int, budgets: Budgets) -> list[str]:
-    """The kinds that fit the memory budget, the most faithful first. Raises InvalidArgument if none does."""
+    """The kinds that fit the memory budget, the best first. Raises InvalidArgument if none does."""
     memory = DEFAULT_MEMORY if budgets.memory_bytes is None else budgets.memory_bytes
     kinds = _kinds(rows, dim)
     fitting = [kind for kind in kinds if storage_bytes(kind, rows, dim) <= memory]
@@ -75,7 +75,7 @@ def storages(rows: int, dim: int, budgets: Budgets) -> list[str]:
 
 def _kinds(rows: int, dim: int) -> list[str]:
     short = [f"pq{dim // part}" for part in _COMPONENTS_PER_CODE if dim % part == 0]
-    return ["flat", "fp16", "sq8", *(short if rows >= LEAST_PQ_ROWS else [])]
+    return [*FAITHFUL, "sq8", *(short if rows >= LEAST_PQ_ROWS else [])]
 
 
 def choose(
@@ -108,7 +108,11 @@ def choose(
 
 def _try(index: ClusterIndex, budgets: Budgets, seed: int, stories: NDArray[np.integer] | None) -> _Tried:
     """What a kind needs; its reason says why it will not do."""
-    if index.storage == "flat" and budgets.latency_ms is None:
+    if (
+        budgets.latency_ms is None
+        and index.storage in FAITHFUL
+        and (budgets.target_recall < 1 or index.storage == "flat")
+    ):
         return _Tried(index.storage, index.bytes)
     found = measure(index, budgets.target_recall, seed, stories=stories)
     tried = _Tried(index.storage, index.bytes, found.probes, found.recall, found.latency_ms)

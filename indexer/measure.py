@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import numpy as np
 
-from coldframe.storage import release
+from coldframe.storage import FAITHFUL, release
 from indexer.sample import draw, held_out, take
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def _search_curve(
     index: ClusterIndex, questions: list[_Question], target_recall: float
 ) -> list[tuple[int, float, float]]:
     """Points at powers of two up to the target, and between the last two down to the least that reaches it."""
-    # All lists of codes are searched by reading every stored vector, which no budget counts on.
-    most = index.clusters if index.storage == "flat" else max(1, index.clusters - 1)
+    # All lists of short codes are searched by reading every stored vector, which no budget counts on.
+    most = index.clusters if index.storage in FAITHFUL else max(1, index.clusters - 1)
     points = {}
     below, probes = 0, 1
     while True:

@@ -96,6 +96,23 @@ class Ranked:
     def __len__(self) -> int:
         return len(self.place)
 
+    @classmethod
+    def plain(cls, similarity: NDArray[np.float32], places: Sequence[int]) -> Ranked:
+        """Of one list, (k,), where nothing but similarity makes the score."""
+        nothing = np.zeros(len(places), np.float32)
+        return cls(
+            interest=np.zeros(len(places), np.int64),
+            place=np.array(places, np.int64),
+            score=similarity,
+            similarity=similarity,
+            negative=nothing,
+            recency=nothing,
+            freshness=nothing + 1,
+            prior=nothing,
+            diversity=nothing,
+            explored=np.zeros(len(places), np.bool_),
+        )
+
     def page(self, start: int, end: int) -> Ranked:
         """Those from place `start` on, before place `end`."""
         return Ranked(*(getattr(self, field.name)[start:end] for field in fields(self)))
@@ -137,8 +154,6 @@ def merge(
     Without exploration the answer of k places begins every longer one. Raises ValueError where diversity is asked for
     and a list has no vectors.
     """
-    if len(lists) == 1 and ties is None and _by_similarity_alone(lists[0], options):
-        return _as_they_come(lists[0], options, limit, stories_taken)
     pool = _Pool(lists, options, ties)
     chosen = _fill(pool, weights, _Allowed(pool, options, stories_taken), limit)
     if options.explore_fraction > 0:
@@ -147,40 +162,30 @@ def merge(
     return pool.ranked(chosen)
 
 
-def _by_similarity_alone(candidates: Candidates, options: Options) -> bool:
-    plain = not options.reranks and options.min_score is None
-    return plain and not candidates.negative.any() and not candidates.prior.any()
+def in_order(
+    stories: NDArray[np.int64],
+    clusters: NDArray[np.int32] | None,
+    options: Options,
+    limit: int,
+    stories_taken: Collection[int] = (),
+) -> list[int]:
+    """The places that `merge` takes of one list where similarity alone decides: the first that no cap forbids.
 
-
-def _as_they_come(candidates: Candidates, options: Options, limit: int, stories_taken: Collection[int]) -> Ranked:
-    """What `merge` makes of one list that is in order already, as most searches do, without the pool of candidates."""
+    stories, clusters: of each candidate, (c,); clusters may be None where they have no cap.
+    """
     per_story, per_cluster = options.max_per_story or inf, options.max_per_cluster or inf
     of_story: dict[int, float] = dict.fromkeys(stories_taken, inf)
     of_cluster: dict[int, int] = {}
+    homes = [0] * len(stories) if clusters is None else clusters.tolist()
     places: list[int] = []
-    for place, (story, cluster) in enumerate(
-        zip(candidates.stories.tolist(), candidates.clusters.tolist(), strict=True)
-    ):
-        if len(places) >= limit:
-            break
-        if of_story.get(story, 0) < per_story and of_cluster.get(cluster, 0) < per_cluster:
+    for place, (story, home) in enumerate(zip(stories.tolist(), homes, strict=True)):
+        told, held = of_story.get(story, 0), of_cluster.get(home, 0)
+        if told < per_story and held < per_cluster:
             places.append(place)
-            of_story[story] = of_story.get(story, 0) + 1
-            of_cluster[cluster] = of_cluster.get(cluster, 0) + 1
-    chosen = np.array(places, np.int64)
-    similarity, nothing = candidates.similarity[chosen], np.zeros(len(chosen), np.float32)
-    return Ranked(
-        interest=np.zeros(len(chosen), np.int64),
-        place=chosen,
-        score=similarity,
-        similarity=similarity,
-        negative=nothing,
-        recency=nothing,
-        freshness=nothing + 1,
-        prior=nothing,
-        diversity=nothing,
-        explored=np.zeros(len(chosen), np.bool_),
-    )
+            if len(places) == limit:
+                break
+            of_story[story], of_cluster[home] = told + 1, held + 1
+    return places
 
 
 def freshness(seconds: NDArray[np.int64], options: Options) -> NDArray[np.float32]:

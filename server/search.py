@@ -17,7 +17,7 @@ from coldframe.recipe import unit
 from coldframe.v1 import ranking_pb2
 from server import filters
 from server.interests import Interest, group, negative_part, negative_weights, share_places
-from server.ranking import Candidates, Options, Ranked, merge, rank
+from server.ranking import Candidates, Options, Ranked, in_order, merge, rank
 from server.view import rows_of
 
 if TYPE_CHECKING:
@@ -223,6 +223,8 @@ def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
     excluded, missing = _split(view, ask)
     allowed = view.allow(ask.condition, [*excluded, *hunt.hidden])
     reranks = ask.reranks or hunt.against is not None
+    if not reranks and len(hunt.interests) == 1 and ask.options.min_score is None:
+        return replace(_nearest(view, hunt, ask, start, allowed), missing=missing)
     most = POOL if reranks else MOST_PAGED
     depth = min(start + ask.limit, most)
     fetch, search_ms = POOL if reranks else depth + _SPARE, 0.0
@@ -249,6 +251,25 @@ def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
     rows = [int(candidates[interest].rows[n]) for interest, n in zip(page.interest, page.place, strict=True)]
     more = len(ranked) > depth > start and depth < most
     return Found(np.array(rows, np.int64), page, hunt.interests, missing, more, search_ms)
+
+
+def _nearest(view: View, hunt: _Hunt, ask: Ask, start: int, allowed: Allowed) -> Found:
+    """The page of most calls: one list, which is in order as it comes."""
+    depth = min(start + ask.limit, MOST_PAGED)
+    fetch, search_ms = depth + _SPARE, 0.0
+    while True:
+        begun = time.perf_counter()
+        rows, scores = view.search(hunt.vectors[0], fetch, ask.probes, allowed)
+        search_ms += 1e3 * (time.perf_counter() - begun)
+        clusters = view.clusters(rows) if ask.options.max_per_cluster else None
+        # One more than the page shows whether there is another.
+        places = in_order(view.stories(rows), clusters, ask.options, depth + 1, hunt.stories_taken)
+        if len(places) > depth or len(rows) < fetch:
+            break
+        fetch *= _WIDEN
+    page = places[start:depth]
+    more = len(places) > depth > start and depth < MOST_PAGED
+    return Found(rows[page], Ranked.plain(scores[page], page), hunt.interests, [], more, search_ms)
 
 
 def _whole(found: Candidates, fetched: int, ask: Ask, reranks: bool) -> bool:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS, DIM = 2_500, 48
-ALL = ["flat", "fp16", "sq8", "pq12", "pq6", "pq3"]
+ALL = ["fp16", "flat", "sq8", "pq12", "pq6", "pq3"]
+BY_SIZE = ["flat", "fp16", "sq8", "pq12", "pq6", "pq3"]
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +60,25 @@ def room_for(storage: str) -> int:
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_kinds_that_fit_come_the_most_faithful_first(place: int) -> None:
-    assert storages(ROWS, DIM, Budgets(memory_bytes=room_for(ALL[place]))) == ALL[place:]
+def test_kinds_that_fit_come_the_best_first(place: int) -> None:
+    fitting = set(BY_SIZE[place:])
+    assert storages(ROWS, DIM, Budgets(memory_bytes=room_for(BY_SIZE[place]))) == [k for k in ALL if k in fitting]
     if place:
-        assert ALL[place - 1] not in storages(ROWS, DIM, Budgets(memory_bytes=room_for(ALL[place - 1]) - 1))
+        larger = BY_SIZE[place - 1]
+        assert larger not in storages(ROWS, DIM, Budgets(memory_bytes=room_for(larger) - 1))
 
 
 def test_without_a_memory_budget_a_large_corpus_gets_smaller_codes() -> None:
-    most = DEFAULT_MEMORY // storage_bytes("flat", 1, 768)
-    assert most > 1_000_000
-    assert storages(most, 768, Budgets())[0] == "flat"
-    assert storages(most + 1, 768, Budgets())[0] == "fp16"
-    assert storages(8 * most, 768, Budgets())[0] == "pq192"
+    most = DEFAULT_MEMORY // storage_bytes("fp16", 1, 768)
+    assert most > 2_500_000
+    assert storages(most, 768, Budgets())[0] == "fp16"
+    assert storages(most + 1, 768, Budgets())[0] == "sq8"
+    assert storages(4 * most, 768, Budgets())[0] == "pq192"
 
 
 def test_few_articles_and_odd_dimensions_get_no_codebooks() -> None:
-    assert storages(255, DIM, Budgets()) == ["flat", "fp16", "sq8"]
-    assert storages(ROWS, 37, Budgets()) == ["flat", "fp16", "sq8"]
+    assert storages(255, DIM, Budgets()) == ["fp16", "flat", "sq8"]
+    assert storages(ROWS, 37, Budgets()) == ["fp16", "flat", "sq8"]
     assert storages(ROWS, 20, Budgets())[3:] == ["pq5"]
 
 
@@ -89,24 +92,30 @@ def test_what_does_not_fit_is_never_proposed_and_a_refusal_says_what_would(rows:
         assert refused.value.field == "memory-budget"
     else:
         sizes = [storage_bytes(kind, rows, dim) for kind in storages(rows, dim, budgets)]
-        assert sizes == sorted(sizes, reverse=True)
-        assert sizes[0] <= memory
-        assert sizes[-1] == least
+        assert max(sizes) <= memory
+        assert min(sizes) == least
+        assert sizes[2:] == sorted(sizes[2:], reverse=True)
 
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
 
 
-def test_without_budgets_lists_are_flat_and_nothing_is_measured(choice: Any, tmp_path: Path) -> None:
+def test_without_budgets_lists_are_fp16_and_nothing_is_measured(choice: Any) -> None:
     chosen = choice()
-    assert (chosen.storage, chosen.probes, chosen.recall, chosen.latency_ms) == ("flat", None, None, None)
-    assert chosen.bytes == room_for("flat")
+    assert (chosen.storage, chosen.probes, chosen.recall, chosen.latency_ms) == ("fp16", None, None, None)
+    assert chosen.bytes == room_for("fp16")
     assert [kind["storage"] for kind in chosen.considered] == ALL
     assert [kind["reason"] for kind in chosen.considered] == ["", *["not needed"] * 5]
 
 
-@pytest.mark.parametrize("storage", ["fp16", "sq8", "pq12"])
-def test_a_memory_budget_gets_the_most_faithful_kind_that_fits(
+def test_whoever_wants_all_neighbours_gets_lists_that_round_nothing(choice: Any) -> None:
+    chosen = choice(target_recall=1.0)
+    measured = {kind["storage"]: kind for kind in chosen.considered}
+    assert chosen.storage == "fp16" if measured["fp16"]["recall"] == 1.0 else chosen.storage == "flat"
+
+
+@pytest.mark.parametrize("storage", ["sq8", "pq12"])
+def test_a_memory_budget_gets_the_best_kind_that_fits(
     choice: Any, storage: str, vectors: NDArray[np.float32], tmp_path: Path
 ) -> None:
     chosen = choice(memory_bytes=room_for(storage) + 1000)
@@ -121,6 +130,13 @@ def test_a_memory_budget_gets_the_most_faithful_kind_that_fits(
     assert [reasons[kind] for kind in ALL] == ["over the memory budget"] * place + [""] + ["not needed"] * (5 - place)
 
 
+def test_a_memory_budget_too_small_for_fp32_changes_nothing(choice: Any) -> None:
+    chosen = choice(memory_bytes=room_for("fp16"))
+    reasons = {kind["storage"]: kind["reason"] for kind in chosen.considered}
+    assert chosen.storage == "fp16"
+    assert (reasons["fp16"], reasons["flat"], reasons["sq8"]) == ("", "over the memory budget", "not needed")
+
+
 def test_codes_too_short_for_the_target_are_refused_with_what_they_reach(tmp_path: Path) -> None:
     vectors, path = random_units(10_000, dim=DIM), tmp_path / "index.faiss"
     centroids, assignment, _ = assign(vectors, random_units(100, 1, DIM))
@@ -133,9 +149,9 @@ def test_codes_too_short_for_the_target_are_refused_with_what_they_reach(tmp_pat
     assert choose(path, centroids, vectors, assignment, budgets=lower, seed=0).storage == "pq3"
 
 
-def test_a_latency_budget_that_all_keep_takes_the_most_faithful_and_says_its_time(choice: Any) -> None:
+def test_a_latency_budget_that_all_keep_takes_the_best_and_says_its_time(choice: Any) -> None:
     chosen = choice(latency_ms=10_000.0)
-    assert chosen.storage == "flat"
+    assert chosen.storage == "fp16"
     assert 0 < chosen.latency_ms < 10_000
     assert chosen.recall >= 0.99
     assert chosen.considered[0]["latency_ms"] == chosen.latency_ms
@@ -143,7 +159,7 @@ def test_a_latency_budget_that_all_keep_takes_the_most_faithful_and_says_its_tim
 
 def test_a_latency_budget_that_none_keeps_is_refused_with_what_each_needs(choice: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidArgument, match=r"in 1e-06 ms: flat finds .*sq8 finds .*allow --latency-budget"
+        InvalidArgument, match=r"in 1e-06 ms: fp16 finds .*flat finds .*sq8 finds .*allow --latency-budget"
     ) as refused:
         choice(latency_ms=1e-6)
     assert refused.value.field == "latency-budget"

@@ -200,7 +200,7 @@ def test_a_build_prunes_when_it_has_published(desk: Path, store: Path, ask: Ask,
 def test_a_dry_run_shows_the_plan_and_touches_nothing(desk: Path, tmp_path: Path, ask: Ask) -> None:
     answer = ask("build", *flags(desk, tmp_path / "new", "60.csv"), "--dry-run")
     assert answer.code == 0
-    said = ("60 articles", "60 to embed", "a second", "flat", "vectors.npy", "embeddings.db", "nothing was built")
+    said = ("60 articles", "60 to embed", "a second", "fp16", "vectors.npy", "embeddings.db", "nothing was built")
     assert all(part in answer.out for part in said), answer.out
     phases = ["read", "embed", "train", "add", "describe", "measure", "publish"]
     assert re.findall(r"^ (\w+) .*[\d,]+ MiB", answer.out, re.MULTILINE) == phases

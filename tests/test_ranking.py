@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.columns import UNDATED
-from server.ranking import Candidates, Options, Ranked, merge, rank
+from server.ranking import Candidates, Options, Ranked, in_order, merge, rank
 from tests.ranking_oracle import Answer, Chosen
 
 if TYPE_CHECKING:
@@ -118,6 +118,27 @@ def test_a_search_is_a_recommendation_with_one_interest(found: Candidates, optio
     for name in Ranked.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(one, name), getattr(same, name))
     assert (np.diff(one.score) <= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    found=lists_of_candidates(),
+    per_story=st.integers(0, 2),
+    per_cluster=st.integers(0, 3),
+    limit=st.integers(1, 12),
+    taken=st.sets(st.integers(0, 6), max_size=3),
+)
+def test_where_similarity_alone_decides_the_short_way_takes_the_same(
+    found: Candidates, per_story: int, per_cluster: int, limit: int, taken: set[int]
+) -> None:
+    plain = replace(found, negative=0 * found.negative, prior=0 * found.prior)
+    options = Options(max_per_story=per_story, max_per_cluster=per_cluster)
+    whole = rank(plain, options, limit, stories_taken=taken)
+    places = in_order(plain.stories, plain.clusters if per_cluster else None, options, limit, taken)
+    assert places == whole.place.tolist()
+    short = Ranked.plain(plain.similarity[places], places)
+    for name in Ranked.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(short, name), getattr(whole, name))
 
 
 @pytest.mark.parametrize("diversity", [0.0, 0.3, 0.9])

@@ -262,7 +262,7 @@ def weighed(storage: str, reason: str, recall: float | None = None) -> dict[str,
     ("storages", "said"),
     [
         ([("flat", "")], "The lists keep vectors as flat, in 1.0 MiB. "),
-        ([("flat", ""), ("sq8", "not needed")], "in 1.0 MiB. Smaller ones were not needed: sq8. "),
+        ([("flat", ""), ("sq8", "not needed")], "in 1.0 MiB. Not needed: sq8. "),
         (
             [("flat", "over the memory budget"), ("fp16", "", 0.99), ("sq8", "not needed")],
             "fp16 (chosen) 1.0 MiB 99.0% 8 0.2 ms Not needed: sq8. ",

@@ -30,6 +30,8 @@ _EFFORTS = {number: name for name, number in types_pb2.Effort.items()}
 
 def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 0) -> Ask:
     """Raises InvalidArgument for whatever is not allowed; `effort` is the request's own."""
+    if not (effort or message.ByteSize()):
+        return _usual(limit, served.generation.probes, _minute())
     condition = None
     if message.HasField("filter"):
         condition = filters.compile(message.filter, served.generation.numbers, f"{_F}.filter")
@@ -50,19 +52,19 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 
     )
 
 
+def _minute() -> int:
+    """Now, to the minute, so that equal calls have equal answers."""
+    return int(time.time() // _MINUTE_S * _MINUTE_S)
+
+
+@lru_cache(maxsize=16)
+def _usual(limit: int, probes: int, minute: int) -> Ask:
+    """What is asked for where nothing is said."""
+    return Ask(limit, Options(as_of_s=minute), probes)
+
+
 def _options(message: ranking_pb2.Ranking) -> Options:
-    # To the minute, so that equal calls have equal answers.
-    minute = int(time.time() // _MINUTE_S * _MINUTE_S)
-    return _checked(message, minute) if message.ByteSize() else _usual(minute)
-
-
-@lru_cache(maxsize=1)
-def _usual(minute: int) -> Options:
-    return Options(as_of_s=minute)
-
-
-def _checked(message: ranking_pb2.Ranking, as_of: float) -> Options:
-    half_life = None
+    half_life, as_of = None, float(_minute())
     if message.HasField("half_life"):
         half_life = requests.seconds(message.half_life, f"{_F}.half_life", 1.0)
     if message.HasField("as_of"):

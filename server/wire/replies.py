@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _SUMMARY = tuple(field.name for field in types_pb2.ArticleSummary.DESCRIPTOR.fields)
 _ALLOWED = ("article", *(f"article.{name}" for name in _SUMMARY), "score", "explanation")
 _ID_ALONE = frozenset({"id"})
+# 64 MiB at most, some 20 as articles usually are.
+_SUMMARIES_KEPT, _SUMMARY_BYTES = 32_768, 2_048
 _EPOCH, _DAY_S = datetime(1970, 1, 1, tzinfo=UTC), 86_400
 
 
@@ -73,16 +75,47 @@ def summary(view: View, row: int) -> types_pb2.ArticleSummary:
 
 def _summarize(message: types_pb2.ArticleSummary, view: View, row: int) -> None:
     """Writes what is shown of an article where it belongs: to copy a message costs twice as much as to write it."""
+    if view.is_live(row):
+        _describe(message, view, row)
+        message.live = True
+        _tell_story(message, view, row)
+        return
+    # Of the generation's rows nothing changes but which article of a story comes first; news is asked for again and
+    # again, and to read bytes costs a tenth of writing them from the columns.
+    raw = view.base.summaries.get(row)
+    if raw is None:
+        _describe(message, view, row)
+        _keep(view.base.summaries, row, message.SerializeToString())
+    else:
+        message.MergeFromString(raw)
+    if not message.story_id:
+        _tell_story(message, view, row)
+
+
+def _keep(summaries: dict[int, bytes], row: int, raw: bytes) -> None:
+    if len(raw) > _SUMMARY_BYTES:
+        return
+    if len(summaries) >= _SUMMARIES_KEPT:
+        summaries.clear()
+    summaries[row] = raw
+
+
+def _tell_story(message: types_pb2.ArticleSummary, view: View, row: int) -> None:
+    message.story_id = view.id_of(view.first_of_story(row))
+
+
+def _describe(message: types_pb2.ArticleSummary, view: View, row: int) -> None:
+    """All but what another view may tell otherwise: the story of an article that did not begin it."""
     article = view.article(row)
     message.id = article.id
     message.title = article.title
     message.excerpt = article.excerpt
     message.cluster_id = view.base.generation.clusters[article.cluster].id
     message.attributes.update(article.attributes)
-    message.story_id = article.id if article.story == row else view.id_of(view.first_of_story(row))
     message.centrality = article.similarity
     message.outlier = article.outlier
-    message.live = view.is_live(row)
+    if article.story == row:
+        message.story_id = article.id
     if article.published_at is not None:
         since = article.published_at - _EPOCH  # FromDatetime does the same, five times as slowly
         message.published_at.seconds = since.days * _DAY_S + since.seconds
