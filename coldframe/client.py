@@ -47,7 +47,12 @@ from coldframe.v1.embedding_service_pb2 import (
     StreamEmbedResponse,
 )
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
-from coldframe.v1.index_service_pb2 import GetIndexRequest, GetIndexResponse
+from coldframe.v1.index_service_pb2 import (
+    ActivateGenerationRequest,
+    ActivateGenerationResponse,
+    GetIndexRequest,
+    GetIndexResponse,
+)
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
 from coldframe.v1.search_service_pb2 import (
     BatchSearchRequest,
@@ -415,6 +420,21 @@ class Client:
     def index(self, *, timeout: Timeout = USE_CLIENT_DEFAULT) -> GetIndexResponse:
         """Describe the generation that answers now. Raises NoGeneration where nothing has been published."""
         return self._connection.call(self._index.GetIndex, GetIndexRequest(), timeout)
+
+    def activate(
+        self, generation: str, *, force: bool = False, timeout: Timeout = USE_CLIENT_DEFAULT
+    ) -> ActivateGenerationResponse:
+        """Make a generation of the server's store the current one, and wait until it is served.
+
+        One that is served already stays, and `changed` is False. force: one that its build kept back, too. A timeout
+        does not undo it: the server goes on, and the same call again waits for it.
+
+        Raises UnknownGeneration, FailedPrecondition, FingerprintMismatch and CorruptGeneration; what was served goes
+        on then. Where the server has keys this takes one of the role admin.
+        """
+        with sending("generation"):
+            request = ActivateGenerationRequest(generation=generation, force=force)
+        return self._connection.call(self._index.ActivateGeneration, request, timeout)
 
 
 def _upsert_request(
