@@ -80,13 +80,14 @@ def serve(store: Path, log: Path) -> None:
     """`python -m server`, in a process of its own; what it says goes to the log."""
     import torch
 
-    from server.__main__ import main
+    from server.__main__ import run
+    from server.config import Config
 
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)  # the model is tiny
-    main(store, listen="127.0.0.1:0", model=None, precision="fp32", device="cpu", grace=10.0)
+    run(Config(store=store, listen="127.0.0.1:0", precision="fp32", device="cpu"))
 
 
 def rebuild(store: Path, corpus: Path, model: str) -> None:

@@ -30,6 +30,7 @@ from coldframe.errors import (
     Unavailable,
     UnknownArticle,
     UnknownCluster,
+    UnknownGeneration,
 )
 from coldframe.messages import article
 from coldframe.requests import expansion, recommend_request, search_request, seed
@@ -58,6 +59,7 @@ __all__ = [
     "Unavailable",
     "UnknownArticle",
     "UnknownCluster",
+    "UnknownGeneration",
     "article",
     "expansion",
     "filters",

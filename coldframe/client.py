@@ -47,7 +47,12 @@ from coldframe.v1.embedding_service_pb2 import (
     StreamEmbedResponse,
 )
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
-from coldframe.v1.index_service_pb2 import GetIndexRequest, GetIndexResponse
+from coldframe.v1.index_service_pb2 import (
+    ActivateGenerationRequest,
+    ActivateGenerationResponse,
+    GetIndexRequest,
+    GetIndexResponse,
+)
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
 from coldframe.v1.search_service_pb2 import (
     BatchSearchRequest,
@@ -72,6 +77,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from coldframe.credentials import SecurityOptions
     from coldframe.v1.types_pb2 import Article, ArticleSummary, Cluster, Hit
 
 __all__ = ["MAX_GROUP", "MAX_MESSAGE_BYTES", "Client", "error_of"]
@@ -94,8 +100,8 @@ class Client:
     timeout: seconds that a call may take, its retries included; None waits for ever. Each call can say otherwise.
     attempts: 1 to 5. A call that finds the server UNAVAILABLE is made so often in all; nothing else is retried, and
     streams are not. Upserts and deletes may be: done twice they are the same as done once.
-    metadata: sent with every call, such as [("authorization", "Bearer ...")].
-    credentials: None speaks plain text; `grpc.ssl_channel_credentials()` speaks TLS.
+    metadata: sent with every call. credentials: TLS as gRPC makes it, in place of `tls...`.
+    security: `SecurityOptions`, such as api_key="cfk_...", tls_ca="ca.pem"; without any, plain text and no key.
 
     Every call raises InvalidArgument where one of its arguments is not allowed, naming it in `field`. The client does
     not connect before the first call.
@@ -109,8 +115,9 @@ class Client:
         attempts: int = 4,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         credentials: grpc.ChannelCredentials | None = None,
+        **security: Unpack[SecurityOptions],
     ) -> None:
-        self._connection = Connection(target, timeout, attempts, metadata, credentials)
+        self._connection = Connection(target, timeout, attempts, metadata, credentials, security)
         channel = self._connection.channel
         self._articles = ArticleServiceStub(channel)
         self._embedding = EmbeddingServiceStub(channel)
@@ -415,6 +422,21 @@ class Client:
     def index(self, *, timeout: Timeout = USE_CLIENT_DEFAULT) -> GetIndexResponse:
         """Describe the generation that answers now. Raises NoGeneration where nothing has been published."""
         return self._connection.call(self._index.GetIndex, GetIndexRequest(), timeout)
+
+    def activate(
+        self, generation: str, *, force: bool = False, timeout: Timeout = USE_CLIENT_DEFAULT
+    ) -> ActivateGenerationResponse:
+        """Make a generation of the server's store the current one, and wait until it is served.
+
+        One that is served already stays, and `changed` is False. force: one that its build kept back, too. A timeout
+        does not undo it: the server goes on, and the same call again waits for it.
+
+        Raises UnknownGeneration, FailedPrecondition, FingerprintMismatch and CorruptGeneration; what was served goes
+        on then. Where the server has keys this takes one of the role admin.
+        """
+        with sending("generation"):
+            request = ActivateGenerationRequest(generation=generation, force=force)
+        return self._connection.call(self._index.ActivateGeneration, request, timeout)
 
 
 def _upsert_request(

@@ -271,6 +271,22 @@ def info(*, ask: ServerFlags) -> None:
     show(reply, tables.index, ask.as_json)
 
 
+@app.command(epilog="Example: coldframe activate 20260301T040000Z-0123456789ab --server news.internal:50051")
+@spread
+def activate(
+    *,
+    generation: Annotated[
+        str, typer.Argument(metavar="NAME", help="A generation of the server's store, as 'python -m indexer list' has.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="One that its build kept back, too.")] = False,
+    ask: ServerFlags,
+) -> None:
+    """Make another generation the served one, and wait until it is; where it cannot be, the old one goes on."""
+    with ask.client() as client:
+        reply = client.activate(generation, force=force)
+    show(reply, tables.activated, ask.as_json)
+
+
 for _command, _example in (
     (article_commands.upsert, "coldframe upsert new.jsonl --validate-only"),
     (article_commands.delete, "coldframe delete 1001 1002"),

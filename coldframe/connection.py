@@ -10,6 +10,14 @@ from urllib.parse import unquote
 
 import grpc
 
+from coldframe.credentials import (
+    SecurityOptions,
+    channel_credentials,
+    channel_options,
+    is_local,
+    require_private,
+    with_key,
+)
 from coldframe.errors import (
     ColdframeError,
     DeadlineExceeded,
@@ -61,12 +69,21 @@ class Connection:
         attempts: int,
         metadata: Sequence[tuple[str, str | bytes]],
         credentials: grpc.ChannelCredentials | None,
+        security: SecurityOptions,
     ) -> None:
         self.target = _checked_target(target)
+        own = channel_credentials(security)
+        if own is not None and credentials is not None:
+            raise InvalidArgument("credentials are TLS of their own; give them or tls options.", field="credentials")
+        credentials = own or credentials
+        metadata = with_key(metadata, security)
+        require_private(target, metadata, credentials is not None, security)
         self.closed = False
         self._timeout = _checked_timeout(timeout)
         self._metadata = tuple((key.lower(), value) for key, value in metadata)
-        self.channel = _open_channel(target, _checked_attempts(attempts), credentials)
+        self._secured = credentials is not None
+        attempts = _checked_attempts(attempts)
+        self.channel = _open_channel(target, attempts, credentials, channel_options(security))
 
     def close(self) -> None:
         """Cancel what is in flight; closing twice does no harm."""
@@ -79,7 +96,7 @@ class Connection:
         try:
             return method(request, timeout=seconds, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _translated(error, self.target, seconds) from error
+            raise _translated(error, self.target, seconds, self._secured) from error
 
     def stream(
         self, method: grpc.StreamStreamMultiCallable[Request, Response], requests: Iterable[Request], timeout: Timeout
@@ -102,7 +119,7 @@ class Connection:
         try:
             yield from answers
         except grpc.RpcError as error:
-            raise _translated(error, self.target, seconds) from error
+            raise _translated(error, self.target, seconds, self._secured) from error
         finally:
             answers.cancel()
         for failure in failures:
@@ -134,7 +151,12 @@ def _checked_attempts(attempts: int) -> int:
     return attempts
 
 
-def _open_channel(target: str, attempts: int, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+def _open_channel(
+    target: str,
+    attempts: int,
+    credentials: grpc.ChannelCredentials | None,
+    more: Sequence[tuple[str, int | str]],
+) -> grpc.Channel:
     options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -144,8 +166,9 @@ def _open_channel(target: str, attempts: int, credentials: grpc.ChannelCredentia
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.service_config", _service_config(attempts)),
+        *more,
     ]
-    if re.match(r"(localhost|127\.[\d.]+|\[::1\])(:|$)", target):
+    if is_local(target):
         # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
         options.append(("grpc.enable_http_proxy", 0))
     if credentials is None:
@@ -185,7 +208,7 @@ def error_of(item: ItemError) -> ColdframeError:
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 
-def _translated(error: grpc.RpcError, target: str, timeout: float | None) -> ColdframeError:
+def _translated(error: grpc.RpcError, target: str, timeout: float | None, secured: bool) -> ColdframeError:
     trailers = cast("tuple[tuple[str, str | bytes], ...]", error.trailing_metadata() or ())
     metadata = {key: unquote(value) for key, value in trailers if isinstance(value, str)}
     message = error.details() or error.code().name
@@ -196,7 +219,7 @@ def _translated(error: grpc.RpcError, target: str, timeout: float | None) -> Col
     if too_large is not None:
         return _message_too_large(*map(int, too_large.groups()))
     kind = _BY_CODE.get(error.code().name, ColdframeError)
-    return _rebuilt(kind, _explained(kind, message, target, timeout), metadata)
+    return _rebuilt(kind, _explained(kind, message, target, timeout, secured), metadata)
 
 
 def _rebuilt(kind: type[ColdframeError], message: str, metadata: dict[str, str]) -> ColdframeError:
@@ -215,14 +238,35 @@ def _message_too_large(size: int, limit: int) -> InvalidArgument:
     )
 
 
-def _explained(kind: type[ColdframeError], message: str, target: str, timeout: float | None) -> str:
+def _explained(kind: type[ColdframeError], message: str, target: str, timeout: float | None, secured: bool) -> str:
     """Say what a person can do about an error that gRPC raised on its own."""
     if kind is Unavailable:
-        cause = message.rsplit(": ", 1)[-1]
-        return (
-            f"no Coldframe server answers at {target} ({cause}); "
-            f"start one with: python -m server --store DIR --listen {target}"
-        )
+        return _unreached(message, target, secured)
     if kind is DeadlineExceeded and timeout is not None:
         return f"no answer from {target} within {timeout:g} s; allow a longer timeout, or ask for less."
     return message
+
+
+def _unreached(message: str, target: str, secured: bool) -> str:
+    if "handshake failed" in message:
+        if "WRONG_VERSION_NUMBER" in message:
+            return f"what listens at {target} does not speak TLS; leave the tls options away, or ask another port."
+        if "CERTIFICATE_VERIFY_FAILED" in message:
+            return (
+                f"the certificate of {target} is not one to believe ({_reason(message)}); give the authority that "
+                f"signed it as tls_ca (--tls-ca), and the name that is in it as tls_server_name (--tls-server-name)."
+            )
+        return f"the TLS handshake with {target} failed ({_reason(message)})."
+    cause = message.rsplit(": ", 1)[-1]
+    if "Socket closed" in message or "Connection reset" in message:
+        hint = "ask for the client's own certificate: tls_cert, tls_key" if secured else "speak TLS: tls, tls_ca"
+        cause += f"; it may {hint}"
+    return (
+        f"no Coldframe server answers at {target} ({cause}); "
+        f"start one with: python -m server --store DIR --listen {target}"
+    )
+
+
+def _reason(message: str) -> str:
+    """What went wrong in a handshake, without OpenSSL's numbers: "CERTIFICATE_VERIFY_FAILED: certificate has expired"."""
+    return message.removesuffix(": OK").rpartition("OPENSSL_internal:")[2]

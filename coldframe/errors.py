@@ -4,7 +4,8 @@
     ├── InvalidArgument          INVALID_ARGUMENT     a field, what was given, what is allowed
     ├── NotFound                 NOT_FOUND
     │   ├── UnknownArticle
-    │   └── UnknownCluster
+    │   ├── UnknownCluster
+    │   └── UnknownGeneration
     ├── FailedPrecondition       FAILED_PRECONDITION
     │   ├── NoGeneration                              nothing has been published yet
     │   ├── FingerprintMismatch                       the encoder is not the one that built the index
@@ -61,6 +62,10 @@ class UnknownCluster(NotFound):
     """No cluster with that id in the index."""
 
 
+class UnknownGeneration(NotFound):
+    """No generation with that name in the store."""
+
+
 class FailedPrecondition(ColdframeError):
     """The request is fine; the system is not in a state to serve it."""
 
@@ -96,13 +101,13 @@ class CorruptGeneration(ColdframeError):
 
 
 class Unauthenticated(ColdframeError):
-    """The caller did not prove who it is."""
+    """The caller did not prove who it is: it sent no key, or one that the server does not take."""
 
     code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(ColdframeError):
-    """The caller may not do this."""
+    """The caller is known, and its role does not reach so far."""
 
     code = "PERMISSION_DENIED"
 

@@ -43,10 +43,38 @@ class ServerFlags:
         30.0
     )
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS; the other --tls options mean it, too.")] = False
+    tls_ca: Annotated[
+        Path | None, typer.Option("--tls-ca", metavar="FILE", help="Authorities to believe (PEM), such as your own.")
+    ] = None
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Your own certificate (PEM), if asked for one.")
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="The key of --tls-cert.")] = None
+    tls_server_name: Annotated[
+        str | None, typer.Option("--tls-server-name", metavar="NAME", help="The name in the server's certificate.")
+    ] = None
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", metavar="KEY", help="Who you are; best by environment, COLDFRAME_API_KEY."),
+    ] = None
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Send the key in plain text to another machine all the same.")
+    ] = False
 
     def client(self) -> Client:
         """Open a client."""
-        return Client(self.server, timeout=self.timeout)
+        return Client(
+            self.server,
+            timeout=self.timeout,
+            tls=self.tls,
+            tls_ca=self.tls_ca,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            tls_server_name=self.tls_server_name,
+            api_key=self.api_key,
+            insecure=self.insecure,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +218,10 @@ class RankingFlags:
         return conditions[0] if conditions else None
 
 
-_GROUPS = (SeedFlags, RankingFlags, ServerFlags)
-
-
 def spread(command: Command) -> Command:
     """Lay out a command's parameters that are groups of flags, for Typer to read: an option for each field."""
     own = inspect.signature(command, eval_str=True)
-    groups = {name: item.annotation for name, item in own.parameters.items() if item.annotation in _GROUPS}
+    groups = {name: item.annotation for name, item in own.parameters.items() if _is_group(item.annotation)}
     laid_out: list[inspect.Parameter] = []
     for name, item in own.parameters.items():
         laid_out += _parameters(groups[name]) if name in groups else [item]
@@ -210,6 +235,10 @@ def spread(command: Command) -> Command:
     run.__annotations__ = {item.name: item.annotation for item in laid_out}
     run.__signature__ = inspect.Signature(laid_out)  # type: ignore[attr-defined]
     return cast("Command", run)
+
+
+def _is_group(annotation: object) -> bool:
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:

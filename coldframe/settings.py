@@ -3,7 +3,7 @@
     flag  >  environment  >  file  >  default
 
 A file named by --config holds flags as keys, '-' or '_' alike. In a program with commands a key at the top is for
-every command that knows the flag, and a table such as [build] is for that command alone:
+every command that knows the flag, and a table such as [build] is for that command alone, or for those below it:
 
     store = "/data/news"
     [build]
@@ -53,17 +53,24 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
 def configured(app: typer.Typer, prefix: str) -> Command:
     """Return the app as one runnable command, with --config and environment variables on it and on its subcommands."""
     root = cast("Command", typer.main.get_command(app))
-    for name, command in _commands(root).items():
-        prefixes = [f"{prefix}_{_normal(name).upper()}", prefix] if name else [prefix]
+    for path, command in _commands(root).items():
+        words = [prefix, *(_normal(name).upper() for name in path)]
+        prefixes = ["_".join(words[:count]) for count in range(len(words), 0, -1)]
         _accept_environment(command, prefixes)
         command.epilog = "\n\n".join(filter(None, [command.epilog, _epilog(command, prefixes)]))
     return root
 
 
-def _commands(root: Command) -> dict[str, Command]:
-    """Return the root, under the name "", and its subcommands."""
-    subcommands = cast("Mapping[str, Command]", root.commands) if isinstance(root, TyperGroup) else {}
-    return {"": root, **subcommands}
+def _commands(root: Command) -> dict[tuple[str, ...], Command]:
+    """Return the root, under (), and all commands below it by the words that call them."""
+    found: dict[tuple[str, ...], Command] = {(): root}
+    for name, command in _below(root).items():
+        found |= {(name, *path): each for path, each in _commands(command).items()}
+    return found
+
+
+def _below(command: Command) -> Mapping[str, Command]:
+    return cast("Mapping[str, Command]", command.commands) if isinstance(command, TyperGroup) else {}
 
 
 def _normal(name: str) -> str:
@@ -112,9 +119,15 @@ def _load(context: typer.Context, path: Path | None) -> None:
     if path is None or context.resilient_parsing:
         return
     root = context.find_root()
-    defaults = _defaults(_read(path), cast("Command", root.command), path)
-    own = defaults if context is root else defaults[str(context.info_name)]
+    own = _defaults(_read(path), cast("Command", root.command), str(path), {})
+    for name in _path(context):
+        own = own[name]
     context.default_map = {**(context.default_map or {}), **own}
+
+
+def _path(context: Any) -> list[str]:
+    """Return the words that called a command, without the program's own."""
+    return [] if context.parent is None else [*_path(context.parent), str(context.info_name)]
 
 
 ConfigOption = Annotated[
@@ -133,18 +146,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"configuration file {path} is not TOML: {error}.", field="config") from error
 
 
-def _defaults(file: Mapping[str, Any], root: Command, path: Path) -> dict[str, Any]:
-    """Return a file's values by parameter: the root's own and, by name, those of its subcommands."""
-    commands = _commands(root)
-    tables = {key: value for key, value in file.items() if key and key in commands and isinstance(value, dict)}
-    shared = {key: value for key, value in file.items() if key not in tables}
-    _refuse_unknown(shared, {flag for command in commands.values() for flag in _options(command)}, str(path))
-    defaults: dict[str, Any] = {}
-    for name, command in commands.items():
-        table = tables.get(name, {})
-        _refuse_unknown(table, _options(command), f"{path} [{name}]")
-        values = _values(command, shared) | _values(command, table)
-        defaults |= {name: values} if name else values
+def _defaults(table: Mapping[str, Any], command: Command, where: str, above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table's values by parameter: the command's own, `above` among them, and by name those below it."""
+    below = _below(command)
+    tables = {key: value for key, value in table.items() if key in below and isinstance(value, dict)}
+    shared = {key: value for key, value in table.items() if key not in tables}
+    _refuse_unknown(shared, {flag for each in _commands(command).values() for flag in _options(each)}, where)
+    defaults = _values(command, above) | _values(command, shared)
+    for name, each in below.items():
+        inner = f"{where[:-1]}.{name}]" if where.endswith("]") else f"{where} [{name}]"
+        defaults[name] = _defaults(tables.get(name, {}), each, inner, {**above, **shared})
     return defaults
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coldframe.v1.article_service_pb2 import DeleteArticlesResponse, GetArticleResponse, UpsertResult
     from coldframe.v1.cluster_service_pb2 import AgeBucket, GetClusterResponse, TrendingClustersResponse
     from coldframe.v1.embedding_service_pb2 import EmbedResponse
-    from coldframe.v1.index_service_pb2 import GetIndexResponse
+    from coldframe.v1.index_service_pb2 import ActivateGenerationResponse, GetIndexResponse
     from coldframe.v1.search_service_pb2 import (
         ClusterMatch,
         Interest,
@@ -265,6 +265,15 @@ def embeddings(reply: EmbedResponse, texts: Sequence[str]) -> RenderableType:
         table.add_row(str(rank), _plain(text[:MAX_WIDTH]), *row)
     usages = [embedding.usage for embedding in reply.embeddings]
     return Group(table, *_cut_notes(usages), _footer(reply.served_by, reply.timing))
+
+
+def activated(reply: ActivateGenerationResponse) -> RenderableType:
+    """What is served now, and what was before."""
+    name, before = reply.served_by.generation, reply.previous_generation
+    if not reply.changed:
+        return Group(Text(f"{name} was served already"), Text(), _footer(reply.served_by, reply.timing))
+    said = f"{name} is served" + (f"; before it was {before}" if before not in {"", name} else "")
+    return Group(Text(said), Text(), _footer(reply.served_by, reply.timing))
 
 
 def index(reply: GetIndexResponse) -> RenderableType:

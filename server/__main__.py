@@ -6,42 +6,89 @@ import asyncio
 import functools
 import logging
 import signal
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from coldframe import settings
+from coldframe.errors import InvalidArgument
+from coldframe.flags import spread
+from server import key_commands
+from server.config import Config, printed
 
 app = typer.Typer(add_completion=False)
+app.add_typer(key_commands.app, name="keys")
 
 
-@app.command()
-def main(
-    store: Annotated[Path, typer.Option(help="The folder of generations that `python -m indexer build` made.")],
-    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "localhost:50051",
-    model: Annotated[
-        str | None, typer.Option(help="Where the model is, if no longer where the build found it.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    grace: Annotated[
-        float, typer.Option(help="Seconds that calls under way have to finish when the server stops.")
-    ] = 10.0,
-) -> None:
+@app.callback(invoke_without_command=True)
+@spread
+def main(context: typer.Context, *, config: Config) -> None:
     """Answer which clusters and articles are nearest to a text, over gRPC.
 
-    Serves the store's current generation until SIGTERM, which finishes the calls under way.
+    Serves the store's current generation until SIGTERM, which finishes the calls under way. SIGHUP looks at once at
+    certificates, keys and the current generation, which are looked at every second anyway.
     """
+    if context.invoked_subcommand is None:
+        run(config)
+        return
+    lost = [name for name in context.params if _origin(context, name) == "flag"]
+    if lost:
+        flag = f"--{lost[0].replace('_', '-')}"
+        raise InvalidArgument(
+            f"{flag} stands before the command; put it behind: {context.invoked_subcommand} {flag} ...",
+            field=lost[0],
+        )
+
+
+def run(config: Config) -> None:
+    """Serves until SIGTERM."""
     from coldframe.store import Store
     from server.app import Address, serve
     from server.engine import Engine
+    from server.security.guard import raise_open_files
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    address = Address.parse(listen)
-    engine = Engine(Store(store), model=model, precision=precision, device=device)  # type: ignore[arg-type]  # checked there
+    store, address, guard = Store(config.folder()), Address.parse(config.listen), config.guard()
+    raise_open_files()
+    engine = Engine(store, model=config.model, precision=config.precision, device=config.device)  # type: ignore[arg-type]  # checked there
     announce = functools.partial(print, flush=True)
-    asyncio.run(serve(engine, address, grace_s=grace, announce=announce))
+    asyncio.run(serve(engine, address, guard, grace_s=config.grace, announce=announce))
+
+
+@app.command("config")
+@spread
+def config_command(context: typer.Context, *, config: Config) -> None:
+    """Print what holds, as a TOML file, secrets hidden; beside each value where it is from."""
+    for line in printed(config, lambda name: _origin(context, name)):
+        typer.echo(line)
+
+
+def _origin(context: typer.Context, name: str) -> str:
+    """Where a value is from: "flag", "environment", "file" or "default"."""
+    source = context.get_parameter_source(name)
+    word = "default" if source is None else source.name.lower()
+    return {"commandline": "flag", "default_map": "file"}.get(word, word)
+
+
+@app.command()
+@spread
+def check(
+    context: typer.Context,
+    *,
+    config: Config,
+    show: Annotated[bool, typer.Option("--print", help="Print what holds first, as `config` does.")] = False,
+) -> None:
+    """Look whether a server could be started like this, without starting one: a line for each thing.
+
+    Configuration, store and its current generation, model, live articles, certificates, keys, address. Ends with 1 if
+    something would keep the server from serving.
+    """
+    from server.check import checks, told
+
+    if show:
+        for line in printed(config, lambda name: _origin(context, name)):
+            typer.echo(line)
+    raise typer.Exit(told(checks(config), typer.echo))
 
 
 def _stop_at_once(_signal: int, _frame: object) -> None:
@@ -51,4 +98,6 @@ def _stop_at_once(_signal: int, _frame: object) -> None:
 if __name__ == "__main__":
     # Until the server drains on SIGTERM by itself: as process 1 of a container Python would ignore it.
     signal.signal(signal.SIGTERM, _stop_at_once)
+    # And SIGHUP, before there is anything to look at again, would end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings.run(app, prog="python -m server", prefix="COLDFRAME_SERVER")

@@ -18,7 +18,6 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from threadpoolctl import ThreadpoolController
 
-from coldframe.client import MAX_MESSAGE_BYTES
 from coldframe.errors import InvalidArgument, NoGeneration
 from coldframe.v1 import (
     article_service_pb2,
@@ -33,6 +32,7 @@ from coldframe.v1 import (
     search_service_pb2_grpc,
 )
 from server.interceptor import ErrorInterceptor
+from server.security.guard import Guard
 from server.services.articles import ArticleService
 from server.services.clusters import ClusterService
 from server.services.embedding import EmbeddingService
@@ -51,12 +51,8 @@ SERVICES = tuple(
     descriptor.full_name for module in _PROTOS for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Two servers on one port would share its calls in silence; the second one shall fail instead.
-    ("grpc.so_reuseport", 0),
-)
+# Two servers on one port would share its calls in silence; the second one shall fail instead.
+_OPTIONS = (("grpc.so_reuseport", 0),)
 
 
 @dataclass(frozen=True)
@@ -84,11 +80,13 @@ class Address:
 
 
 class Server:
-    """A gRPC server over an engine."""
+    """A gRPC server over an engine, behind a guard; the default one lets everybody in, within the limits."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    def __init__(self, engine: Engine, guard: Guard | None = None) -> None:
+        self._engine, self._guard = engine, guard or Guard()
+        interceptors = [self._guard.gate, ErrorInterceptor()]
+        options = (*_OPTIONS, *self._guard.limits.options())
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
         self._health = HealthServicer()
         self._register()
 
@@ -100,6 +98,11 @@ class Server:
         article_service_pb2_grpc.add_ArticleServiceServicer_to_server(ArticleService(engine), server)
         index_service_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(engine), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._guard.reflection:
+            self._reflect()
+
+    def _reflect(self) -> None:
+        server = self._server
         names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, _REFLECTION_V1)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
         _enable_reflection_v1(server, (*names, reflection.SERVICE_NAME))
@@ -108,16 +111,29 @@ class Server:
         """Listens, and returns the address with the port that was taken. Raises InvalidArgument where it cannot."""
         require_free(address)
         try:
-            port = self._server.add_insecure_port(str(address))
+            port = self._open(str(address))
         except RuntimeError as error:
             raise _taken(address) from error
         await self.set_health()
         await self._server.start()
         return Address(address.host, port)
 
+    def _open(self, address: str) -> int:
+        credentials = self._guard.credentials()
+        if credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, credentials)
+
     async def follow(self) -> None:
-        """Serves whatever the store makes current, and tells the health service; for ever."""
-        await self._engine.watch(loaded=self.set_health)
+        """Serves whatever the store makes current, telling the health service, and takes new certificates and keys;
+        for ever.
+        """
+        await asyncio.gather(self._engine.watch(loaded=self.set_health), self._guard.watch())
+
+    def look(self) -> None:
+        """Looks at all that is followed now, and not when its turn comes."""
+        self._engine.exchange.look()
+        self._guard.look()
 
     async def set_health(self) -> None:
         """Tells whether there is something to answer from."""
@@ -165,7 +181,7 @@ def _taken(address: Address) -> InvalidArgument:
 
 def _enable_reflection_v1(server: grpc.aio.Server, names: tuple[str, ...]) -> None:
     """grpcio-reflection speaks v1alpha only; v1 has the same messages under another service name."""
-    servicer = reflection.ReflectionServicer(names)
+    servicer = reflection.aio.ReflectionServicer(names)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
@@ -177,9 +193,17 @@ def _enable_reflection_v1(server: grpc.aio.Server, names: tuple[str, ...]) -> No
 
 
 async def serve(
-    engine: Engine, address: Address, *, grace_s: float = 10.0, announce: Callable[[str], None] = print
+    engine: Engine,
+    address: Address,
+    guard: Guard | None = None,
+    *,
+    grace_s: float = 10.0,
+    announce: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. Raises what makes it impossible to serve at all."""
+    """Serves until SIGTERM or SIGINT, then drains; looks at what it follows on SIGHUP.
+
+    Raises what makes it impossible to serve at all.
+    """
     # A product of a vector wakes no team of threads: what it waits for costs more than what it saves.
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
     stopping = asyncio.Event()
@@ -190,7 +214,8 @@ async def serve(
     # An empty store may be filled any moment; a broken one needs a person.
     with contextlib.suppress(NoGeneration):
         await loop.run_in_executor(None, engine.load)
-    server = Server(engine)
+    server = Server(engine, guard)
+    loop.add_signal_handler(signal.SIGHUP, server.look)
     listening = await server.start(address)
     announce(f"listening on {listening}")
     following = asyncio.create_task(server.follow())

@@ -23,16 +23,10 @@ from typing import TYPE_CHECKING, TypeVar
 import faiss
 import numpy as np
 
-from coldframe.errors import (
-    ColdframeError,
-    CorruptGeneration,
-    FailedPrecondition,
-    FingerprintMismatch,
-    InvalidArgument,
-    NoGeneration,
-)
+from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument, NoGeneration
 from coldframe.live import LIVE, Embedded, LiveStore
 from coldframe.text import text_digest
+from server.exchange import Exchange
 from server.serving import Loader, Served
 from server.writer import Writer
 
@@ -96,6 +90,13 @@ class Engine:
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._loader = Loader(store, self._live, self.writable, self._compute, model, precision, device)
+        self.exchange = Exchange(
+            store,
+            load=lambda name: self.run(self._load, lambda: self._loader.load(self._served, name)),
+            take_over=lambda new: self.run(self._write, lambda: self._take_over(new)),
+            served=lambda: self._served,
+            refused=self._refuse,
+        )
         self.writer = Writer(self.writable, self._write, lambda: self.served().view, self._show)
 
     # --- what is served ----------------------------------------------------------------------------------------------
@@ -107,26 +108,13 @@ class Engine:
     async def watch(self, loaded: Callable[[], Awaitable[None]], poll_s: float = 1.0) -> None:
         """Exchanges what is served whenever another generation becomes current, and tells `loaded`; for ever.
 
-        What cannot be opened is logged, and what was served goes on; where nothing was, it is the answer to every call.
+        What cannot be opened is logged and tried again, and what was served goes on; where nothing was, it is the
+        answer to every call.
         """
-        tried = self._served.generation.name if self._served else None
-        while True:
-            try:
-                current = self._store.current()
-                if current is not None and current != tried:
-                    tried = current
-                    await self._exchange()
-                    await loaded()
-            except Exception as error:  # whatever it is, a server that waits must say why
-                _log.error("cannot serve: %s", error, exc_info=not isinstance(error, ColdframeError))
-                self._refusal = _refusal(error)
-            await asyncio.sleep(poll_s)
+        await self.exchange.follow(loaded, poll_s)
 
-    async def _exchange(self) -> None:
-        """Makes the current generation the served one. Calls under way end on the one that they began with."""
-        new = await self.run(self._load, lambda: self._loader.load(self._served))
-        await self.run(self._write, lambda: self._take_over(new))
-        _log.info("serving generation %s", new.generation.name)
+    def _refuse(self, refusal: ColdframeError) -> None:
+        self._refusal = refusal
 
     def _take_over(self, new: Served) -> None:
         """Replays what was written while the generation was loaded, on the thread that writes: nothing is lost."""
@@ -219,10 +207,3 @@ class Engine:
 def placed(served: Served, embedded: Sequence[Embedded]) -> NDArray[np.float32]:
     """Vectors in the index's space, (n, dim)."""
     return served.generation.placement(np.stack([e.vector for e in embedded]))
-
-
-def _refusal(error: Exception) -> ColdframeError:
-    """What callers hear of a generation that cannot be served: nothing of this machine, which the log names."""
-    if isinstance(error, CorruptGeneration | FingerprintMismatch):
-        return error
-    return FailedPrecondition("the published generation cannot be served here; the server's log says why")

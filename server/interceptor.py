@@ -81,7 +81,7 @@ def _guarded(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., 
         try:
             return await method(_whole(request, name), context)
         except Exception as error:
-            await _refuse(context, error, name)
+            await refuse(context, error, name)
 
     return call
 
@@ -96,7 +96,7 @@ def _guarded_stream(method: Callable[..., AsyncIterator[Any]], name: str) -> Cal
             async for reply in method(whole(requests), context):
                 yield reply
         except Exception as error:
-            await _refuse(context, error, name)
+            await refuse(context, error, name)
 
     return call
 
@@ -107,7 +107,7 @@ def _whole(request: Any, name: str) -> Any:
     return request
 
 
-async def _refuse(context: _Context, error: Exception, name: str) -> None:
+async def refuse(context: _Context, error: Exception, name: str) -> None:
     """Ends a call with the status that stands for an error; one that nobody foresaw is logged under a ticket."""
     if isinstance(error, grpc.aio.AbortError):
         raise error

@@ -56,12 +56,12 @@ class Loader:
     precision: Precision
     device: Device
 
-    def load(self, before: Served | None) -> Served:
-        """Opens the current generation and replays the live changes since it was built; blocks.
+    def load(self, before: Served | None, name: str | None = None) -> Served:
+        """Opens a generation, the current one for None, and replays the live changes since it was built; blocks.
 
         Keeps the encoder of what was served `before` where that is the same. Raises what makes it impossible to serve.
         """
-        generation = self.store.open()
+        generation = self.store.open(name)
         encoder, queue = self._encoder(generation, before)
         generation.require(encoder.fingerprint)
         return Served(self.replay(View.of(Base(generation)), encoder), encoder, queue)

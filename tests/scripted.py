@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_reflection.v1alpha import reflection
 
-from coldframe.errors import ColdframeError, InvalidArgument, UnknownArticle
+from coldframe.errors import ColdframeError, InvalidArgument, UnknownArticle, UnknownGeneration
 from coldframe.v1 import (
     article_service_pb2,
     article_service_pb2_grpc,
@@ -297,6 +297,17 @@ class Services:
         )
         index.created_at.FromDatetime(datetime(2026, 3, 14, 6, 15, tzinfo=UTC))
         return index_service_pb2.GetIndexResponse(index=index, timing=TIMING, served_by=served_by(self.index))
+
+    def ActivateGeneration(self, request: Any) -> Message:
+        now = served_by(self.index)
+        if request.generation not in {now.generation, "another"}:
+            raise UnknownGeneration(f"there is no generation '{request.generation}'; it holds: another")
+        return index_service_pb2.ActivateGenerationResponse(
+            previous_generation=now.generation,
+            changed=request.generation != now.generation,
+            timing=TIMING,
+            served_by=ServedBy(generation=request.generation, fingerprint=now.fingerprint, model=now.model),
+        )
 
     def StreamEmbed(self, request: Any) -> Message:
         return embedding_service_pb2.StreamEmbedResponse(

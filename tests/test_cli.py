@@ -204,6 +204,7 @@ def test_embed_and_info(ask: Ask) -> None:
         (["get", "a1"], {"article", "usage", "clusters", "neighbors", "timing", "served_by"}),
         (["embed", "economy"], {"embeddings", "timing", "served_by"}),
         (["info"], {"index", "timing", "served_by"}),
+        (["activate", "another"], {"previous_generation", "changed", "timing", "served_by"}),
     ],
 )
 def test_json_is_one_document(ask: Ask, args: list[str], keys: set[str]) -> None:
@@ -248,8 +249,8 @@ def test_the_script_and_its_environment(server: Server) -> None:
 
 
 COMMANDS = [
-    "search", "recommend", "nearest", "clusters", "cluster", "articles", "trending", "embed", "info", "upsert",
-    "delete", "get",
+    "search", "recommend", "nearest", "clusters", "cluster", "articles", "trending", "embed", "info", "activate",
+    "upsert", "delete", "get",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coldframe import commands, filters, tables
-from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle
+from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle, UnknownGeneration
 from coldframe.v1.article_service_pb2 import StreamUpsertArticlesRequest
 from coldframe.v1.search_service_pb2 import RecommendRequest, SearchRequest
 from tests.scripted import Failure, Server
@@ -305,3 +305,14 @@ def test_get(ask: Ask) -> None:
         assert fact in out
     with pytest.raises(UnknownArticle, match="no article has the id 'a9'"):
         ask("get", "a9")
+
+
+# ---------------------------------------------------------------------------------------------------------- activate
+
+
+def test_activate(ask: Ask) -> None:
+    served = "20260314T061500Z-4f9a1c22"
+    assert ask("activate", "another").startswith(f"another is served; before it was {served}\n")
+    assert ask("activate", served).startswith(f"{served} was served already\n")
+    with pytest.raises(UnknownGeneration, match="it holds: another"):
+        ask("activate", "a-third")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from coldframe.errors import InvalidArgument
+from coldframe.errors import (
+    CorruptGeneration,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    UnknownGeneration,
+)
+from coldframe.generation import Manifest
 from coldframe.live import LIVE, LiveStore
 from coldframe.store import Store
 from coldframe.text import text_digest
@@ -182,6 +190,114 @@ def test_a_generation_that_is_corrupt_leaves_the_old_one_serving(
         own.activate(shelf.other)
         wait_until(lambda: served_by(client) == shelf.other)
         assert client.get_article("new").article.live
+
+
+# --- asked for over gRPC ---------------------------------------------------------------------------------------------
+
+
+def test_a_generation_that_is_asked_for_is_current_and_served_when_the_answer_comes(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    with opened(background, own.path) as (client, _):  # nobody follows CURRENT here
+        for name, before in ((shelf.second, shelf.first), (shelf.other, shelf.second), (shelf.first, shelf.other)):
+            reply = client.activate(name)
+            assert (reply.changed, reply.previous_generation, reply.served_by.generation) == (True, before, name)
+            assert own.current() == served_by(client) == name
+            again = client.activate(name)
+            assert (again.changed, again.previous_generation) == (False, name)
+        assert own.before() == shelf.other, "a rollback goes back to it"
+
+
+def test_many_who_ask_for_one_generation_at_once_get_it_once(background: Background, own: Store, shelf: Shelf) -> None:
+    with followed(background, own) as (client, _), ThreadPoolExecutor(6) as pool:
+        replies = [*pool.map(client.activate, [shelf.second] * 6)]
+    assert sorted(reply.changed for reply in replies) == [False] * 5 + [True]
+
+
+def test_what_cannot_be_served_changes_nothing_and_says_why(background: Background, own: Store, shelf: Shelf) -> None:
+    path = own.directory(shelf.second) / "articles.arrow"
+    path.write_bytes(path.read_bytes()[:-1])
+    with opened(background, own.path) as (client, _):
+        with pytest.raises(CorruptGeneration, match=rf"articles\.arrow.*; {shelf.first} goes on$"):
+            client.activate(shelf.second)
+        with pytest.raises(UnknownGeneration, match=shelf.first) as unknown:
+            client.activate("../generations/" + shelf.other)
+        with pytest.raises(InvalidArgument, match="generation is empty"):
+            client.activate(" ")
+        assert str(own.path) not in unknown.value.message
+        assert own.current() == served_by(client) == shelf.first
+
+
+def test_a_generation_that_was_kept_back_needs_force(background: Background, own: Store, shelf: Shelf) -> None:
+    directory = own.directory(shelf.second)
+    manifest = Manifest.read(directory)
+    kept = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(Manifest)}
+    wanted = ("model", "corpus", "parameters", "report", "source", "precision", "requested", "watermark")
+    held = Manifest.seal(directory, **{name: kept[name] for name in wanted}, held=["recall fell"]).name
+    directory.rename(directory.with_name(held))
+    with opened(background, own.path) as (client, _):
+        with pytest.raises(FailedPrecondition, match=r"was kept back: recall fell; .* with force"):
+            client.activate(held)
+        assert own.current() == served_by(client) == shelf.first
+        assert client.activate(held, force=True).served_by.generation == held
+
+
+def test_a_store_that_cannot_be_written_is_told_without_its_path(
+    background: Background, own: Store, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own.path / "HISTORY").unlink()
+    (own.path / "HISTORY").mkdir()  # root may write anywhere else
+    with opened(background, own.path) as (client, _):
+        with pytest.raises(FailedPrecondition, match="this server cannot write in its store") as raised:
+            client.activate(shelf.second)
+        assert str(own.path) not in raised.value.message
+        assert str(own.path) in caplog.text
+        assert own.current() == served_by(client) == shelf.first
+
+
+def test_an_activation_goes_on_when_its_caller_has_gone(background: Background, own: Store, shelf: Shelf) -> None:
+    with opened(background, own.path) as (client, engine):
+        held = Barrier(engine._load)
+        with pytest.raises(DeadlineExceeded):
+            client.activate(shelf.second, timeout=0.3)
+        held.open()
+        wait_until(lambda: served_by(client) == shelf.second)
+        assert own.current() == shelf.second
+
+
+def test_what_could_not_be_served_is_tried_again_though_current_stays_as_it_is(
+    background: Background, own: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.exchange.FIRST_PAUSE_S", 0.05)
+    path = own.directory(shelf.second) / "articles.arrow"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with followed(background, own) as (client, _):
+        own.activate(shelf.second)
+        wait_until(lambda: "articles.arrow" in caplog.text)
+        assert served_by(client) == shelf.first
+        path.write_bytes(whole)
+        wait_until(lambda: served_by(client) == shelf.second)
+        path.write_bytes(whole[:-1])
+        assert caplog.text.count("cannot serve") == 1, "the same reason is told once"
+        path.write_bytes(whole)
+
+
+def test_a_look_tries_at_once_what_would_wait_for_its_turn(
+    background: Background, own: Store, shelf: Shelf, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.exchange.FIRST_PAUSE_S", 3_600.0)
+    path = own.directory(shelf.second) / "articles.arrow"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with followed(background, own) as (client, engine):
+        own.activate(shelf.second)
+        wait_until(lambda: "articles.arrow" in caplog.text)
+        path.write_bytes(whole)
+        background.run(asyncio.sleep(0.2))
+        assert served_by(client) == shelf.first
+        background.loop.call_soon_threadsafe(engine.exchange.look)
+        wait_until(lambda: served_by(client) == shelf.second)
 
 
 def test_a_page_token_of_another_generation_is_refused_in_a_sentence(

@@ -26,7 +26,7 @@ from coldframe.v1 import types_pb2 as coldframe_dot_v1_dot_types__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n coldframe/v1/index_service.proto\x12\x0c\x63oldframe.v1\x1a\x18\x63oldframe/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetIndexRequest\"\x87\x01\n\x10GetIndexResponse\x12\"\n\x05index\x18\x01 \x01(\x0b\x32\x13.coldframe.v1.Index\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x03 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"\xb9\x02\n\x05Index\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rarticle_count\x18\x03 \x01(\x05\x12\x15\n\rcluster_count\x18\x04 \x01(\x05\x12\x11\n\tdimension\x18\x05 \x01(\x05\x12\r\n\x05model\x18\x06 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\x0e\n\x06recipe\x18\x08 \x01(\t\x12\x11\n\tprecision\x18\t \x01(\t\x12\x12\n\nmax_tokens\x18\n \x01(\x05\x12\x0e\n\x06probes\x18\x0b \x01(\x05\x12\x14\n\x0crecall_at_10\x18\x0c \x01(\x02\x12\x12\n\nlive_count\x18\r \x01(\x05\x12\x16\n\x0ereplaced_count\x18\x0e \x01(\x05\x32Y\n\x0cIndexService\x12I\n\x08GetIndex\x12\x1d.coldframe.v1.GetIndexRequest\x1a\x1e.coldframe.v1.GetIndexResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n coldframe/v1/index_service.proto\x12\x0c\x63oldframe.v1\x1a\x18\x63oldframe/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetIndexRequest\"\x87\x01\n\x10GetIndexResponse\x12\"\n\x05index\x18\x01 \x01(\x0b\x32\x13.coldframe.v1.Index\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x03 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\">\n\x19\x41\x63tivateGenerationRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x9b\x01\n\x1a\x41\x63tivateGenerationResponse\x12\x1b\n\x13previous_generation\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.coldframe.v1.Timing\x12)\n\tserved_by\x18\x04 \x01(\x0b\x32\x16.coldframe.v1.ServedBy\"\xb9\x02\n\x05Index\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rarticle_count\x18\x03 \x01(\x05\x12\x15\n\rcluster_count\x18\x04 \x01(\x05\x12\x11\n\tdimension\x18\x05 \x01(\x05\x12\r\n\x05model\x18\x06 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\x0e\n\x06recipe\x18\x08 \x01(\t\x12\x11\n\tprecision\x18\t \x01(\t\x12\x12\n\nmax_tokens\x18\n \x01(\x05\x12\x0e\n\x06probes\x18\x0b \x01(\x05\x12\x14\n\x0crecall_at_10\x18\x0c \x01(\x02\x12\x12\n\nlive_count\x18\r \x01(\x05\x12\x16\n\x0ereplaced_count\x18\x0e \x01(\x05\x32\xc2\x01\n\x0cIndexService\x12I\n\x08GetIndex\x12\x1d.coldframe.v1.GetIndexRequest\x1a\x1e.coldframe.v1.GetIndexResponse\x12g\n\x12\x41\x63tivateGeneration\x12\'.coldframe.v1.ActivateGenerationRequest\x1a(.coldframe.v1.ActivateGenerationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINDEXREQUEST']._serialized_end=126
   _globals['_GETINDEXRESPONSE']._serialized_start=129
   _globals['_GETINDEXRESPONSE']._serialized_end=264
-  _globals['_INDEX']._serialized_start=267
-  _globals['_INDEX']._serialized_end=580
-  _globals['_INDEXSERVICE']._serialized_start=582
-  _globals['_INDEXSERVICE']._serialized_end=671
+  _globals['_ACTIVATEGENERATIONREQUEST']._serialized_start=266
+  _globals['_ACTIVATEGENERATIONREQUEST']._serialized_end=328
+  _globals['_ACTIVATEGENERATIONRESPONSE']._serialized_start=331
+  _globals['_ACTIVATEGENERATIONRESPONSE']._serialized_end=486
+  _globals['_INDEX']._serialized_start=489
+  _globals['_INDEX']._serialized_end=802
+  _globals['_INDEXSERVICE']._serialized_start=805
+  _globals['_INDEXSERVICE']._serialized_end=999
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,11 @@ class IndexServiceStub(object):
                 request_serializer=coldframe_dot_v1_dot_index__service__pb2.GetIndexRequest.SerializeToString,
                 response_deserializer=coldframe_dot_v1_dot_index__service__pb2.GetIndexResponse.FromString,
                 _registered_method=True)
+        self.ActivateGeneration = channel.unary_unary(
+                '/coldframe.v1.IndexService/ActivateGeneration',
+                request_serializer=coldframe_dot_v1_dot_index__service__pb2.ActivateGenerationRequest.SerializeToString,
+                response_deserializer=coldframe_dot_v1_dot_index__service__pb2.ActivateGenerationResponse.FromString,
+                _registered_method=True)
 
 
 class IndexServiceServicer(object):
@@ -51,6 +56,20 @@ class IndexServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ActivateGeneration(self, request, context):
+        """Makes a generation of the store the current one, and answers once it is served. It is opened and compared with its
+        checksums first: where that fails nothing changes, and what was served goes on. Activating what is served already
+        changes nothing. Going back is the same call with an older generation's name. Other servers over the same store
+        follow a moment later. A call that ends before its answer does not undo what was asked: ask again, or GetIndex.
+
+        Errors: NOT_FOUND for a name that the store does not hold (the message lists those that it does),
+        FAILED_PRECONDITION for one that was kept back at its build, that another encoder built, or where the store cannot
+        be written, DATA_LOSS for one that is damaged. Where the server has keys this call takes one of the role "admin".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IndexServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +77,11 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.GetIndex,
                     request_deserializer=coldframe_dot_v1_dot_index__service__pb2.GetIndexRequest.FromString,
                     response_serializer=coldframe_dot_v1_dot_index__service__pb2.GetIndexResponse.SerializeToString,
+            ),
+            'ActivateGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateGeneration,
+                    request_deserializer=coldframe_dot_v1_dot_index__service__pb2.ActivateGenerationRequest.FromString,
+                    response_serializer=coldframe_dot_v1_dot_index__service__pb2.ActivateGenerationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +111,33 @@ class IndexService(object):
             '/coldframe.v1.IndexService/GetIndex',
             coldframe_dot_v1_dot_index__service__pb2.GetIndexRequest.SerializeToString,
             coldframe_dot_v1_dot_index__service__pb2.GetIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coldframe.v1.IndexService/ActivateGeneration',
+            coldframe_dot_v1_dot_index__service__pb2.ActivateGenerationRequest.SerializeToString,
+            coldframe_dot_v1_dot_index__service__pb2.ActivateGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

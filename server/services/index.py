@@ -1,9 +1,11 @@
-"""IndexService: what is being served."""
+"""IndexService: what is being served, and what shall be."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+from coldframe.errors import InvalidArgument
 from coldframe.v1 import index_service_pb2 as pb
 from coldframe.v1 import index_service_pb2_grpc
 from server.engine import Timing
@@ -13,15 +15,17 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from server.engine import Engine
+    from server.exchange import Activation
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class IndexService(index_service_pb2_grpc.IndexServiceServicer):
-    """What is being served."""
+    """What is being served, and what shall be."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._under_way: set[asyncio.Task[Activation]] = set()
 
     async def GetIndex(self, request: pb.GetIndexRequest, context: Context) -> pb.GetIndexResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
@@ -43,3 +47,26 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         )
         index.created_at.FromDatetime(manifest.created_at)
         return pb.GetIndexResponse(index=index, served_by=replies.served_by(served), timing=replies.timing(clock))
+
+    async def ActivateGeneration(  # noqa: N802, D102
+        self, request: pb.ActivateGenerationRequest, context: Context
+    ) -> pb.ActivateGenerationResponse:
+        clock, name = Timing(), request.generation.strip()
+        if not name:
+            raise InvalidArgument("generation is empty; give the name of one that the store holds", field="generation")
+        work = asyncio.ensure_future(self._engine.exchange.activate(name, request.force))
+        self._under_way.add(work)
+        work.add_done_callback(self._ended)
+        # Loading may take longer than a caller waits, and would then never come to an end.
+        done = await asyncio.shield(work)
+        return pb.ActivateGenerationResponse(
+            previous_generation=done.before,
+            changed=done.changed,
+            served_by=replies.served_by(self._engine.served()),
+            timing=replies.timing(clock),
+        )
+
+    def _ended(self, work: asyncio.Task[Activation]) -> None:
+        self._under_way.discard(work)
+        if not work.cancelled():
+            work.exception()  # it is logged; asyncio would complain where the caller went before

@@ -1,0 +1,186 @@
+"""Everything that a server can be told, typed: as flags, in a TOML file or by environment (`coldframe.settings`).
+
+`python -m server config` prints what holds, secrets hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from coldframe.errors import InvalidArgument
+from server.security import audit
+from server.security.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from server.security.certificates import CertificateFiles
+    from server.security.guard import Guard
+
+_SECRET = "secret"  # noqa: S105 - the mark of one, and none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a server serves, where, and to whom."""
+
+    store: Annotated[
+        Path | None, typer.Option(help="The folder of generations that `python -m indexer build` made.")
+    ] = None
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "localhost:50051"
+    model: Annotated[str | None, typer.Option(help="Where the model is, if no longer where the build found it.")] = None
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    grace: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that calls under way have to finish when the server stops.")
+    ] = 10.0
+
+    # --- security (docs/security.md) ---
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="The server's certificate in PEM, and those behind it. Read anew when it changes."),
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None
+    tls_key_password: Annotated[
+        str | None, typer.Option(metavar="SECRET", help="Of an encrypted key; best by environment."), _SECRET
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Callers must show a certificate that one of these (PEM) signed.")
+    ] = None
+    api_keys: Annotated[
+        Path | None, typer.Option(help="The file that `python -m server keys add` makes. Read anew when it changes.")
+    ] = None
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without TLS or keys all the same.")
+    ] = False
+    reflection: Annotated[
+        bool, typer.Option("--reflection/--no-reflection", help="Tell callers with a key what can be called.")
+    ] = True
+    audit_log: Annotated[
+        Path | None, typer.Option(help="A file for the lines about writes and administration; the log unless given.")
+    ] = None
+
+    # --- limits, of each process ---
+    max_message_mib: Annotated[int, typer.Option(min=1, max=1024, help="The largest message, both ways.")] = 64
+    requests_per_second: Annotated[
+        float, typer.Option(min=0.0, help="Of one key, unless the key says otherwise; 0 for any number.")
+    ] = Limits.requests_per_second
+    burst: Annotated[int, typer.Option(min=0, help="Requests a key may save up; 0 for two seconds' worth.")] = (
+        Limits.burst
+    )
+    max_calls: Annotated[int, typer.Option(min=1, help="Calls open at once, streams among them.")] = Limits.calls
+    max_calls_per_key: Annotated[int, typer.Option(min=1, help="The same of one key.")] = Limits.calls_per_key
+    max_streams: Annotated[int, typer.Option(min=1, help="Streams open at once.")] = Limits.streams
+    max_streams_per_connection: Annotated[
+        int, typer.Option(min=1, help="Calls that one connection may have open; more of them wait there.")
+    ] = Limits.streams_per_connection
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections open at once.")] = Limits.connections
+    receive_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a call's message must be there.")] = (
+        Limits.receive_s
+    )
+    stream_idle: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for which a stream may neither bring nor take a message.")
+    ] = Limits.idle_s
+    handshake_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a connection may take to begin.")] = (
+        Limits.handshake_s
+    )
+    connection_idle: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that a connection may be without a call.")
+    ] = Limits.connection_idle_s
+    connection_age: Annotated[
+        float, typer.Option(min=0.0, help="Seconds after which a connection is asked to begin anew; 0 for never.")
+    ] = Limits.connection_age_s
+
+    def folder(self) -> Path:
+        """The store. Raises InvalidArgument where none is given."""
+        if self.store is None:
+            raise InvalidArgument(
+                "--store is missing; give the folder of generations that `python -m indexer build` made", field="store"
+            )
+        return self.store
+
+    def limits(self) -> Limits:
+        """How much callers may ask for."""
+        return Limits(
+            message_bytes=self.max_message_mib * 1024 * 1024,
+            requests_per_second=self.requests_per_second,
+            burst=self.burst,
+            calls=self.max_calls,
+            calls_per_key=self.max_calls_per_key,
+            streams=self.max_streams,
+            streams_per_connection=self.max_streams_per_connection,
+            connections=self.max_connections,
+            receive_s=self.receive_timeout,
+            idle_s=self.stream_idle,
+            handshake_s=self.handshake_timeout,
+            connection_idle_s=self.connection_idle,
+            connection_age_s=self.connection_age,
+        )
+
+    def certificate_files(self) -> CertificateFiles | None:
+        """Where the certificate lies; None for plain text. Raises InvalidArgument for half of a pair."""
+        from server.security.certificates import CertificateFiles
+
+        if self.tls_cert is None and self.tls_key is None:
+            if self.tls_client_ca is not None:
+                raise InvalidArgument(
+                    "--tls-client-ca asks callers for a certificate, which needs TLS; give --tls-cert and --tls-key",
+                    field="tls_client_ca",
+                )
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            raise InvalidArgument("--tls-cert and --tls-key belong together; give both", field="tls_cert")
+        return CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca, self.tls_key_password)
+
+    def guard(self) -> Guard:
+        """What guards the server, and a log for what is audited.
+
+        Raises InvalidArgument for certificates or keys that cannot be used, and for an address that they leave open.
+        """
+        from server.app import Address
+        from server.security.certificates import Tls
+        from server.security.guard import Guard
+
+        files, host = self.certificate_files(), Address.parse(self.listen).host
+        guard = Guard(
+            tls=None if files is None else Tls(files),
+            keys=self.api_keys,
+            limits=self.limits(),
+            reflection=self.reflection,
+        )
+        if not self.insecure:
+            guard.require_safe(host)
+        if self.audit_log is not None:
+            audit.to_file(self.audit_log)
+        return guard
+
+
+def printed(config: Config, origin: Callable[[str], str]) -> Iterator[str]:
+    """The lines of a TOML file that says the same; what is secret is hidden, and where each value is from is beside it.
+
+    origin: by the name of a field, such as "default".
+    """
+    secrets = {name for name, hint in get_type_hints(Config, include_extras=True).items() if _is_secret(hint)}
+    for field in dataclasses.fields(config):
+        key, value = field.name.replace("_", "-"), getattr(config, field.name)
+        if value is None:
+            yield f"# {key} is not set"
+        elif field.name in secrets:
+            yield f"# {key} is set, and hidden ({origin(field.name)})"
+        else:
+            yield f"{key} = {_toml(value)}  # {origin(field.name)}"
+
+
+def _is_secret(hint: Any) -> bool:
+    return _SECRET in getattr(hint, "__metadata__", ())
+
+
+def _toml(value: Any) -> str:
+    # JSON's texts, numbers and truth are TOML's.
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Who may ask for what, how often, and over which connection. `docs/security.md` says against whom."""

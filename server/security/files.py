@@ -1,0 +1,64 @@
+"""Files that are read again when they change: certificates and keys."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+from coldframe.errors import ColdframeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+_log = logging.getLogger("coldframe.server")
+T = TypeVar("T")
+Signature: TypeAlias = "list[tuple[int, int, int] | None]"
+
+
+class Watched(Generic[T]):
+    """A value read from files. What cannot be read later on is refused with a line in the log, and the old one goes on.
+
+    what: its name in the log. Making the object reads the files, and raises what `read` raises.
+    """
+
+    def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
+        self._what, self._paths, self._read = what, paths, read
+        self._signature = self._look()
+        self._refusal = ""
+        self.value = read()
+
+    def refresh(self) -> bool:
+        """Reads the files if they changed; whether there is another value. Blocks for as long as that takes.
+
+        What was refused is read again every time: a certificate of tomorrow becomes valid without a change.
+        """
+        signature = self._look()
+        if signature == self._signature and not self._refusal:
+            return False
+        self._signature = signature
+        try:
+            self.value = self._read()
+        except ColdframeError as error:
+            if error.message != self._refusal:
+                _log.error("%s refused, and the old goes on: %s", self._what, error)
+            self._refusal = error.message
+            return False
+        self._refusal = ""
+        _log.info("%s read anew", self._what)
+        return True
+
+    def _look(self) -> Signature:
+        return [_signature(path) for path in self._paths]
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    """What differs once a file was written or another one put in its place; None where there is none.
+
+    Through links: a mounted secret is a link that is turned to a new folder.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,298 @@
+"""The gate that every call passes before a byte of its message is read: who asks, may they, and is there room.
+
+It is the outermost interceptor. What it refuses is refused before the message is there, which may be 64 MiB, or never
+come. A call that passed is counted until its end; one whose message stays away, and a stream on which nothing happens,
+is ended: a caller who opens and then says nothing (slow loris) holds a place for seconds and not for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
+from server.interceptor import refuse
+from server.security import audit, roles
+from server.security.audit import Call
+from server.security.keys import identify
+from server.security.limits import Limits, Meter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+
+    from server.security.keys import Key
+
+    _Context = grpc.aio.ServicerContext[Any, Any]
+    Keys = Callable[[], Mapping[str, Key] | None]
+
+_log = logging.getLogger("coldframe.server")
+_BEARER = "bearer "
+_QUIET_S = 10.0
+_KEYLESS_RECEIVE_S = 5.0
+
+CALL: ContextVar[Call | None] = ContextVar("call", default=None)
+"""The call that is being answered, for whoever tells of it."""
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Lets calls in. keys: those of this moment by id; None where callers need none."""
+
+    def __init__(self, keys: Keys, limits: Limits) -> None:
+        self._keys, self._limits = keys, limits
+        self._meter = Meter(limits)
+        self._strangers = _Strangers()
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+
+    @property
+    def open(self) -> int:
+        """Calls that are open at this moment."""
+        return self._meter.open
+
+    async def intercept_service(  # noqa: D102
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        call = Call(method, _pool(method, handler), roles.audited(method))
+        try:
+            self._admit(call, handler_call_details.invocation_metadata or ())
+        except ColdframeError as error:
+            return self._refusing(call, error)
+        CALL.set(call)
+        return self._watching(method, handler)
+
+    # --- letting in --------------------------------------------------------------------------------------------------
+
+    def _admit(self, call: Call, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        role, keys = roles.needed(call.method), self._keys()
+        if role is not None and keys is not None:
+            call.key = identify(keys, _token(metadata))
+            self._meter.spend(call.key)
+            if not call.key.role.reaches(role):
+                raise PermissionDenied(
+                    f"the key {call.key.name!r} has the role {call.key.role}; {call.method} takes the role {role}"
+                )
+        elif role is not None:
+            self._meter.spend(None)
+        self._meter.enter(call.pool, call.key)
+        task = asyncio.current_task()
+        assert task is not None, "gRPC answers each call in a task"
+        task.add_done_callback(lambda _: self._end(call))
+
+    def _end(self, call: Call) -> None:
+        self._meter.leave(call.pool, call.key)
+        if call.audited:
+            audit.note(call)
+
+    def _refusing(self, call: Call, error: ColdframeError) -> Any:
+        """A handler that reads nothing and tells why."""
+
+        async def tell(_: object, context: _Context) -> None:
+            call.peer, call.outcome = context.peer(), error.code
+            if isinstance(error, Unauthenticated):
+                self._strangers.note(call)
+            elif call.audited:
+                audit.note(call)
+            await refuse(context, error, call.method)
+
+        return grpc.stream_stream_rpc_method_handler(tell)
+
+    # --- watching over -----------------------------------------------------------------------------------------------
+
+    def _watching(self, method: str, handler: Any) -> Any:
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = handler, self._wrap(handler)
+        return known[1]
+
+    def _wrap(self, handler: Any) -> Any:
+        codecs = handler.request_deserializer, handler.response_serializer
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream), *codecs)
+        if handler.unary_stream is not None:  # health's Watch
+            return grpc.stream_stream_rpc_method_handler(self._watch(handler.unary_stream), *codecs)
+        # As a stream to gRPC, so that this is asked before the message is there, and not after.
+        return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary), *codecs)
+
+    def _unary(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def answer(_: object, context: _Context) -> Any:
+            call = _begun(context)
+            try:
+                request = await self._message(context, call)
+                reply = await method(request, context)
+                call.outcome = "OK"
+                return reply
+            except grpc.aio.AbortError:
+                call.outcome = _code(context)
+                raise
+            except ColdframeError as error:
+                call.outcome = error.code
+                await refuse(context, error, call.method)
+
+        return answer
+
+    def _watch(self, method: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        async def answer(_: object, context: _Context) -> None:
+            call = _begun(context)
+            try:
+                request = await self._message(context, call)
+            except ColdframeError as error:
+                await refuse(context, error, call.method)
+            # One that reads and writes through the context, as health's does.
+            await method(request, context)
+
+        return answer
+
+    async def _message(self, context: _Context, call: Call) -> Any:
+        """The one message of a call. Raises DeadlineExceeded where it stays away, Overloaded for a batch too many."""
+        seconds = self._limits.receive_s if call.pool == "call" else min(self._limits.receive_s, _KEYLESS_RECEIVE_S)
+        try:
+            async with asyncio.timeout(seconds):
+                request = await context.read()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the request was not there within {seconds:g} s of its call") from error
+        if request is grpc.aio.EOF:
+            raise InvalidArgument("the call ended without its request", field="request")
+        _count(call, request)
+        more = len(getattr(request, "requests", ())) - 1
+        if more > 0:  # a batch of searches, of which the call has paid for one
+            self._meter.spend(call.key, more)
+        return request
+
+    def _stream(self, method: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        async def answer(_: object, context: _Context) -> None:
+            call = _begun(context)
+            if call.audited:
+                audit.note(call, "begin")
+            try:
+                async with aclosing(method(self._requests(context, call), context)) as replies:
+                    async for reply in replies:
+                        call.item_errors += _failed(reply)
+                        await self._write(context, reply)
+                call.outcome = "OK"
+            except grpc.aio.AbortError:
+                call.outcome = _code(context)
+                raise
+            except ColdframeError as error:
+                call.outcome = error.code
+                await refuse(context, error, call.method)
+
+        return answer
+
+    async def _requests(self, context: _Context, call: Call) -> AsyncIterator[Any]:
+        """The messages of a stream, as fast as its key may ask. Raises what ends the stream."""
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.idle_s):
+                    request = await context.read()
+            except TimeoutError as error:
+                raise self._idle("brought") from error
+            if request is grpc.aio.EOF:
+                return
+            _count(call, request)
+            await self._turn(call)
+            yield request
+
+    async def _turn(self, call: Call) -> None:
+        """Waits until the key may ask again: unread, what else it sends stays with the caller.
+
+        Raises Unauthenticated where the key was taken away, or expired, since the stream began.
+        """
+        if call.key is not None:
+            keys = self._keys() or {}
+            if call.key.id not in keys or call.key.expired(_now()):
+                raise Unauthenticated(f"the key {call.key.name!r} is worth nothing any more; the stream ends here")
+        first = call.requests == 1  # opening the stream has paid for it
+        while not first and (wait_s := self._meter.wait(call.key)):
+            await asyncio.sleep(wait_s)
+
+    async def _write(self, context: _Context, reply: Any) -> None:
+        try:
+            async with asyncio.timeout(self._limits.idle_s):
+                await context.write(reply)
+        except TimeoutError as error:
+            raise self._idle("took") from error
+
+    def _idle(self, what: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"this stream {what} no message for {self._limits.idle_s:g} s; open another when there is more to ask"
+        )
+
+
+class _Strangers:
+    """Tells the log of calls without a good key, but not of each: whoever tries a million must not fill the disk."""
+
+    def __init__(self) -> None:
+        self._untold, self._told_at = 0, 0.0
+
+    def note(self, call: Call) -> None:
+        now = time.monotonic()
+        if self._told_at and now - self._told_at < _QUIET_S:
+            self._untold += 1
+            return
+        more = f" ({self._untold:,} more since the last time)" if self._untold else ""
+        _log.warning("%s refused from %s: no good key%s", call.method, call.peer, more)
+        self._untold, self._told_at = 0, now
+
+
+# --- what a call says ------------------------------------------------------------------------------------------------
+
+
+def _token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    for name, value in metadata:
+        if name == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
+            return value[len(_BEARER) :].strip()
+    raise Unauthenticated(
+        "this server answers callers with a key only; send it as metadata, 'authorization: Bearer cfk_...' "
+        "(coldframe.Client: api_key; command line: COLDFRAME_API_KEY)"
+    )
+
+
+def _pool(method: str, handler: Any) -> str:
+    """Among which calls a call is counted."""
+    if roles.needed(method) is None:
+        return "keyless stream" if handler.response_streaming else "keyless"
+    return "stream" if handler.response_streaming else "call"
+
+
+def _begun(context: _Context) -> Call:
+    """The call that this task answers, with what only its context knows."""
+    call = CALL.get()
+    assert call is not None, "the gate let it in"
+    if call.audited:
+        call.peer = context.peer()
+        names = context.auth_context().get("x509_common_name", ())
+        call.certificate = b", ".join(names).decode("utf-8", "replace")
+    return call
+
+
+def _count(call: Call, request: Any) -> None:
+    call.requests += 1
+    inside = getattr(request, "request", request)  # a stream's has its request inside
+    call.items += len(getattr(inside, "articles", ())) + len(getattr(inside, "ids", ()))
+
+
+def _failed(reply: Any) -> bool:
+    """Whether the reply of a stream stands for a request that failed."""
+    return "error" in reply.DESCRIPTOR.fields_by_name and reply.HasField("error")
+
+
+def _code(context: _Context) -> str:
+    code: Any = context.code()
+    return str(code.name)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,162 @@
+"""How much one caller, and all of them, may have open and ask for in a second."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coldframe.errors import Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.security.keys import Key
+
+_WAIT_S = 1.0
+# Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
+_KEYLESS, _KEYLESS_STREAMS = 2_048, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """All of them hold for one process."""
+
+    message_bytes: int = 64 * 1024 * 1024
+    """Of one message; gRPC refuses a larger one before it is read."""
+    requests_per_second: float = 0.0
+    """Of one key, unless the key says otherwise; 0 for no limit."""
+    burst: int = 0
+    """Requests that a key may have saved up; 0 for two seconds' worth."""
+    calls: int = 4_096
+    """Open at once, streams among them."""
+    calls_per_key: int = 1_024
+    streams: int = 1_000
+    streams_per_connection: int = 1_000
+    """Calls of any kind, which are streams to HTTP/2: a client waits with more of them."""
+    connections: int = 4_096
+    receive_s: float = 30.0
+    """Until the one message of a call must be there."""
+    idle_s: float = 300.0
+    """For which a stream may neither bring nor take a message."""
+    handshake_s: float = 10.0
+    connection_idle_s: float = 900.0
+    """For which a connection may be without a call."""
+    connection_age_s: float = 0.0
+    """After which a connection is asked to begin anew, with the certificate of that time; 0 for never."""
+
+    def options(self) -> list[tuple[str, int]]:
+        """What of it gRPC itself sees to."""
+        options = [
+            ("grpc.max_receive_message_length", self.message_bytes),
+            ("grpc.max_send_message_length", self.message_bytes),
+            ("grpc.max_concurrent_streams", self.streams_per_connection),
+            ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
+            ("grpc.max_connection_idle_ms", _ms(self.connection_idle_s)),
+            # A caller that vanished without a word holds its streams no longer than this.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            # Whoever pings more often is cut off: each ping is answered.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.max_ping_strikes", 2),
+        ]
+        if self.connection_age_s:
+            options.append(("grpc.max_connection_age_ms", _ms(self.connection_age_s)))
+            options.append(("grpc.max_connection_age_grace_ms", 60_000))
+        return options
+
+
+def _ms(seconds: float) -> int:
+    return round(1e3 * seconds)
+
+
+class Bucket:
+    """A token bucket: `rate` tokens a second, `burst` of them at most.
+
+    More than a burst at once is given to a full bucket, which owes the rest: a large batch is not refused for ever.
+    """
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.rate, self.burst, self._clock = rate, burst, clock
+        self._tokens, self._at = burst, clock()
+
+    def take(self, count: int = 1) -> float:
+        """Takes tokens; 0.0, or seconds until they will be there, and then takes none."""
+        now = self._clock()
+        self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
+        self._at = now
+        missing = min(count, self.burst) - self._tokens
+        if missing > 1e-9:  # what rounding leaves is no token
+            return missing / self.rate
+        self._tokens -= count
+        return 0.0
+
+
+class Meter:
+    """What is open, and what was asked for."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._most = {
+            "stream": limits.streams,
+            "call": limits.calls,
+            "keyless": _KEYLESS,
+            "keyless stream": _KEYLESS_STREAMS,
+        }
+        self._open: Counter[str] = Counter()
+        self._by_key: Counter[str] = Counter()
+        self._buckets: dict[str, Bucket] = {}
+
+    @property
+    def open(self) -> int:
+        """Calls that are open at this moment."""
+        return self._open.total()
+
+    def enter(self, pool: str, key: Key | None) -> None:
+        """Counts a call. Raises Overloaded where there are too many.
+
+        pool: "stream" or "call"; "keyless" or "keyless stream", which starve no one who has a key.
+        """
+        most = self._most[pool]
+        taken = self._open[pool] + (self._open["stream"] if pool == "call" else 0)
+        if taken >= most:
+            kind = "streams" if pool.endswith("stream") else "calls"
+            raise Overloaded(f"{taken:,} {kind} are open, which is as many as this server takes", retry_after_s=_WAIT_S)
+        if key is not None and self._by_key[key.id] >= self._limits.calls_per_key:
+            raise Overloaded(
+                f"the key {key.name!r} has {self._by_key[key.id]:,} calls open, which is as many as one may have",
+                retry_after_s=_WAIT_S,
+            )
+        self._open[pool] += 1
+        if key is not None:
+            self._by_key[key.id] += 1
+
+    def leave(self, pool: str, key: Key | None) -> None:
+        """The call has ended."""
+        self._open[pool] -= 1
+        if key is None:
+            return
+        self._by_key[key.id] -= 1
+        if not self._by_key[key.id]:
+            del self._by_key[key.id]
+
+    def wait(self, key: Key | None, count: int = 1) -> float:
+        """Takes the turns of so many requests: 0.0, or seconds until they may be made, and then takes none."""
+        rate = (key.requests_per_second if key else None) or self._limits.requests_per_second
+        if not rate:
+            return 0.0
+        name = key.id if key else ""
+        bucket = self._buckets.get(name)
+        if bucket is None or bucket.rate != rate:
+            bucket = self._buckets[name] = Bucket(rate, max(1.0, self._limits.burst or 2 * rate))
+        return bucket.take(count)
+
+    def spend(self, key: Key | None, count: int = 1) -> None:
+        """The same, of a call that cannot wait. Raises Overloaded."""
+        wait_s = self.wait(key, count)
+        if wait_s:
+            rate = self._buckets[key.id if key else ""].rate
+            who = f"the key {key.name!r}" if key else "callers without a key"
+            raise Overloaded(f"{who} may make {rate:g} requests a second; wait {wait_s:.2g} s", retry_after_s=wait_s)
