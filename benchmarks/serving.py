@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="build what the run needs, and end")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of many callers; eight times as many of one")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each target, each number of callers, each round")
+    parser.add_argument("--workers", type=int, default=1, help="processes of Coldframe's server")
     parser.add_argument("--texts", type=int, default=200, help="seed texts; 0 leaves them out")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -276,7 +277,7 @@ def run(args: argparse.Namespace, generation: Generation) -> bool:
             command = [sys.executable, "-m", "benchmarks.bare", "--index", str(index), "--probes", str(probes)]
             log = args.folder / f"{name.replace(' ', '-')}.log"
             named[name] = {"kind": "bare", "address": stack.enter_context(announced([*command, "--way", way], log))}
-        ours = stack.enter_context(serving(store, args.folder / "server.log"))
+        ours = stack.enter_context(serving(store, args.folder / "server.log", "--workers", str(args.workers)))
         named["coldframe"] = {"kind": "coldframe", "address": ours}
         named["coldframe ids"] = named["coldframe"] | {"paths": _IDS}
         if args.texts:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LIVE", "Change", "Delete", "Embedded", "Entry", "LiveArticle", "LiveStore", "Upsert"]
+__all__ = ["LIVE", "Change", "Delete", "Embedded", "Entry", "LiveArticle", "LiveStore", "Outdated", "Upsert"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -116,6 +116,10 @@ class Entry:
     """Of the embedded text, 16 bytes (`coldframe.text`); empty for a deletion."""
     embedded: Embedded | None
     changed_at: datetime
+
+
+class Outdated(Exception):  # noqa: N818  # no error: the one who writes looks again, and tries again
+    """Another process has written changes that the caller did not know of when it decided on its own."""
 
 
 class LiveStore:
@@ -193,6 +197,20 @@ class LiveStore:
             with damage_told(), closing(db):
                 yield from _scan(db, sequence)
 
+    def news(self, sequence: int) -> tuple[list[Entry], int]:
+        """What `since` gives, and the number of the last change, in little time: only these entries are looked at, and
+        the file as a whole is not.
+        """
+        with self._reading() as db:
+            if db is None:
+                return [], 0
+            db.execute("BEGIN")
+            try:
+                rows = db.execute("SELECT * FROM changes WHERE sequence > ? ORDER BY sequence", (sequence,)).fetchall()
+                return [_entry(row) for row in rows], read_state(db).sequence
+            finally:
+                db.execute("ROLLBACK")
+
     def pending(self, sequence: int) -> int:
         """How many entries `since` would give."""
         with self._reading() as db:
@@ -229,17 +247,20 @@ class LiveStore:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def apply(self, changes: Sequence[Change], after: int = 0) -> list[int]:
+    def apply(self, changes: Sequence[Change], after: int = 0, *, alone: bool = False) -> list[int]:
         """Takes all of the changes or, if this raises, none. They are on the disk when it returns.
 
         Returns the number of each change, ascending without a gap, all above `after`: where the file is new beside
         a generation that an earlier one was folded into, numbers go on where its watermark stands, or a server that
         starts would pass the changes over. Of several changes of one id the last one stays.
-        Raises FailedPrecondition where the store has no room or cannot be written.
+        Raises FailedPrecondition where the store has no room or cannot be written; with `alone`, Outdated where there
+        are changes after `after`.
         """
         now = (datetime.now(UTC) - _EPOCH) // _MICROSECOND
         with self._writing() as db:
             state = read_state(db)
+            if alone and state.sequence > after:
+                raise Outdated
             first = max(state.sequence, after) + 1
             numbers = range(first, first + len(changes))
             for number, change in zip(numbers, changes, strict=True):

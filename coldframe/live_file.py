@@ -135,6 +135,7 @@ def _make(path: Path) -> None:
         with closing(_connect(partial, "rwc")) as db:
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(_SCHEMA)
+            db.execute("PRAGMA journal_mode = WAL")  # now, as long as nobody else has it open
         with suppress(FileExistsError):  # another one was quicker, and its file is as good
             os.link(partial, path)
     finally:
@@ -150,13 +151,22 @@ def _prepare(db: sqlite3.Connection) -> None:
     found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if found != "ok":
         refuse(found)
-    require_whole(db, *db.execute("SELECT count(*), ifnull(sum(checksum), 0) FROM changes").fetchone())
+    _require_whole_now(db)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise FailedPrecondition(
             f"live.db cannot keep a write-ahead log on this file system (it keeps a {mode} journal); keep the store on "
             f"a local disk"
         )
+
+
+def _require_whole_now(db: sqlite3.Connection) -> None:
+    """Looks at the rows and at what they should come to in one moment: another process may be writing."""
+    db.execute("BEGIN")
+    try:
+        require_whole(db, *db.execute("SELECT count(*), ifnull(sum(checksum), 0) FROM changes").fetchone())
+    finally:
+        db.execute("ROLLBACK")
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -43,16 +44,27 @@ def main(context: typer.Context, *, config: Config) -> None:
 def run(config: Config) -> None:
     """Serves until SIGTERM."""
     from coldframe.store import Store
-    from server.app import Address, serve
+    from server.address import Address
+    from server.app import serve
     from server.engine import Engine
+    from server.place import Latest, Place
     from server.security.guard import raise_open_files
+    from server.workers import supervise
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     store, address, guard = Store(config.folder()), Address.parse(config.listen), config.guard()
     raise_open_files()
-    engine = Engine(store, model=config.model, precision=config.precision, device=config.device)  # type: ignore[arg-type]  # checked there
-    announce = functools.partial(print, flush=True)
-    asyncio.run(serve(engine, address, guard, grace_s=config.grace, announce=announce))
+    place, announce = Place.of_environment(), functools.partial(print, flush=True)
+    if config.workers > 1 and place is None:
+        sys.exit(supervise(sys.argv[1:], config.workers, address, config.grace, announce))
+    engine = Engine(
+        store,
+        model=config.model,
+        precision=config.precision,  # type: ignore[arg-type]  # checked there
+        device=config.device,  # type: ignore[arg-type]
+        latest=None if place is None else Latest(place.word),
+    )
+    asyncio.run(serve(engine, address, guard, grace_s=config.grace, announce=announce, place=place))
 
 
 @app.command("config")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import signal
-import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,7 +15,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from threadpoolctl import ThreadpoolController
 
-from coldframe.errors import InvalidArgument, NoGeneration
+from coldframe.errors import NoGeneration
 from coldframe.v1 import (
     article_service_pb2,
     article_service_pb2_grpc,
@@ -31,6 +28,7 @@ from coldframe.v1 import (
     search_service_pb2,
     search_service_pb2_grpc,
 )
+from server.address import Address, require_free, taken
 from server.interceptor import ErrorInterceptor
 from server.security.guard import Guard
 from server.services.articles import ArticleService
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.engine import Engine
+    from server.place import Place
 
 _log = logging.getLogger("coldframe.server")
 
@@ -51,41 +50,19 @@ SERVICES = tuple(
     descriptor.full_name for module in _PROTOS for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-# Two servers on one port would share its calls in silence; the second one shall fail instead.
-_OPTIONS = (("grpc.so_reuseport", 0),)
-
-
-@dataclass(frozen=True)
-class Address:
-    """HOST:PORT; port 0 takes a free one."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, value: str) -> Address:
-        """Raises InvalidArgument for anything that is not HOST:PORT."""
-        host, colon, port = value.rpartition(":")
-        bare = host.removeprefix("[").removesuffix("]")
-        if not colon or not bare or not port.isdecimal() or int(port) > 65_535 or (":" in bare and bare == host):
-            raise InvalidArgument(
-                f"--listen is {value!r}; give HOST:PORT with a port of 0 to 65535, such as localhost:50051 or "
-                f"[::1]:50051",
-                field="listen",
-            )
-        return cls(host, int(port))
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 class Server:
-    """A gRPC server over an engine, behind a guard; the default one lets everybody in, within the limits."""
+    """A gRPC server over an engine, behind a guard; the default one lets everybody in, within the limits.
 
-    def __init__(self, engine: Engine, guard: Guard | None = None) -> None:
-        self._engine, self._guard = engine, guard or Guard()
-        interceptors = [self._guard.gate, ErrorInterceptor()]
-        options = (*_OPTIONS, *self._guard.limits.options())
+    A worker shares its port with others.
+    """
+
+    def __init__(self, engine: Engine, guard: Guard | None = None, *, worker: bool = False) -> None:
+        self._engine, self._guard, self._worker = engine, guard or Guard(), worker
+        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up)]
+        # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
+        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options())
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
         self._health = HealthServicer()
         self._register()
@@ -109,11 +86,12 @@ class Server:
 
     async def start(self, address: Address) -> Address:
         """Listens, and returns the address with the port that was taken. Raises InvalidArgument where it cannot."""
-        require_free(address)
+        if not self._worker:
+            require_free(address)
         try:
             port = self._open(str(address))
         except RuntimeError as error:
-            raise _taken(address) from error
+            raise taken(address) from error
         await self.set_health()
         await self._server.start()
         return Address(address.host, port)
@@ -150,35 +128,6 @@ class Server:
         await self._engine.close()
 
 
-def require_free(address: Address) -> None:
-    """Raises InvalidArgument where the port is taken on any of the host's addresses, or the host has none.
-
-    gRPC is content with one of them: where another program has 127.0.0.1 it would take localhost's ::1 and say nothing.
-    """
-    try:
-        places = socket.getaddrinfo(address.host.strip("[]"), address.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise _taken(address) from error
-    for family, kind, protocol, _, place in places:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind(place)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise _taken(address) from error
-
-
-def _taken(address: Address) -> InvalidArgument:
-    return InvalidArgument(
-        f"cannot listen on {address}: the port is taken, or the host is not this machine's; choose another with "
-        f"--listen HOST:PORT",
-        field="listen",
-    )
-
-
 def _enable_reflection_v1(server: grpc.aio.Server, names: tuple[str, ...]) -> None:
     """grpcio-reflection speaks v1alpha only; v1 has the same messages under another service name."""
     servicer = reflection.aio.ReflectionServicer(names)
@@ -199,8 +148,10 @@ async def serve(
     *,
     grace_s: float = 10.0,
     announce: Callable[[str], None] = print,
+    place: Place | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; looks at what it follows on SIGHUP.
+    """Serves until SIGTERM or SIGINT, then drains; looks at what it follows on SIGHUP. A worker, who has a place, ends
+    with its supervisor, too.
 
     Raises what makes it impossible to serve at all.
     """
@@ -210,11 +161,14 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    require_free(address)  # said at once, and not after a model was loaded
+    if place is None:
+        require_free(address)  # said at once, and not after a model was loaded
+    else:
+        loop.add_reader(place.alive, stopping.set)
     # An empty store may be filled any moment; a broken one needs a person.
     with contextlib.suppress(NoGeneration):
         await loop.run_in_executor(None, engine.load)
-    server = Server(engine, guard)
+    server = Server(engine, guard, worker=place is not None)
     loop.add_signal_handler(signal.SIGHUP, server.look)
     listening = await server.start(address)
     announce(f"listening on {listening}")
@@ -222,6 +176,8 @@ async def serve(
     if not engine.ready:
         announce("the store is empty; waiting for its first generation (python -m indexer build)")
     await stopping.wait()
+    if place is not None:
+        loop.remove_reader(place.alive)
     following.cancel()
     with contextlib.suppress(OSError):  # whoever read what is printed may have gone
         announce("stopping: finishing the calls under way")

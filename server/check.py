@@ -50,7 +50,7 @@ def checks(config: Config) -> Iterator[Finding]:
 
 
 def _settings(config: Config) -> Iterator[tuple[str, str]]:
-    from server.app import Address
+    from server.address import Address
 
     config.folder()
     Address.parse(config.listen)
@@ -175,7 +175,7 @@ def _audit(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _address(config: Config) -> Iterator[tuple[str, str]]:
-    from server.app import Address, require_free
+    from server.address import Address, require_free
     from server.security.guard import require_guarded
 
     address = Address.parse(config.listen)

@@ -41,6 +41,10 @@ class Config:
         float, typer.Option(min=0.0, help="Seconds that calls under way have to finish when the server stops.")
     ] = 10.0
 
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that share the port; each has an encoder of its own.")
+    ] = 1
+
     # --- security (docs/security.md) ---
     tls_cert: Annotated[
         Path | None,
@@ -143,7 +147,7 @@ class Config:
 
         Raises InvalidArgument for certificates or keys that cannot be used, and for an address that they leave open.
         """
-        from server.app import Address
+        from server.address import Address
         from server.security.certificates import Tls
         from server.security.guard import Guard
 

@@ -27,6 +27,7 @@ from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE, Embedded, LiveStore
 from coldframe.text import text_digest
 from server.exchange import Exchange
+from server.place import Latest
 from server.serving import Loader, Served
 from server.writer import Writer
 
@@ -76,13 +77,16 @@ class Engine:
         precision: Precision = "auto",
         device: Device = "auto",
         threads: int = 2,
+        latest: Latest | None = None,
     ) -> None:
+        """latest: what several servers of one store tell each other; None: this one is alone."""
         self._store = store
         store.current()  # refuses what is no store
         self._live = LiveStore(store.path / LIVE, read_only=True)
         self._writable: LiveStore | None = None
         self._opening = threading.Lock()
         self._served: Served | None = None
+        self._latest = latest or Latest()
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
         self._compute = ThreadPoolExecutor(1, "compute")
         self._tokenize = ThreadPoolExecutor(1, "tokenize")
@@ -97,13 +101,14 @@ class Engine:
             served=lambda: self._served,
             refused=self._refuse,
         )
-        self.writer = Writer(self.writable, self._write, lambda: self.served().view, self._show)
+        self.writer = Writer(self.writable, self._write, lambda: self.served().view, self._show, self._see_others)
 
     # --- what is served ----------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Opens the current generation and its encoder; blocks. Raises what makes it impossible to serve."""
         self._served = self._loader.load(None)
+        self._latest.tell(self._served.view.sequence)
 
     async def watch(self, loaded: Callable[[], Awaitable[None]], poll_s: float = 1.0) -> None:
         """Exchanges what is served whenever another generation becomes current, and tells `loaded`; for ever.
@@ -142,6 +147,19 @@ class Engine:
 
     def _show(self, view: View) -> None:
         self._served = self.served().showing(view)
+        self._latest.tell(view.sequence)
+
+    def catch_up(self) -> Awaitable[None] | None:
+        """What must be waited for before a request is looked at: changes of other workers; None where there is none."""
+        served = self._served
+        if served is None or self._latest.number <= served.view.sequence:
+            return None
+        return self.run(self._write, self._see_others)
+
+    def _see_others(self) -> None:
+        """Shows what others wrote. On the thread that writes."""
+        served = self.served()
+        self._served = served.showing(self._loader.see_others(served.view, served.encoder))
 
     @property
     def ready(self) -> bool:

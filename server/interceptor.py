@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    CatchUp = Callable[[], Awaitable[None] | None]
     _Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("coldframe.server")
@@ -38,9 +39,14 @@ class _Malformed:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once."""
+    """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once.
 
-    def __init__(self) -> None:
+    A request is not looked at before `catch_up` has what it gave, if it gave anything, to wait for: whoever was told of
+    a change by another worker sees it here.
+    """
+
+    def __init__(self, catch_up: CatchUp) -> None:
+        self._catch_up = catch_up
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(  # noqa: D102
@@ -54,15 +60,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not name.startswith(_OURS):
             return handler
-        self._wrapped[name] = _wrapped(handler, name)
+        self._wrapped[name] = _wrapped(handler, name, self._catch_up)
         return self._wrapped[name]
 
 
-def _wrapped(handler: Any, name: str) -> Any:
+def _wrapped(handler: Any, name: str, catch_up: CatchUp) -> Any:
     codecs = _lenient(handler.request_deserializer), handler.response_serializer
     if handler.stream_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name), *codecs)
-    return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name), *codecs)
+        return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name, catch_up), *codecs)
+    return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name, catch_up), *codecs)
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -76,9 +82,11 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
-def _guarded(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
+def _guarded(method: Callable[..., Awaitable[Any]], name: str, catch_up: CatchUp) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: _Context) -> Any:
         try:
+            if (others := catch_up()) is not None:
+                await others
             return await method(_whole(request, name), context)
         except Exception as error:
             await refuse(context, error, name)
@@ -86,9 +94,13 @@ def _guarded(method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., 
     return call
 
 
-def _guarded_stream(method: Callable[..., AsyncIterator[Any]], name: str) -> Callable[..., AsyncIterator[Any]]:
+def _guarded_stream(
+    method: Callable[..., AsyncIterator[Any]], name: str, catch_up: CatchUp
+) -> Callable[..., AsyncIterator[Any]]:
     async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
+            if (others := catch_up()) is not None:
+                await others
             yield _whole(request, name)
 
     async def call(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:

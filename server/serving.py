@@ -80,12 +80,21 @@ class Loader:
 
     def replay(self, view: View, encoder: Encoder) -> View:
         """The view after all live changes that it does not know of."""
-        for entry in self._embedded(self.live.since(view.sequence), encoder):
+        return self._replayed(view, encoder, self.live.since(view.sequence))
+
+    def _replayed(self, view: View, encoder: Encoder, entries: Iterable[Entry]) -> View:
+        for entry in self._embedded(entries, encoder):
             if entry.article is None or entry.embedded is None:
                 view = view.without_article(entry.id, entry.sequence)
             else:
                 view = applied(view, Upsert(entry.article, entry.embedded), entry.sequence)
         return view
+
+    def see_others(self, view: View, encoder: Encoder) -> View:
+        """The view after what another process wrote since; every one of a store numbers its changes alike."""
+        entries, sequence = self.live.news(view.sequence)
+        view = self._replayed(view, encoder, entries)
+        return replace(view, sequence=max(view.sequence, sequence))
 
     def _embedded(self, entries: Iterable[Entry], encoder: Encoder) -> Iterable[Entry]:
         """The entries, those of another encoder embedded anew."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from coldframe.articles import ArticleRow, excerpt
 from coldframe.errors import Overloaded
-from coldframe.live import Delete, Upsert
+from coldframe.live import Delete, Outdated, Upsert
 from coldframe.stories import shingles
 from coldframe.text import article_text, text_digest
 from server.overlay import LiveRow
@@ -64,7 +64,9 @@ class _Waiting:
 
 
 class Writer:
-    """The one who writes. On `thread`, `view` gives the newest state, and `publish` makes one the newest."""
+    """The one who writes in this process. On `thread`, `view` gives the newest state, `publish` makes one the newest,
+    and `see_others` brings it up to what other processes wrote.
+    """
 
     def __init__(
         self,
@@ -72,9 +74,10 @@ class Writer:
         thread: Executor,
         view: Callable[[], View],
         publish: Callable[[View], None],
+        see_others: Callable[[], None],
     ) -> None:
         self._store, self._thread = store, thread
-        self._view, self._publish = view, publish
+        self._view, self._publish, self._see_others = view, publish, see_others
         self._line: deque[_Waiting] = deque()
         self._waiting = 0
         self._worker: asyncio.Task[None] | None = None
@@ -125,7 +128,11 @@ class Writer:
     def _commit(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
         """One transaction for all. Runs on the writer's thread."""
         try:
-            return self._committed(group)
+            while True:
+                try:
+                    return self._committed(group)
+                except Outdated:  # what comes of a change hangs on those before it
+                    self._see_others()
         except Exception as error:  # whatever it is, each caller must hear of it
             return [error] * len(group)
 
@@ -139,9 +146,10 @@ class Writer:
             for change, outcome in zip(changes, outcomes, strict=True)
             if not isinstance(change, Same) and self._counts(change, outcome)
         ]
-        for change, sequence in zip(writes, self._store().apply(writes, view.sequence) if writes else [], strict=True):
-            view = applied(view, change, sequence)
         if writes:
+            numbers = self._store().apply(writes, view.sequence, alone=True)
+            for change, sequence in zip(writes, numbers, strict=True):
+                view = applied(view, change, sequence)
             self._publish(view)
         return [(outcomes, view) if isinstance(outcomes, list) else outcomes for outcomes in found]
 

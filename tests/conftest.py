@@ -126,7 +126,8 @@ class Background:
     @contextlib.contextmanager
     def serving(self, engine: Engine) -> Iterator[str]:
         """A server over an engine, as loaded as it is; yields HOST:PORT. It closes the engine in the end."""
-        from server.app import Address, Server
+        from server.address import Address
+        from server.app import Server
 
         async def start() -> tuple[Server, Address]:
             server = Server(engine)

@@ -36,7 +36,8 @@ from coldframe.store import Store
 from coldframe.v1.embedding_service_pb2 import EmbedRequest, EmbedResponse
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from server.__main__ import app
-from server.app import SERVICES, Address, Server
+from server.address import Address
+from server.app import SERVICES, Server
 from server.embed_queue import EmbedQueue
 from server.engine import Engine
 from server.serving import Served

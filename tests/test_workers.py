@@ -1,0 +1,196 @@
+"""Several processes on one port: what one was told, all show; one that dies is replaced; none outlives the first."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from coldframe.live import LIVE, LiveStore
+from coldframe.v1 import article_service_pb2 as pb
+from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
+from coldframe.v1.index_service_pb2 import GetIndexRequest
+from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
+from server.place import VARIABLE, Latest, Place
+from tests.newsroom import piece
+from tests.test_server_process import Process
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONNECTIONS = 12
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def sockets(pid: int) -> set[str]:
+    """The inodes of a process's open sockets."""
+    links = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(file.readlink().name)
+        except OSError:
+            continue
+    return {name[8:-1] for name in links if name.startswith("socket:[")}
+
+
+def served_by(pid: int, port: int) -> int:
+    """How many connections to the port a process has accepted."""
+    mine, established = sockets(pid), "01"
+    tables = [Path(f"/proc/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return sum(row[9] in mine and row[3] == established and int(row[1].rpartition(":")[2], 16) == port for row in rows)
+
+
+def dial(address: str) -> grpc.Channel:
+    """A connection of its own: others to the same address are not shared."""
+    return grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)])
+
+
+class Crew:
+    """A server of two workers, and connections to both."""
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.address = process, process.address()
+        self.port = int(self.address.rpartition(":")[2])
+        self.channels = [dial(self.address) for _ in range(CONNECTIONS)]
+        self.articles = [ArticleServiceStub(channel) for channel in self.channels]
+        for channel in self.channels:
+            IndexServiceStub(channel).GetIndex(GetIndexRequest(), timeout=60)
+
+    @property
+    def workers(self) -> list[int]:
+        return children(self.process.popen.pid)
+
+    def shown(self, article_id: str) -> list[str]:
+        """The title that each connection is shown; empty where it is shown none."""
+        return [_title(stub, article_id) for stub in self.articles]
+
+
+def _title(stub: Any, article_id: str) -> str:
+    try:
+        return str(stub.GetArticle(pb.GetArticleRequest(id=article_id), timeout=60).article.title)
+    except grpc.RpcError as error:
+        refused: Any = error
+        if refused.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        return ""
+
+
+@pytest.fixture
+def crew(own_newsroom: Path, tmp_path: Path) -> Iterator[Crew]:
+    arguments = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments) as process:
+        crew = Crew(process)
+        yield crew
+        for channel in crew.channels:
+            channel.close()
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(60) == 0
+        assert "Traceback" not in process.errors()
+
+
+def test_what_one_worker_was_told_every_worker_shows_at_once(crew: Crew) -> None:
+    assert [served_by(pid, crew.port) > 0 for pid in crew.workers] == [True, True]
+    for turn in range(2 * CONNECTIONS):
+        stub = crew.articles[turn % CONNECTIONS]
+        one = piece("told", title=f"turn {turn}")
+        assert stub.UpsertArticles(pb.UpsertArticlesRequest(articles=[one]), timeout=60).results[0].HasField("article")
+        assert crew.shown("told") == [f"turn {turn}"] * CONNECTIONS
+        if turn % 5 == 4:
+            stub.DeleteArticles(pb.DeleteArticlesRequest(ids=["told"]), timeout=60)
+            assert crew.shown("told") == [""] * CONNECTIONS
+
+
+def test_workers_that_write_at_once_lose_nothing_and_agree(crew: Crew, own_newsroom: Path) -> None:
+    turns = 25
+
+    def write(number: int) -> None:
+        for turn in range(turns):
+            articles = [piece(f"own-{number}-{turn}", title="own"), piece("everyone's", title=f"{number} {turn}")]
+            crew.articles[number].UpsertArticles(pb.UpsertArticlesRequest(articles=articles), timeout=120)
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(write, range(CONNECTIONS)))
+    for number in range(CONNECTIONS):
+        for turn in range(0, turns, 6):
+            assert set(crew.shown(f"own-{number}-{turn}")) == {"own"}
+    (last,) = set(crew.shown("everyone's"))
+    with LiveStore(own_newsroom / LIVE, read_only=True) as live:
+        kept = list(live.since(0))
+    assert len(kept) == CONNECTIONS * turns + 1
+    (of_all,) = [entry.article.title for entry in kept if entry.article and entry.id == "everyone's"]
+    assert of_all == last
+    # Every change has a number of its own: none was made on a state that another worker had left behind.
+    assert max(entry.sequence for entry in kept) == 2 * CONNECTIONS * turns
+
+
+def test_a_worker_that_dies_is_replaced_and_what_it_acknowledged_stays(crew: Crew) -> None:
+    one = piece("before", title="before")
+    crew.articles[0].UpsertArticles(pb.UpsertArticlesRequest(articles=[one]), timeout=60)
+    victim, other = crew.workers
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(crew.workers) == 2 and victim not in crew.workers)
+    assert other in crew.workers
+    (new,) = set(crew.workers) - {other}
+
+    def reached() -> bool:
+        with dial(crew.address) as channel:
+            assert _title(ArticleServiceStub(channel), "before") == "before"
+            return served_by(new, crew.port) > 0
+
+    wait_until(reached)
+
+
+def test_workers_do_not_outlive_the_one_who_looks_after_them(own_newsroom: Path, tmp_path: Path) -> None:
+    arguments = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments) as process:
+        process.address()
+        workers = children(process.popen.pid)
+        process.popen.kill()
+        process.popen.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in workers))
+
+
+def test_a_server_that_cannot_start_says_so_once_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no store")
+    arguments = ("--store", tmp_path / "file", "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments) as process:
+        assert process.popen.wait(60) == 2
+        assert process.errors().count("error: ") >= 1
+        assert "Traceback" not in process.errors()
+
+
+def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_path: Path, own_newsroom: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with Process(tmp_path / "other", "--store", own_newsroom, "--listen", crew.address, "--workers", 2) as second:
+        assert second.popen.wait(60) == 2
+        assert "the port is taken" in second.errors()
+
+
+def test_the_number_of_the_last_change_only_grows(tmp_path: Path) -> None:
+    with (tmp_path / "page").open("w+b") as file:
+        file.truncate(4096)
+        first, second = Latest(file.fileno()), Latest(file.fileno())
+        assert first.number == 0
+        second.tell(7)
+        first.tell(3)
+        assert (first.number, second.number, Latest().number) == (7, 7, 0)
+
+
+def test_a_place_is_read_as_it_was_written_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert Place.of_environment() is None
+    monkeypatch.setenv(VARIABLE, str(Place(1, 5, 6)))
+    assert Place.of_environment() == Place(1, 5, 6)
+    monkeypatch.setenv(VARIABLE, "1,here")
+    with pytest.raises(Exception, match="by nobody else"):
+        Place.of_environment()
