@@ -29,6 +29,7 @@ from coldframe.text import text_digest
 from server.exchange import Exchange
 from server.place import Latest
 from server.serving import Loader, Served
+from server.threads import Threads
 from server.writer import Writer
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Engine:
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
         self._compute = ThreadPoolExecutor(1, "compute")
         self._tokenize = ThreadPoolExecutor(1, "tokenize")
-        self._search = ThreadPoolExecutor(threads, "search", initializer=faiss.omp_set_num_threads, initargs=(1,))
+        self._search = Threads(threads, "search", lambda: faiss.omp_set_num_threads(1))
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._loader = Loader(store, self._live, self.writable, self._compute, model, precision, device)
@@ -201,9 +202,9 @@ class Engine:
         fresh = iter(new)
         return [next(fresh) if known is None else known for known in held]
 
-    async def searching(self, work: Callable[[], _T]) -> _T:
-        """Runs something that reads the index on a search thread."""
-        return await self.run(self._search, work)
+    def searching(self, work: Callable[[], _T]) -> Awaitable[_T]:
+        """Begins to run something that reads the index on a search thread. The loop is free until it is awaited."""
+        return self._search.run(work)
 
     @staticmethod
     async def run(pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:

@@ -135,7 +135,7 @@ def _no_order(order: int, names: list[str]) -> InvalidArgument:
 
 
 def _next(served: Served, request: Any, end: int, total: int) -> str:
-    return paging.page_token(served, request, end) if end < total else ""
+    return paging.PageToken(served, request).at(end) if end < total else ""
 
 
 def _described(view: View, number: int, limit: int) -> pb.GetClusterResponse:

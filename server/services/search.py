@@ -19,7 +19,7 @@ from server.wire.ranking import ask
 from server.wire.replies import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     import grpc.aio
     import numpy as np
@@ -78,11 +78,14 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         point = (await resolve(self._engine, served, [seed], clock))[0]
         if point is None:
             raise unknown(seed)
-        response = pb.SearchResponse(usage=replies.usage(point.usage), served_by=replies.served_by(served, request))
-        found = await self._find(lambda: search(view, point, asked, start), response, view, parts, clock)
+        response = pb.SearchResponse(usage=replies.usage(point.usage))
+        finding = self._find(lambda: search(view, point, asked, start), response, view, parts, clock)
+        replies.write_served_by(response.served_by, served, request)
+        next_page = paging.PageToken(served, request)
+        found = await finding
         response.missing_ids.extend(found.missing)
         if found.more:
-            response.next_page_token = paging.page_token(served, request, start + len(found.rows))
+            response.next_page_token = next_page.at(start + len(found.rows))
         replies.write_timing(response.timing, clock)
         return response
 
@@ -95,8 +98,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
         taste = Taste(points, [seed.weight for seed in seeds], shape)
         response = pb.RecommendResponse(
-            usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points],
-            served_by=replies.served_by(served, request),
+            usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points]
         )
 
         def work() -> Found:
@@ -104,23 +106,28 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             response.interests.extend(tastes.interest(view, interest, taste) for interest in found.interests)
             return found
 
-        found = await self._find(work, response, view, parts, clock)
+        finding = self._find(work, response, view, parts, clock)
+        replies.write_served_by(response.served_by, served, request)
+        next_page = paging.PageToken(served, request)
+        found = await finding
         gone = missing([seed.seed for seed in seeds], points)
         response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
         if found.more:
-            response.next_page_token = paging.page_token(served, request, start + len(found.rows))
+            response.next_page_token = next_page.at(start + len(found.rows))
         replies.write_timing(response.timing, clock)
         return response
 
-    async def _find(
+    def _find(
         self,
         work: Callable[[], Found],
         response: pb.SearchResponse | pb.RecommendResponse,
         view: View,
         parts: Parts,
         clock: Timing,
-    ) -> Found:
-        """What a ranked call finds. Its hits are written on the same thread, which needs no second way there."""
+    ) -> Awaitable[Found]:
+        """Begins to find. The hits are written on the same thread, which needs no second way there; what else a reply
+        has is written while that one waits for memory.
+        """
 
         def run() -> Found:
             start = time.perf_counter()
@@ -130,7 +137,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             clock.rank_ms += 1e3 * (time.perf_counter() - start) - found.search_ms
             return found
 
-        return await self._engine.searching(run)
+        return self._engine.searching(run)
 
     async def NearestClusters(  # noqa: N802, D102
         self, request: pb.NearestClustersRequest, context: Context

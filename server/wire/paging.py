@@ -36,9 +36,15 @@ def attribution(served: Served, request: Message) -> str:
     return f"{served.generation.name}.{view.sequence}.{fingerprint[:12]}.{_digest(request)}"
 
 
-def page_token(served: Served, request: Message, start: int) -> str:
-    """Names the place `start` of what a request asks for, in this generation."""
-    return base64.urlsafe_b64encode(f"{served.generation.name}:{_asked(request)}:{start}".encode()).decode()
+class PageToken:
+    """Names places of what a request asks for, in this generation."""
+
+    def __init__(self, served: Served, request: Message) -> None:
+        self._asked = f"{served.generation.name}:{_asked(request)}"
+
+    def at(self, start: int) -> str:
+        """The token of the page that begins at a place."""
+        return base64.urlsafe_b64encode(f"{self._asked}:{start}".encode()).decode()
 
 
 def read_page_token(served: Served, request: Message, token: str) -> int:

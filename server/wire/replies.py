@@ -223,11 +223,17 @@ def write_timing(message: types_pb2.Timing, value: Timing) -> None:
 
 def served_by(served: Served, request: Message | None = None) -> types_pb2.ServedBy:
     """What answered, and to what, where the answer is ranked."""
+    message = types_pb2.ServedBy()
+    write_served_by(message, served, request)
+    return message
+
+
+def write_served_by(message: types_pb2.ServedBy, served: Served, request: Message | None = None) -> None:
+    """The same, where it belongs."""
     model = served.generation.manifest.model
-    return types_pb2.ServedBy(
-        generation=served.generation.name,
-        model=model.name,
-        fingerprint=model.fingerprint,
-        live_sequence=served.view.sequence,
-        attribution_token="" if request is None else paging.attribution(served, request),
-    )
+    message.generation = served.generation.name
+    message.model = model.name
+    message.fingerprint = model.fingerprint
+    message.live_sequence = served.view.sequence
+    if request is not None:
+        message.attribution_token = paging.attribution(served, request)

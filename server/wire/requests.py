@@ -32,6 +32,8 @@ MAX_ID_CHARS = 512
 MAX_ATTRIBUTES = 64
 MAX_KEY_CHARS, MAX_VALUE_CHARS = 128, 4_096
 YEAR_S = 366 * 86_400
+# Of the squared length, in fp32: what was brought to unit length once is not to be had any nearer.
+_UNIT = 5e-7
 _Number = TypeVar("_Number", int, float)
 
 
@@ -118,15 +120,18 @@ def seed(message: types_pb2.Seed, field: str = "seed") -> Seed:
 
 def vector(message: types_pb2.Vector, field: str) -> NDArray[np.float32]:
     """A point, (dim,), brought to unit length."""
-    if message.values and message.packed:
+    packed = message.packed
+    if packed and message.values:
         raise InvalidArgument(f"{field} has both values and packed; give one of them", field=field)
-    if len(message.packed) % 4:
+    if len(packed) % 4:
         raise InvalidArgument(
-            f"{field}.packed has {len(message.packed)} bytes; float32 values take four each", field=f"{field}.packed"
+            f"{field}.packed has {len(packed)} bytes; float32 values take four each", field=f"{field}.packed"
         )
-    values = np.frombuffer(message.packed, "<f4") if message.packed else np.array(message.values, np.float32)
-    # In fp64: the squares of fp32's largest and smallest numbers are beyond fp32.
-    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is told below
+    values = np.frombuffer(packed, "<f4") if packed else np.array(message.values, np.float32)
+    with np.errstate(all="ignore"):  # of what is no number, or too large; it is told below
+        if abs(float(values.dot(values)) - 1.0) < _UNIT:  # as an encoder gives it; false for NaN
+            return values
+        # In fp64: the squares of fp32's largest and smallest numbers are beyond fp32.
         wide = values.astype(np.float64)
     norm = math.sqrt(wide.dot(wide))
     if norm == 0.0 or not math.isfinite(norm):

@@ -1,0 +1,85 @@
+"""Threads that work for an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from server.threads import Threads
+
+
+def threads(count: int = 1) -> Threads:
+    return Threads(count, "test", lambda: None)
+
+
+def test_each_caller_gets_what_its_own_work_came_to() -> None:
+    def fails() -> int:
+        raise KeyError("this one")
+
+    async def ask() -> list[object]:
+        return await asyncio.gather(
+            *(pool.run(lambda n=n: n * n) for n in range(50)),  # type: ignore[misc]
+            pool.run(fails),
+            return_exceptions=True,
+        )
+
+    pool = threads(3)
+    *squares, error = asyncio.run(ask())
+    pool.shutdown()
+    assert squares == [n * n for n in range(50)]
+    assert isinstance(error, KeyError)
+
+
+def test_what_was_cancelled_before_its_turn_is_not_done_and_nobody_else_notices() -> None:
+    done: list[str] = []
+
+    async def ask() -> None:
+        busy, free = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            busy.set()
+            free.wait(60)
+            done.append("first")
+
+        first = pool.run(wait)
+        second = pool.run(lambda: done.append("second"))
+        third = pool.run(lambda: done.append("third"))
+        assert busy.wait(60)
+        first.cancel()  # under way: it ends, and nobody hears of it
+        second.cancel()
+        free.set()
+        await third
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    pool = threads()
+    asyncio.run(ask())
+    pool.shutdown()
+    assert done == ["first", "third"]
+
+
+def test_shutting_down_waits_for_all_that_is_in_line() -> None:
+    done: list[int] = []
+
+    async def leave() -> None:
+        for n in range(20):
+            pool.run(lambda n=n: done.append(n))  # type: ignore[misc]
+
+    pool = threads()
+    asyncio.run(leave())  # the loop is gone before the work is done
+    pool.shutdown()
+    assert done == [*range(20)]
+
+
+def test_every_thread_is_prepared_before_it_works() -> None:
+    prepared: list[str] = []
+    pool = Threads(2, "ready", lambda: prepared.append(threading.current_thread().name))
+
+    async def ask() -> str:
+        return await pool.run(lambda: threading.current_thread().name)
+
+    assert asyncio.run(ask()) in prepared
+    pool.shutdown()
+    assert sorted(prepared) == ["ready_0", "ready_1"]
