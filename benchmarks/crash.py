@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from coldframe.generation import Generation
 
 # Nothing is kept back here: it is the store that is judged, and not the corpus.
-_ANYTHING = Limits(max_article_loss=1, recall_slack=1, max_empty_share=1, max_cell_share=1, min_survived=0, max_drift=1)
+ANYTHING = Limits(max_article_loss=1, recall_slack=1, max_empty_share=1, max_cell_share=1, min_survived=0, max_drift=1)
 # Less than a build's own, so that even a small corpus has many chunks to be killed between.
 _CHARS_PER_CHUNK = 2_048
 _KILLS_PER_BUILD = 8
@@ -96,7 +96,7 @@ def attempt(work: Work) -> None:
 
 def _config(work: Work) -> BuildConfig:
     return BuildConfig(
-        corpus=CorpusConfig([str(work.corpus)]), store=work.store, model=work.model, precision="fp32", limits=_ANYTHING
+        corpus=CorpusConfig([str(work.corpus)]), store=work.store, model=work.model, precision="fp32", limits=ANYTHING
     )
 
 

@@ -29,6 +29,7 @@ from coldframe.store import Store
 from indexer import build as job
 from indexer.corpus import CorpusConfig
 from indexer.draft import LENGTHS, begin
+from indexer.gates import Limits
 from indexer.plan import BuildConfig, Job
 from indexer.progress import Reporter
 from indexer.publish import publish
@@ -93,7 +94,7 @@ def store_of(drawn: Drawn, folder: Path) -> tuple[Store, NDArray[np.float32]]:
     """The store of a corpus, built where the folder has none yet, and the questions in the index's space, (q, DIM)."""
     store = Store(folder / _STORE)
     if store.current() is None:
-        _build(drawn, folder)
+        build(drawn, folder)
     if not (folder / _QUERIES).exists():
         np.save(folder / _QUERIES, store.open().placement(drawn.all_vectors[drawn.rows :]))
     return store, np.load(folder / _QUERIES)
@@ -104,13 +105,16 @@ def queries_path(folder: Path) -> Path:
     return folder / _QUERIES
 
 
-def _build(drawn: Drawn, folder: Path) -> None:
+def build(drawn: Drawn, folder: Path, limits: Limits | None = None) -> None:
+    """Builds one generation more in the folder's store, and publishes it unless it is beyond the limits."""
     path = folder / f"articles-{drawn.rows}-{drawn.seed}.jsonl"
     if not path.exists():  # a build that was broken off goes on where it stood, if its corpus is the same file
         with path.with_suffix(".partial").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(article) + "\n" for article in drawn.articles())
         path.with_suffix(".partial").rename(path)
-    config = BuildConfig(corpus=CorpusConfig([str(path)]), store=folder / _STORE, seed=drawn.seed)
+    config = BuildConfig(
+        corpus=CorpusConfig([str(path)]), store=folder / _STORE, seed=drawn.seed, limits=limits or Limits()
+    )
     encoder = Encoder.load(config.model)
     with begin(
         Job(config, Store(config.store), config.corpus.sources(), encoder, Reporter(Console(stderr=True)))

@@ -33,7 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.crash import _ANYTHING, small_model
+from benchmarks.crash import ANYTHING, small_model
 from benchmarks.live_clients import Clients, Ledger, letters
 from benchmarks.live_look import Look
 from coldframe.store import Store
@@ -101,7 +101,7 @@ def rebuild(store: Path, corpus: Path, model: str) -> None:
     torch.set_num_threads(1)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         about = CorpusConfig([str(corpus)])
-        config = BuildConfig(corpus=about, store=store, model=model, precision="fp32", limits=_ANYTHING)
+        config = BuildConfig(corpus=about, store=store, model=model, precision="fp32", limits=ANYTHING)
         run(config, Reporter(Console(file=nowhere)))
 
 
