@@ -6,8 +6,7 @@ import asyncio
 import functools
 import logging
 import signal
-import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +15,13 @@ from coldframe.errors import InvalidArgument
 from coldframe.flags import spread
 from server import key_commands
 from server.config import Config, printed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.address import Address
+    from server.place import Place
+    from server.security.guard import Guard
 
 app = typer.Typer(add_completion=False)
 app.add_typer(key_commands.app, name="keys")
@@ -41,28 +47,40 @@ def main(context: typer.Context, *, config: Config) -> None:
         )
 
 
-def run(config: Config) -> None:
-    """Serves until SIGTERM."""
-    from coldframe.store import Store
+def run(config: Config, place: Place | None = None, announce: Callable[[str], None] | None = None) -> None:
+    """Serves until SIGTERM. A worker has a place; without one, and with several workers, they are looked after here."""
     from server.address import Address
-    from server.app import serve
-    from server.engine import Engine
-    from server.place import Latest, Place
     from server.security.guard import raise_open_files
-    from server.workers import supervise
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    store, address, guard = Store(config.folder()), Address.parse(config.listen), config.guard()
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
+    announce = announce or functools.partial(print, flush=True)
+    address = Address.parse(config.listen)
+    guard = config.guard()
     raise_open_files()
-    place, announce = Place.of_environment(), functools.partial(print, flush=True)
     if config.workers > 1 and place is None:
-        sys.exit(supervise(sys.argv[1:], config.workers, address, config.grace, announce))
+        from server.workers import supervise
+
+        if status := supervise(config, address, announce):
+            raise typer.Exit(status)
+        return
+    _serve(config, address, guard, place, announce)
+
+
+def _serve(
+    config: Config, address: Address, guard: Guard, place: Place | None, announce: Callable[[str], None]
+) -> None:
+    from coldframe.store import Store
+    from server.app import serve
+    from server.engine import Engine
+    from server.place import Latest
+
     engine = Engine(
-        store,
+        Store(config.folder()),
         model=config.model,
         precision=config.precision,  # type: ignore[arg-type]  # checked there
         device=config.device,  # type: ignore[arg-type]
-        latest=None if place is None else Latest(place.word),
+        latest=None if place is None else Latest(place.page),
     )
     asyncio.run(serve(engine, address, guard, grace_s=config.grace, announce=announce, place=place))
 

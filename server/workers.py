@@ -4,14 +4,19 @@ Python runs one thread at a time in a process; `--workers N` is how a server use
 torch or FAISS. The kernel deals connections out among the workers (SO_REUSEPORT). The files of a generation are mapped,
 and so shared; each worker has an encoder of its own. What one worker commits all of them show before it is
 acknowledged to be seen anywhere: see `server.place` and `Engine.catch_up`.
+
+Workers are forked from a process that has imported everything and done nothing (multiprocessing's fork server): they
+share what the libraries take, and one that must be replaced is there in the time that its model takes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import mmap
+import multiprocessing
 import os
 import signal
 import socket
@@ -19,40 +24,51 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from coldframe.errors import ColdframeError, InvalidArgument
 from server.address import require_free
-from server.place import VARIABLE, Place
+from server.place import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext
+    from multiprocessing.process import BaseProcess
 
     from server.address import Address
+    from server.config import Config
 
 _log = logging.getLogger("coldframe.server")
 LISTENING = "listening on "
+PRELOADED = (
+    "server.__main__",
+    "server.app",
+    "server.engine",
+    "coldframe.longformer",
+    "coldframe.models",
+    "torch._dynamo",  # which torch imports when the first module is made
+)
+"""What every worker imports, and none of which starts a thread or a connection."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _HEALTHY_S = 30.0
 """Who has lived so long is started again at once."""
 _LAST_WORD_S = 5.0
 
 
-def supervise(
-    arguments: Sequence[str], workers: int, address: Address, grace_s: float, announce: Callable[[str], None]
-) -> int:
-    """Runs `python -m server` with these arguments so many times on one port, until SIGTERM; returns the exit status.
+def supervise(config: Config, address: Address, announce: Callable[[str], None]) -> int:
+    """Serves by as many workers as the configuration says, until SIGTERM; returns the exit status.
 
     A worker that dies is started again; one that cannot even start ends them all, with its status.
     """
     require_free(address)
-    with _held(address) as taken, _shared_page() as word:
-        ending, alive = os.pipe()
-        try:
-            crew = _Crew([*arguments, "--listen", str(taken)], workers, (word, ending), grace_s, announce)
-            return asyncio.run(crew.run(taken))
-        finally:
-            os.close(alive)
-            os.close(ending)
+    share = max(1, len(os.sched_getaffinity(0)) // config.workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))  # each one's share of the cores for torch
+    with _held(address) as taken, _shared_page() as page:
+        return asyncio.run(_Crew(dataclasses.replace(config, listen=str(taken)), page, announce).run())
 
 
 @contextlib.contextmanager
@@ -66,52 +82,71 @@ def _held(address: Address) -> Iterator[Address]:
 
 
 @contextlib.contextmanager
-def _shared_page() -> Iterator[int]:
-    with tempfile.TemporaryFile() as file:
-        file.truncate(mmap.PAGESIZE)
-        yield file.fileno()
+def _shared_page() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="coldframe-workers-") as folder:
+        page = Path(folder) / "latest"
+        page.write_bytes(bytes(mmap.PAGESIZE))
+        yield page
+
+
+def work(config: Config, number: int, page: Path, told: Connection) -> None:
+    """The life of a worker, in its own process; what it announces goes to the supervisor."""
+    from server.__main__ import run
+
+    supervisor = multiprocessing.parent_process()
+    assert supervisor is not None
+    try:
+        run(config, Place(number, page, supervisor.sentinel), told.send)
+    except ColdframeError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        sys.exit(2 if isinstance(error, InvalidArgument) else 1)
+
+
+def _forks() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED])
+    return context
 
 
 @dataclass
 class _Crew:
     """The workers of one port."""
 
-    arguments: Sequence[str]
-    workers: int
-    files: tuple[int, int]
-    """The page that is shared, and the pipe that ends with this process."""
-    grace_s: float
+    config: Config
+    page: Path
     announce: Callable[[str], None]
-    running: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
+    running: dict[int, BaseProcess] = field(default_factory=dict)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     status: int = 0
 
-    async def run(self, address: Address) -> int:
+    async def run(self) -> int:
         """Until SIGTERM, or until one cannot start."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
-        listening = [asyncio.Event() for _ in range(self.workers)]
-        keeping = [asyncio.create_task(self._keep(number, listening[number])) for number in range(self.workers)]
-        telling = asyncio.create_task(self._tell(address, listening))
+        places = range(self.config.workers)
+        listening = [asyncio.Event() for _ in places]
+        keeping = [asyncio.create_task(self._keep(number, listening[number])) for number in places]
+        telling = asyncio.create_task(self._tell(listening))
         await self.stopping.wait()
         telling.cancel()
         self._pass_on(signal.SIGTERM)
-        await asyncio.wait(keeping, timeout=self.grace_s + _LAST_WORD_S)
+        await asyncio.wait(keeping, timeout=self.config.grace + _LAST_WORD_S)
         self._pass_on(signal.SIGKILL)
         await asyncio.gather(*keeping)
         return self.status
 
-    async def _tell(self, address: Address, listening: Sequence[asyncio.Event]) -> None:
+    async def _tell(self, listening: Sequence[asyncio.Event]) -> None:
         for event in listening:
             await event.wait()
-        self.announce(f"{LISTENING}{address}")
+        self.announce(f"{LISTENING}{self.config.listen}")
 
     def _pass_on(self, number: signal.Signals) -> None:
         for process in self.running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+            if process.pid is not None and process.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     async def _keep(self, number: int, listening: asyncio.Event) -> None:
         """Has a worker in this place, whatever becomes of those before it."""
@@ -130,27 +165,31 @@ class _Crew:
 
     async def _live(self, number: int, listening: asyncio.Event) -> int:
         """The life of one worker: its exit status."""
-        place = Place(number, *self.files)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "server", *self.arguments),
-            env=_environment(self.workers) | {VARIABLE: str(place)},
-            pass_fds=self.files,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        self.running[number] = process
-        if self.stopping.is_set():
-            process.terminate()
-        assert process.stdout is not None
-        async for line in process.stdout:
-            said = line.decode(errors="replace").rstrip()
-            if said.startswith(LISTENING):
-                listening.set()
-            elif number == 0:
-                self.announce(said)
-        return await process.wait()
+        hears, tells = multiprocessing.Pipe(duplex=False)
+        process = _forks().Process(target=work, args=(self.config, number, self.page, tells))
+        with hears:
+            await asyncio.to_thread(process.start)  # the first one waits for all that is imported
+            tells.close()
+            self.running[number] = process
+            if self.stopping.is_set():
+                process.terminate()
+            ended, loop = asyncio.Event(), asyncio.get_running_loop()
+            loop.add_reader(hears.fileno(), self._hear, hears, number, listening)
+            loop.add_reader(process.sentinel, ended.set)
+            await ended.wait()
+            loop.remove_reader(process.sentinel)
+            loop.remove_reader(hears.fileno())
+            process.join()
+        assert process.exitcode is not None
+        return process.exitcode
 
-
-def _environment(workers: int) -> dict[str, str]:
-    """Each worker's share of the cores for torch, unless whoever started this knows better."""
-    share = max(1, len(os.sched_getaffinity(0)) // workers)
-    return {"OMP_NUM_THREADS": str(share)} | dict(os.environ)
+    def _hear(self, hears: Connection, number: int, listening: asyncio.Event) -> None:
+        try:
+            said: str = hears.recv()
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(hears.fileno())
+            return
+        if said.startswith(LISTENING):
+            listening.set()
+        elif number == 0:
+            self.announce(said)

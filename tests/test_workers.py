@@ -16,7 +16,7 @@ from coldframe.v1 import article_service_pb2 as pb
 from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
 from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
-from server.place import VARIABLE, Latest, Place
+from server.place import Latest
 from tests.newsroom import piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
@@ -28,7 +28,13 @@ CONNECTIONS = 12
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    tasks = Path(f"/proc/{pid}/task").iterdir()  # a child is its thread's
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def workers_of(pid: int) -> list[int]:
+    """They are forked by a child of the one who looks after them."""
+    return [worker for child in children(pid) for worker in children(child)]
 
 
 def sockets(pid: int) -> set[str]:
@@ -68,7 +74,7 @@ class Crew:
 
     @property
     def workers(self) -> list[int]:
-        return children(self.process.popen.pid)
+        return workers_of(self.process.popen.pid)
 
     def shown(self, article_id: str) -> list[str]:
         """The title that each connection is shown; empty where it is shown none."""
@@ -154,7 +160,8 @@ def test_workers_do_not_outlive_the_one_who_looks_after_them(own_newsroom: Path,
     arguments = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
     with Process(tmp_path, *arguments) as process:
         process.address()
-        workers = children(process.popen.pid)
+        workers = workers_of(process.popen.pid)
+        assert len(workers) == 2
         process.popen.kill()
         process.popen.wait()
         wait_until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in workers))
@@ -177,20 +184,9 @@ def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_p
 
 
 def test_the_number_of_the_last_change_only_grows(tmp_path: Path) -> None:
-    with (tmp_path / "page").open("w+b") as file:
-        file.truncate(4096)
-        first, second = Latest(file.fileno()), Latest(file.fileno())
-        assert first.number == 0
-        second.tell(7)
-        first.tell(3)
-        assert (first.number, second.number, Latest().number) == (7, 7, 0)
-
-
-def test_a_place_is_read_as_it_was_written_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    assert Place.of_environment() is None
-    monkeypatch.setenv(VARIABLE, str(Place(1, 5, 6)))
-    assert Place.of_environment() == Place(1, 5, 6)
-    monkeypatch.setenv(VARIABLE, "1,here")
-    with pytest.raises(Exception, match="by nobody else"):
-        Place.of_environment()
+    (tmp_path / "page").write_bytes(bytes(4096))
+    first, second = Latest(tmp_path / "page"), Latest(tmp_path / "page")
+    assert first.number == 0
+    second.tell(7)
+    first.tell(3)
+    assert (first.number, second.number, Latest().number) == (7, 7, 0)
