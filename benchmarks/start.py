@@ -6,7 +6,7 @@ A store of drawn vectors is served by `python -m server`. The clock runs from th
 a search by text that is the one the index should give; `model` is a process that loads the same encoder and embeds the
 same text. Both have imported nothing before. Files are in the system's cache, as they are after the first start.
 
-Then `--workers 2`: memory that one worker has for itself alone (anonymous pages; the index is mapped and shared), and
+Then `--workers 2`: memory that each worker has for itself alone, and that another one would take, and
 beside it a quarter of the vectors of the index. The exit status is 1 where a bar is missed.
 """
 
@@ -66,14 +66,18 @@ def own_memory(folder: Path) -> list[float]:
                 hits = client.search(_TEXT, limit=10).hits
                 client.search(article_id=hits[0].article.id)
         asked = ["pgrep", "-f", f"server --store {folder / 'store'} "]
-        found = subprocess.run(asked, check=True, capture_output=True, text=True)
-        own = [_anonymous(int(pid)) for pid in found.stdout.split()]
-    return sorted(own)[-2:]  # the supervisor has next to nothing
+        (supervisor,) = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()
+        return sorted(map(_own, [worker for child in _children(supervisor) for worker in _children(child)]))
 
 
-def _anonymous(pid: int) -> float:
+def _children(pid: str) -> list[str]:
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def _own(pid: str) -> float:
+    """MiB that would be free without the process: what it shares with others does not count."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def tell(generation: Generation, alone: list[float], started: list[float], own: list[float]) -> bool:
