@@ -1,8 +1,10 @@
 """The gate that every call passes before a byte of its message is read: who asks, may they, and is there room.
 
 It is the outermost interceptor. What it refuses is refused before the message is there, which may be 64 MiB, or never
-come. A call that passed is counted until its end; one whose message stays away, and a stream on which nothing happens,
-is ended: a caller who opens and then says nothing (slow loris) holds a place for seconds and not for ever.
+come. A call that passed is counted until its end; one whose message stays away, and a stream that brings nothing, is
+ended: a caller who opens and then says nothing (slow loris) holds a place for seconds and not for ever. One who asks
+and takes no answer holds it for as long as it stays connected, since its status would wait behind the answers: there
+are so many places of one key, and no more is read from it.
 """
 
 from __future__ import annotations
@@ -138,7 +140,9 @@ class Gate(grpc.aio.ServerInterceptor):
                 call.outcome = _code(context)
                 raise
             except ColdframeError as error:
-                call.outcome = error.code
+                # Who goes before the message is there looks like one who ends the call without it.
+                gone = isinstance(error, InvalidArgument) and not call.requests
+                call.outcome = "CANCELLED" if gone else error.code
                 await refuse(context, error, call.method)
 
         return answer
@@ -180,7 +184,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 async with aclosing(method(self._requests(context, call), context)) as replies:
                     async for reply in replies:
                         call.item_errors += _failed(reply)
-                        await self._write(context, reply)
+                        await context.write(reply)
                 call.outcome = "OK"
             except grpc.aio.AbortError:
                 call.outcome = _code(context)
@@ -198,7 +202,10 @@ class Gate(grpc.aio.ServerInterceptor):
                 async with asyncio.timeout(self._limits.idle_s):
                     request = await context.read()
             except TimeoutError as error:
-                raise self._idle("brought") from error
+                raise DeadlineExceeded(
+                    f"this stream brought no message for {self._limits.idle_s:g} s; open another when there is more "
+                    f"to ask"
+                ) from error
             if request is grpc.aio.EOF:
                 return
             _count(call, request)
@@ -217,18 +224,6 @@ class Gate(grpc.aio.ServerInterceptor):
         first = call.requests == 1  # opening the stream has paid for it
         while not first and (wait_s := self._meter.wait(call.key)):
             await asyncio.sleep(wait_s)
-
-    async def _write(self, context: _Context, reply: Any) -> None:
-        try:
-            async with asyncio.timeout(self._limits.idle_s):
-                await context.write(reply)
-        except TimeoutError as error:
-            raise self._idle("took") from error
-
-    def _idle(self, what: str) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"this stream {what} no message for {self._limits.idle_s:g} s; open another when there is more to ask"
-        )
 
 
 class _Strangers:
