@@ -42,11 +42,15 @@ from server.security.keys import Role, changed, new_key
 from tests.certificates import Files, files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+    from typing import TypeAlias
+
+    Attack: TypeAlias = Callable[["Attacked", argparse.Namespace], Coroutine[Any, Any, dict[str, int]]]
 
 _STREAM = "/coldframe.v1.SearchService/StreamSearch"
 _SEARCH = "/coldframe.v1.SearchService/Search"
 _ROWS = 4_000
+_WARM = 20
 _RECEIVE_S, _IDLE_S, _STREAMS = 5, 30, 1_000
 
 
@@ -65,7 +69,7 @@ class Crowd:
             self._channels = [grpc.aio.secure_channel(target, credentials, options) for _ in range(connections)]
         self.metadata = (("authorization", f"Bearer {key}"),)
         self.codes: Counter[str] = Counter()
-        self._open: list[Any] = []
+        self._open: set[Any] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,7 +83,7 @@ class Crowd:
     @property
     def standing(self) -> int:
         """Calls that were not ended."""
-        return sum(not call.done() for call in self._open)
+        return len(self._open)
 
     def channel(self, number: int) -> grpc.aio.Channel:
         """One of the connections."""
@@ -88,13 +92,21 @@ class Crowd:
     async def stand(self, number: int, method: str = _STREAM) -> None:
         """Opens a stream; returns when it was refused, or has not been for a while."""
         call: Any = self.channel(number).stream_stream(method)(metadata=self.metadata)
-        self._open.append(call)
-        ended = asyncio.ensure_future(call.code())
-        done, _ = await asyncio.wait([ended], timeout=8)
+        self._open.add(call)
+        await self._ended(call, 8)
+
+    async def _ended(self, call: Any, seconds: float) -> None:
+        waiting = asyncio.ensure_future(call.code())
+        done, _ = await asyncio.wait([waiting], timeout=seconds)
         if done:
-            self.codes[ended.result().name] += 1
+            self.codes[waiting.result().name] += 1
+            self._open.discard(call)
         else:
-            ended.cancel()
+            waiting.cancel()
+
+    async def wait(self, seconds: float) -> None:
+        """Waits for those that stand to be ended."""
+        await asyncio.gather(*(self._ended(call, seconds) for call in [*self._open]))
 
     async def ask(self, number: int, method: str, message: bytes) -> None:
         """Makes one whole call."""
@@ -124,7 +136,7 @@ class Searcher:
         assert self.process.stdin is not None
         self.process.stdin.close()
         assert self.process.stdout is not None
-        said = self.process.stdout.read().split()
+        said = self.process.stdout.read().split()[-1].split(",")
         self.process.wait(60)
         return [float(word) for word in said[:-1]], int(said[-1])
 
@@ -137,19 +149,26 @@ def ask(target: str, key: str, ca: str, dim: int) -> None:
     from coldframe.errors import ColdframeError
 
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def listen() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     random, waits, refused = np.random.default_rng(0), list[float](), 0
     with Client(target, api_key=key, tls_ca=ca, timeout=60, attempts=1) as client:
         while not ended.is_set():
-            vector = random.standard_normal(dim).astype(np.float32)
+            vector = random.standard_normal(dim).tolist()
             start = time.perf_counter()
             try:
                 client.search(vector=vector, limit=10)
             except ColdframeError:
                 refused += 1
             waits.append(1e3 * (time.perf_counter() - start))
+            if len(waits) == _WARM:
+                print("asking", flush=True)
             time.sleep(0.002)
-    print(" ".join(f"{wait:.3f}" for wait in waits), refused)
+    print(",".join(f"{wait:.3f}" for wait in waits[_WARM:]), refused, sep=",")
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -182,7 +201,10 @@ class Attacked:
         """Somebody who only asks."""
         about = [self.target, key, str(self.tls.ca), str(self.dim)]
         command = [sys.executable, "-m", "benchmarks.attack", "--ask", *about]
-        return Searcher(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return Searcher(process)
 
     def memory_mib(self) -> float:
         """Of the server, at this moment."""
@@ -231,7 +253,7 @@ async def _streams(server: Attacked, args: argparse.Namespace) -> dict[str, int]
     async with server.crowd(server.key("crowd"), args.connections) as crowd:
         await flood(crowd, args.streams)
         standing = crowd.standing
-        await asyncio.sleep(_IDLE_S)
+        await crowd.wait(_IDLE_S + 5)
         return {**crowd.codes, "standing": standing, "standing after the idle time": crowd.standing}
 
 
@@ -241,10 +263,10 @@ async def _bodies(server: Attacked, args: argparse.Namespace) -> dict[str, int]:
         return {**crowd.codes, "standing": crowd.standing}
 
 
-async def _oversized(server: Attacked, _: argparse.Namespace) -> dict[str, int]:
+async def _oversized(server: Attacked, _args: argparse.Namespace) -> dict[str, int]:
     async with server.crowd(server.key("oversized"), 4) as crowd:
         message = b"\x0a" + b"\0" * (65 << 20)
-        for _ in range(5):
+        for _round in range(5):
             await asyncio.gather(*(crowd.ask(n, _SEARCH, message) for n in range(4)))
         return dict(crowd.codes)
 
@@ -253,7 +275,7 @@ async def _plain(server: Attacked, args: argparse.Namespace) -> dict[str, int]:
     host, _, port = server.target.rpartition(":")
     found: Counter[str] = Counter()
     silent: list[socket.socket] = []
-    for n in range(args.connections * 20):
+    for n in range(20 * args.connections):
         raw = await asyncio.to_thread(socket.create_connection, (host, int(port)), 30)
         if n % 2:
             raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -284,8 +306,7 @@ async def _too_often(server: Attacked, args: argparse.Namespace) -> dict[str, in
         return dict(crowd.codes)
 
 
-_Attack = "Callable[[Attacked, argparse.Namespace], Awaitable[dict[str, int]]]"
-_ATTACKS: dict[str, tuple[Any, set[str]]] = {
+_ATTACKS: dict[str, tuple[Attack, set[str]]] = {
     "strangers": (_strangers, {"UNAUTHENTICATED"}),
     "streams": (_streams, {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}),
     "bodies": (_bodies, {"DEADLINE_EXCEEDED"}),
@@ -298,7 +319,7 @@ _ATTACKS: dict[str, tuple[Any, set[str]]] = {
 def quiet(server: Attacked, key: str, seconds: float) -> list[float]:
     """How long the searcher waits when nobody attacks."""
     searcher = server.searcher(key)
-    time.sleep(seconds + 2)
+    time.sleep(seconds)
     return searcher.stop()[0]
 
 
@@ -311,7 +332,7 @@ def run(server: Attacked, args: argparse.Namespace) -> bool:
         if args.only and name not in args.only:
             continue
         searcher, start = server.searcher(key), time.perf_counter()
-        found = asyncio.run(attack(server, args))
+        found: dict[str, int] = asyncio.run(attack(server, args))
         spent, memory = time.perf_counter() - start, server.memory_mib()
         waits, refused = searcher.stop()
         counts = {what: count for what, count in found.items() if not what.startswith("standing") and count}

@@ -165,7 +165,7 @@ def test_reflection_can_be_turned_off(background: Background, newsroom: Path, tm
     with guarded(background, newsroom, tmp_path / "s", reflection=False) as server, dial(server.target) as channel:
         metadata = [("authorization", f"Bearer {server.key('admin')}")]
         for version in ("v1", "v1alpha"):
-            call = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
+            call: Any = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
             with pytest.raises(grpc.RpcError) as raised:
                 next(call(iter([b""]), metadata=metadata))
             assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -324,8 +324,10 @@ def test_a_stream_of_a_key_that_asks_too_often_is_slowed_down_and_loses_nothing(
 def test_a_key_has_so_many_calls_open_and_the_server_so_many_streams(
     background: Background, newsroom: Path, tmp_path: Path
 ) -> None:
-    limits = {"streams": 4, "calls_per_key": 3}
-    with guarded(background, newsroom, tmp_path / "s", **limits) as server, dial(server.target) as channel:
+    with (
+        guarded(background, newsroom, tmp_path / "s", streams=4, calls_per_key=3) as server,
+        dial(server.target) as channel,
+    ):
         ask: Any = channel.stream_stream("/coldframe.v1.SearchService/StreamSearch")
 
         def open_stream(key: str) -> Any:
@@ -453,8 +455,9 @@ def test_a_write_whose_caller_goes_and_one_of_no_sense_are_audited_too(
         wait_until(lambda: server.guard.gate.open == 1)
         going.cancel()
         wait_until(lambda: len(lines(caplog)) == 1)
+        upsert: Any = channel.unary_unary("/coldframe.v1.ArticleService/UpsertArticles")
         with pytest.raises(grpc.RpcError) as raised:
-            channel.unary_unary("/coldframe.v1.ArticleService/UpsertArticles")(b"\xff\xff", metadata=metadata)
+            upsert(b"\xff\xff", metadata=metadata)
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         wait_until(lambda: len(lines(caplog)) == 2)
     assert [line["outcome"] for line in lines(caplog)] == ["CANCELLED", "INVALID_ARGUMENT"]

@@ -94,7 +94,7 @@ def test_a_client_believes_only_its_authority(server: Guarded, tmp_path: Path) -
         client.index()
     assert "is not one to believe (" in raised.value.message
     assert "--tls-ca" in raised.value.message
-    options = {"tls_ca": served(server).ca, "attempts": 1, "api_key": server.key()}
+    options: dict[str, Any] = {"tls_ca": served(server).ca, "attempts": 1, "api_key": server.key()}
     with Client(server.target, tls_server_name="elsewhere", **options) as client, pytest.raises(Unavailable):
         client.index()
     with Client(server.target, tls_server_name="localhost", **options) as client:

@@ -189,9 +189,12 @@ class Gate(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 call.outcome = _code(context)
                 raise
-            except ColdframeError as error:
+            except ColdframeError as error:  # of a stream that is none of ours, such as reflection
                 call.outcome = error.code
                 await refuse(context, error, call.method)
+            except grpc.aio.InternalError as error:
+                # The caller went while it was written to. gRPC would log a traceback of each, a thousand of a crowd.
+                raise asyncio.CancelledError from error
 
         return answer
 
