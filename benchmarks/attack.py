@@ -1,6 +1,6 @@
 """Attacks a guarded server of its own while somebody else asks it, and tells what became of both.
 
-    python -m benchmarks.attack [--streams 10000] [--connections 50] [--seconds 20]
+    python -m benchmarks.attack [--streams 10000] [--connections 50] [--seconds 20] [--rounds 1]
 
 A real `python -m server` with TLS and keys over a small store of drawn vectors. Before, between and after the attacks
 one caller searches by vector, one call after the other: how long it waits, and whether it is ever refused, is what an
@@ -260,6 +260,7 @@ async def _streams(server: Attacked, args: argparse.Namespace) -> dict[str, int]
 async def _bodies(server: Attacked, args: argparse.Namespace) -> dict[str, int]:
     async with server.crowd(server.key("bodies"), args.connections) as crowd:
         await flood(crowd, args.streams, _SEARCH)
+        await crowd.wait(20)
         return {**crowd.codes, "standing": crowd.standing}
 
 
@@ -328,7 +329,7 @@ def run(server: Attacked, args: argparse.Namespace) -> bool:
     key, kept = server.key("other"), True
     idle = quiet(server, key, args.seconds / 2)
     print(f"no attack: {_told(idle)}; {server.memory_mib():,.0f} MiB, {server.files()} files", flush=True)
-    for name, (attack, allowed) in _ATTACKS.items():
+    for name, (attack, allowed) in [*_ATTACKS.items()] * args.rounds:
         if args.only and name not in args.only:
             continue
         searcher, start = server.searcher(key), time.perf_counter()
@@ -361,6 +362,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=1, help="all attacks so often: memory must not grow")
     parser.add_argument("--only", nargs="*", choices=[*_ATTACKS])
     parser.add_argument("--ask", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()

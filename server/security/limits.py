@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from server.security.keys import Key
 
 _WAIT_S = 1.0
+# Calls that came and were not looked at yet. Above 1,000 gRPC would cancel some by lot, those of good callers among them,
+# and none would hear why.
+_UNSEEN, _UNSEEN_AT_MOST = 16_384, 32_768
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
 
@@ -54,6 +57,8 @@ class Limits:
             ("grpc.max_send_message_length", self.message_bytes),
             ("grpc.max_concurrent_streams", self.streams_per_connection),
             ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.server.max_pending_requests", _UNSEEN),
+            ("grpc.server.max_pending_requests_hard_limit", _UNSEEN_AT_MOST),
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
             ("grpc.max_connection_idle_ms", _ms(self.connection_idle_s)),
             # A caller that vanished without a word holds its streams no longer than this.
