@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +72,28 @@ def test_a_key_over_tls_is_answered_and_both_are_needed(server: Guarded) -> None
         assert client.index().index.article_count == 120
     with server.client() as client, pytest.raises(Unauthenticated):
         client.index()
+
+
+def test_the_command_line_speaks_tls_and_sends_a_key(server: Guarded) -> None:
+    flags = ["--server", server.target, "--tls-ca", str(served(server).ca)]
+    environment = {**os.environ, "COLDFRAME_API_KEY": server.key()}
+
+    def script(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "coldframe.cli", *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    done = script("info", "--json", *flags, env=environment)
+    assert (done.returncode, json.loads(done.stdout)["index"]["article_count"]) == (0, 120)
+    done = script("activate", "x", *flags, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: the key 'the-reader' has the role read; /coldframe.v1.IndexService/ActivateGeneration takes the role "
+        "admin\n"
+    )
+    done = script("info", "--server", "news.internal:1", env=environment)
+    assert done.returncode == 2
+    assert "in plain text" in done.stderr
+    assert environment["COLDFRAME_API_KEY"] not in done.stderr
 
 
 def test_plain_text_to_a_tls_port_fails_with_a_hint_and_disturbs_nobody(server: Guarded) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from server.security.keys import Key
 
 _WAIT_S = 1.0
-# Calls that came and were not looked at yet. Above 1,000 gRPC would cancel some by lot, those of good callers among them,
-# and none would hear why.
+# Calls that came and were not looked at yet. Above 1,000 gRPC would cancel some by lot, those of good callers among
+# them, and none would hear why.
 _UNSEEN, _UNSEEN_AT_MOST = 16_384, 32_768
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
