@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.drawn import Drawn, store_of
 from coldframe import Client
-from server.app import Address, Server
+from server.address import Address
+from server.app import Server
 from server.engine import Engine
 from server.security.guard import Guard
 from server.security.keys import Role, changed, new_key

@@ -26,6 +26,7 @@ from server.security import audit, roles
 from server.security.audit import Call
 from server.security.keys import identify
 from server.security.limits import Limits, Meter
+from server.security.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -51,6 +52,9 @@ class Gate(grpc.aio.ServerInterceptor):
         self._keys, self._limits = keys, limits
         self._meter = Meter(limits)
         self._strangers = _Strangers()
+        self._for_message = Patience(limits.receive_s)
+        self._for_keyless = Patience(min(limits.receive_s, _KEYLESS_RECEIVE_S))
+        self._for_next = Patience(limits.idle_s)
         self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     @property
@@ -161,12 +165,11 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def _message(self, context: _Context, call: Call) -> Any:
         """The one message of a call. Raises DeadlineExceeded where it stays away, Overloaded for a batch too many."""
-        seconds = self._limits.receive_s if call.pool == "call" else min(self._limits.receive_s, _KEYLESS_RECEIVE_S)
+        patience = self._for_message if call.pool == "call" else self._for_keyless
         try:
-            async with asyncio.timeout(seconds):
-                request = await context.read()
+            request = await patience.wait(context.read())
         except TimeoutError as error:
-            raise DeadlineExceeded(f"the request was not there within {seconds:g} s of its call") from error
+            raise DeadlineExceeded(f"the request was not there within {patience.seconds:g} s of its call") from error
         if request is grpc.aio.EOF:
             raise InvalidArgument("the call ended without its request", field="request")
         _count(call, request)
@@ -202,8 +205,7 @@ class Gate(grpc.aio.ServerInterceptor):
         """The messages of a stream, as fast as its key may ask. Raises what ends the stream."""
         while True:
             try:
-                async with asyncio.timeout(self._limits.idle_s):
-                    request = await context.read()
+                request = await self._for_next.wait(context.read())
             except TimeoutError as error:
                 raise DeadlineExceeded(
                     f"this stream brought no message for {self._limits.idle_s:g} s; open another when there is more "
