@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
 from coldframe.errors import InvalidArgument, PermissionDenied, Unauthenticated, UnknownGeneration
+from server.security import audit
 from tests.guarded import guarded
 from tests.newsroom import piece, words
 from tests.test_security import endless
@@ -35,6 +37,21 @@ def server(background: Background, newsroom: Path, tmp_path_factory: pytest.Temp
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [json.loads(record.getMessage()) for record in caplog.records if record.name == "coldframe.audit"]
+
+
+def test_a_file_that_is_named_twice_has_each_line_once(tmp_path: Path) -> None:
+    logger = logging.getLogger(audit.LOGGER)
+    try:
+        for _ in range(2):
+            audit.to_file(tmp_path / "audit.jsonl")
+        audit.note(audit.Call("/a.B/C", "call", audited=True))
+        assert (tmp_path / "audit.jsonl").read_text().count("\n") == 1
+    finally:
+        for handler in [*logger.handlers]:
+            if isinstance(handler, WatchedFileHandler):
+                logger.removeHandler(handler)
+                handler.close()
+        logger.propagate = True
 
 
 def test_every_write_and_every_administrative_call_leaves_a_line(
