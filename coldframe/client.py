@@ -117,7 +117,7 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         **security: Unpack[SecurityOptions],
     ) -> None:
-        self._connection = Connection(target, timeout, attempts, metadata, credentials, security)
+        self._connection = Connection(target, timeout, attempts, metadata, credentials, security=security)
         channel = self._connection.channel
         self._articles = ArticleServiceStub(channel)
         self._embedding = EmbeddingServiceStub(channel)

@@ -69,6 +69,7 @@ class Connection:
         attempts: int,
         metadata: Sequence[tuple[str, str | bytes]],
         credentials: grpc.ChannelCredentials | None,
+        *,
         security: SecurityOptions,
     ) -> None:
         self.target = _checked_target(target)
@@ -251,7 +252,7 @@ def _unreached(message: str, target: str, secured: bool) -> str:
     if "handshake failed" in message:
         if "WRONG_VERSION_NUMBER" in message:
             return f"what listens at {target} does not speak TLS; leave the tls options away, or ask another port."
-        if "CERTIFICATE_VERIFY_FAILED" in message:
+        if "certificate" in message.lower():
             return (
                 f"the certificate of {target} is not one to believe ({_reason(message)}); give the authority that "
                 f"signed it as tls_ca (--tls-ca), and the name that is in it as tls_server_name (--tls-server-name)."
@@ -268,5 +269,5 @@ def _unreached(message: str, target: str, secured: bool) -> str:
 
 
 def _reason(message: str) -> str:
-    """What went wrong in a handshake, without OpenSSL's numbers: "CERTIFICATE_VERIFY_FAILED: certificate has expired"."""
+    """Why, without OpenSSL's numbers, such as "CERTIFICATE_VERIFY_FAILED: certificate has expired"."""
     return message.removesuffix(": OK").rpartition("OPENSSL_internal:")[2]

@@ -94,6 +94,6 @@ def require_private(target: str, metadata: Metadata, secured: bool, options: Sec
     if given and not secured and not options.get("insecure") and not is_local(target):
         raise InvalidArgument(
             f"the API key would go to {target} in plain text, for everybody on the way to read; speak TLS (tls=True, "
-            f"tls_ca; on the command line --tls, --tls-ca), or say insecure=True (--insecure) where the way is guarded.",
+            f"tls_ca; on the command line --tls, --tls-ca), or say insecure=True (--insecure) if the way is guarded.",
             field="api_key",
         )

@@ -88,9 +88,9 @@ class Config:
     receive_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a call's message must be there.")] = (
         Limits.receive_s
     )
-    stream_idle: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for which a stream may neither bring nor take a message.")
-    ] = Limits.idle_s
+    stream_idle: Annotated[float, typer.Option(min=0.1, help="Seconds for which a stream may bring no message.")] = (
+        Limits.idle_s
+    )
     handshake_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a connection may take to begin.")] = (
         Limits.handshake_s
     )

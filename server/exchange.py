@@ -65,6 +65,7 @@ class Exchange:
         self._one_at_a_time = asyncio.Lock()
         self._woken = asyncio.Event()
         self._failures = _Failures()
+        self._done: str | None = None  # what CURRENT said then: a folder may have been given another name
         self._loaded: Callable[[], Awaitable[None]] = _nobody
 
     async def follow(self, loaded: Callable[[], Awaitable[None]], poll_s: float = 1.0) -> None:
@@ -85,11 +86,13 @@ class Exchange:
         current: str | None = None
         try:
             current = self._store.current()
-            if current is None or current == self._name() or not self._failures.due(current):
+            if current is None or current in {self._name(), self._done} or not self._failures.due(current):
                 return
             async with self._one_at_a_time:
-                if self._store.current() != self._name():
+                current = self._store.current()
+                if current not in {None, self._name()}:
                     await self._exchange(None)
+                    self._done = current
         except Exception as error:  # whatever it is, a server that waits must say why
             self._refused(explained(error))
             self._failures.note(current or "", error)
@@ -109,6 +112,7 @@ class Exchange:
             if new is not None:
                 await self._serve(new)
             self._failures.forget()
+            self._done = name
             return Activation(before or "", changed=True)
 
     async def _prepared(self, name: str, force: bool) -> Served:

@@ -54,6 +54,8 @@ class VectorSeed:
     """A vector, (dim,), of unit length."""
 
     vector: NDArray[np.float32]
+    field: str = "seed.vector"
+    """Where the request has it."""
 
 
 Seed = TextSeed | RowSeed | ClusterSeed | VectorSeed
@@ -94,7 +96,7 @@ def _known(served: Served, seed: Seed) -> Point | None:
         dim = served.generation.index.dim
         if len(seed.vector) != dim:
             raise InvalidArgument(
-                f"seed.vector has {len(seed.vector)} values; this index's vectors have {dim}", field="seed.vector"
+                f"{seed.field} has {len(seed.vector)} values; this index's vectors have {dim}", field=seed.field
             )
         return Point(seed.vector)
     if isinstance(seed, ClusterSeed):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from coldframe.generation import Generation
     from server.engine import Engine
+    from server.security.guard import Guard
 
 T = TypeVar("T")
 SAMPLE = Path(__file__).parent.parent / "examples" / "news" / "articles.csv"
@@ -124,13 +125,13 @@ class Background:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_s)
 
     @contextlib.contextmanager
-    def serving(self, engine: Engine) -> Iterator[str]:
+    def serving(self, engine: Engine, guard: Guard | None = None) -> Iterator[str]:
         """A server over an engine, as loaded as it is; yields HOST:PORT. It closes the engine in the end."""
         from server.address import Address
         from server.app import Server
 
         async def start() -> tuple[Server, Address]:
-            server = Server(engine)
+            server = Server(engine, guard)
             return server, await server.start(Address("127.0.0.1", 0))
 
         server, address = self.run(start())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coldframe import Client, article
+from coldframe.generation import Manifest
 from coldframe.store import Store
 from server.engine import Engine
 from tests.builds import build, letters
@@ -41,6 +42,15 @@ def make_store(folder: Path, **options: Any) -> Path:
     corpus = write(folder / "articles.csv", rows)
     build(folder / "store", corpus, model=str(model), **{"clusters": 6, "recipe": "mean-centred", **options})
     return folder / "store"
+
+
+def sealed_again(directory: Path, **changes: Any) -> str:
+    """Gives a generation another manifest, and with it another name, which is returned."""
+    manifest = Manifest.read(directory)
+    kept = ("model", "corpus", "parameters", "report", "source", "precision", "requested", "watermark")
+    name = Manifest.seal(directory, **{key: getattr(manifest, key) for key in kept} | changes).name
+    directory.rename(directory.with_name(name))
+    return name
 
 
 @contextlib.contextmanager

@@ -34,6 +34,14 @@ def test_every_package_and_what_setuptools_reads_is_copied() -> None:
     assert packages | read <= set(copied())
 
 
+def test_every_package_stands_empty_where_the_libraries_are_installed() -> None:
+    """setuptools refuses a package whose folder is not there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    made = next(value for value in values("RUN") if value.startswith("mkdir -p"))
+    folders = {parent for word in made.split() for parent in (word, *map(str, Path(word).parents))}
+    assert {package.replace(".", "/") for package in project["tool"]["setuptools"]["packages"]} <= folders
+
+
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
     rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     for path in copied():

@@ -115,6 +115,21 @@ def answer(result: tuple[int, str, str]) -> dict[str, Any]:
     return values
 
 
+def nested() -> typer.Typer:
+    app, keys = several(), typer.Typer(no_args_is_help=True)
+    app.add_typer(keys, name="keys")
+
+    @keys.command()
+    def add(
+        name: Annotated[str, typer.Option()] = "nobody",
+        store: Annotated[str, typer.Option()] = "store",
+    ) -> None:
+        """Add."""
+        say(name=name, store=store)
+
+    return app
+
+
 # ---------------------------------------------------------------------------------------------------- precedence
 
 
@@ -145,6 +160,22 @@ def test_a_command_of_several_has_the_same_order(run: Run, config: Write, monkey
     asked += ["--store", "flag"]
     assert answer(run(several(), *asked))["store"] == "flag"
     assert answer(run(several(), "list-all"))["store"] == "environment"
+
+
+def test_a_command_below_a_command_has_the_same_order(run: Run, config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["keys", "add"]
+    assert answer(run(nested(), *asked)) == {"name": "nobody", "store": "store"}
+    text = 'store = "top"\n'
+    assert answer(run(nested(), *asked, "--config", config(text)))["store"] == "top"
+    text += '[keys]\nname = "group"\nstore = "group"\n'
+    assert answer(run(nested(), *asked, "--config", config(text))) == {"name": "group", "store": "group"}
+    text += '[keys.add]\nname = "command"\n'
+    assert answer(run(nested(), *asked, "--config", config(text))) == {"name": "command", "store": "group"}
+    assert answer(run(nested(), "--config", config(text), *asked))["name"] == "command"
+    for variable in ("PROGRAM_STORE", "PROGRAM_KEYS_STORE", "PROGRAM_KEYS_ADD_STORE"):
+        monkeypatch.setenv(variable, variable)
+        assert answer(run(nested(), *asked, "--config", config(text)))["store"] == variable
+    assert answer(run(nested(), *asked, "--store", "flag"))["store"] == "flag"
 
 
 # ---------------------------------------------------------------------------------------------------------- file
@@ -191,10 +222,13 @@ def test_the_file_may_stand_before_the_command_or_in_the_environment(
         ("store = ['a', 'b']", "give a text or a number"),
         ("[store]\nx = 1", "give a text or a number"),
         ("store =\nclusters = 3", "is not TOML: .*line 1"),
+        ("[keys]\nclusters = 3", r"\[keys\]: unknown key 'clusters'; the keys allowed here are name, store."),
+        ("[keys.add]\njson = true", r"\[keys.add\]: unknown key 'json'"),
     ],
 )
 def test_a_bad_file_is_named_with_what_is_allowed(run: Run, config: Write, text: str, complaint: str) -> None:
-    code, out, err = run(several(), "build", "--corpus", "c", "--config", config(text))
+    app = nested() if "keys" in text else several()
+    code, out, err = run(app, "build", "--corpus", "c", "--config", config(text))
     assert (code, out) == (2, "")
     assert re.match(r"error: .+\n\Z", err)
     assert re.search(complaint, err)

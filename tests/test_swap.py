@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ from coldframe.errors import (
     InvalidArgument,
     UnknownGeneration,
 )
-from coldframe.generation import Manifest
 from coldframe.live import LIVE, LiveStore
 from coldframe.store import Store
 from coldframe.text import text_digest
 from tests.builds import build, letters
 from tests.corpus_files import write
-from tests.newsroom import Barrier, make_store, nearest, opened, piece, words
+from tests.newsroom import Barrier, make_store, nearest, opened, piece, sealed_again, words
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -229,12 +227,7 @@ def test_what_cannot_be_served_changes_nothing_and_says_why(background: Backgrou
 
 
 def test_a_generation_that_was_kept_back_needs_force(background: Background, own: Store, shelf: Shelf) -> None:
-    directory = own.directory(shelf.second)
-    manifest = Manifest.read(directory)
-    kept = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(Manifest)}
-    wanted = ("model", "corpus", "parameters", "report", "source", "precision", "requested", "watermark")
-    held = Manifest.seal(directory, **{name: kept[name] for name in wanted}, held=["recall fell"]).name
-    directory.rename(directory.with_name(held))
+    held = sealed_again(own.directory(shelf.second), held=["recall fell"])
     with opened(background, own.path) as (client, _):
         with pytest.raises(FailedPrecondition, match=r"was kept back: recall fell; .* with force"):
             client.activate(held)

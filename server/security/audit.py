@@ -70,7 +70,8 @@ def note(call: Call, event: str = "end") -> None:
 
 
 def to_file(path: Path) -> None:
-    """Lets the lines go to a file of their own instead of the log. One that is moved away is begun anew.
+    """Lets the lines go to a file of their own instead of the log, whatever was said before (a worker is a copy of a
+    process that may have said it). One that is moved away is begun anew.
 
     Raises InvalidArgument where the file cannot be written.
     """
@@ -81,6 +82,10 @@ def to_file(path: Path) -> None:
             f"the audit log {path} cannot be written ({error.strerror}); name another file", field="audit_log"
         ) from error
     handler.setFormatter(logging.Formatter("%(message)s"))
+    for before in [*_log.handlers]:
+        if isinstance(before, WatchedFileHandler):
+            _log.removeHandler(before)
+            before.close()
     _log.addHandler(handler)
     _log.propagate = False
     _log.setLevel(logging.INFO)

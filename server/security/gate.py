@@ -1,8 +1,10 @@
 """The gate that every call passes before a byte of its message is read: who asks, may they, and is there room.
 
 It is the outermost interceptor. What it refuses is refused before the message is there, which may be 64 MiB, or never
-come. A call that passed is counted until its end; one whose message stays away, and a stream on which nothing happens,
-is ended: a caller who opens and then says nothing (slow loris) holds a place for seconds and not for ever.
+come. A call that passed is counted until its end; one whose message stays away, and a stream that brings nothing, is
+ended: a caller who opens and then says nothing (slow loris) holds a place for seconds and not for ever. One who asks
+and takes no answer holds it for as long as it stays connected, since its status would wait behind the answers: there
+are so many places of one key, and no more is read from it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from server.security import audit, roles
 from server.security.audit import Call
 from server.security.keys import identify
 from server.security.limits import Limits, Meter
+from server.security.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -49,6 +52,9 @@ class Gate(grpc.aio.ServerInterceptor):
         self._keys, self._limits = keys, limits
         self._meter = Meter(limits)
         self._strangers = _Strangers()
+        self._for_message = Patience(limits.receive_s)
+        self._for_keyless = Patience(min(limits.receive_s, _KEYLESS_RECEIVE_S))
+        self._for_next = Patience(limits.idle_s)
         self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     @property
@@ -138,7 +144,9 @@ class Gate(grpc.aio.ServerInterceptor):
                 call.outcome = _code(context)
                 raise
             except ColdframeError as error:
-                call.outcome = error.code
+                # Who goes before the message is there looks like one who ends the call without it.
+                gone = isinstance(error, InvalidArgument) and not call.requests
+                call.outcome = "CANCELLED" if gone else error.code
                 await refuse(context, error, call.method)
 
         return answer
@@ -157,12 +165,11 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def _message(self, context: _Context, call: Call) -> Any:
         """The one message of a call. Raises DeadlineExceeded where it stays away, Overloaded for a batch too many."""
-        seconds = self._limits.receive_s if call.pool == "call" else min(self._limits.receive_s, _KEYLESS_RECEIVE_S)
+        patience = self._for_message if call.pool == "call" else self._for_keyless
         try:
-            async with asyncio.timeout(seconds):
-                request = await context.read()
+            request = await patience.wait(context.read())
         except TimeoutError as error:
-            raise DeadlineExceeded(f"the request was not there within {seconds:g} s of its call") from error
+            raise DeadlineExceeded(f"the request was not there within {patience.seconds:g} s of its call") from error
         if request is grpc.aio.EOF:
             raise InvalidArgument("the call ended without its request", field="request")
         _count(call, request)
@@ -180,14 +187,17 @@ class Gate(grpc.aio.ServerInterceptor):
                 async with aclosing(method(self._requests(context, call), context)) as replies:
                     async for reply in replies:
                         call.item_errors += _failed(reply)
-                        await self._write(context, reply)
+                        await context.write(reply)
                 call.outcome = "OK"
             except grpc.aio.AbortError:
                 call.outcome = _code(context)
                 raise
-            except ColdframeError as error:
+            except ColdframeError as error:  # of a stream that is none of ours, such as reflection
                 call.outcome = error.code
                 await refuse(context, error, call.method)
+            except grpc.aio.InternalError as error:
+                # The caller went while it was written to. gRPC would log a traceback of each, a thousand of a crowd.
+                raise asyncio.CancelledError from error
 
         return answer
 
@@ -195,10 +205,12 @@ class Gate(grpc.aio.ServerInterceptor):
         """The messages of a stream, as fast as its key may ask. Raises what ends the stream."""
         while True:
             try:
-                async with asyncio.timeout(self._limits.idle_s):
-                    request = await context.read()
+                request = await self._for_next.wait(context.read())
             except TimeoutError as error:
-                raise self._idle("brought") from error
+                raise DeadlineExceeded(
+                    f"this stream brought no message for {self._limits.idle_s:g} s; open another when there is more "
+                    f"to ask"
+                ) from error
             if request is grpc.aio.EOF:
                 return
             _count(call, request)
@@ -217,18 +229,6 @@ class Gate(grpc.aio.ServerInterceptor):
         first = call.requests == 1  # opening the stream has paid for it
         while not first and (wait_s := self._meter.wait(call.key)):
             await asyncio.sleep(wait_s)
-
-    async def _write(self, context: _Context, reply: Any) -> None:
-        try:
-            async with asyncio.timeout(self._limits.idle_s):
-                await context.write(reply)
-        except TimeoutError as error:
-            raise self._idle("took") from error
-
-    def _idle(self, what: str) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"this stream {what} no message for {self._limits.idle_s:g} s; open another when there is more to ask"
-        )
 
 
 class _Strangers:

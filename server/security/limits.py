@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from server.security.keys import Key
 
 _WAIT_S = 1.0
+# Calls that came and were not looked at yet. Above 1,000 gRPC would cancel some by lot, those of good callers among
+# them, and none would hear why.
+_UNSEEN, _UNSEEN_AT_MOST = 16_384, 32_768
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
 
@@ -31,7 +34,8 @@ class Limits:
     """Requests that a key may have saved up; 0 for two seconds' worth."""
     calls: int = 4_096
     """Open at once, streams among them."""
-    calls_per_key: int = 1_024
+    calls_per_key: int = 512
+    """The same of one key: fewer than there are streams, so that one key cannot hold all of them."""
     streams: int = 1_000
     streams_per_connection: int = 1_000
     """Calls of any kind, which are streams to HTTP/2: a client waits with more of them."""
@@ -39,7 +43,7 @@ class Limits:
     receive_s: float = 30.0
     """Until the one message of a call must be there."""
     idle_s: float = 300.0
-    """For which a stream may neither bring nor take a message."""
+    """For which a stream may bring no message."""
     handshake_s: float = 10.0
     connection_idle_s: float = 900.0
     """For which a connection may be without a call."""
@@ -53,6 +57,8 @@ class Limits:
             ("grpc.max_send_message_length", self.message_bytes),
             ("grpc.max_concurrent_streams", self.streams_per_connection),
             ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.server.max_pending_requests", _UNSEEN),
+            ("grpc.server.max_pending_requests_hard_limit", _UNSEEN_AT_MOST),
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
             ("grpc.max_connection_idle_ms", _ms(self.connection_idle_s)),
             # A caller that vanished without a word holds its streams no longer than this.
@@ -144,13 +150,15 @@ class Meter:
 
     def wait(self, key: Key | None, count: int = 1) -> float:
         """Takes the turns of so many requests: 0.0, or seconds until they may be made, and then takes none."""
-        rate = (key.requests_per_second if key else None) or self._limits.requests_per_second
+        own = key.requests_per_second if key else None
+        rate = own or self._limits.requests_per_second
         if not rate:
             return 0.0
         name = key.id if key else ""
         bucket = self._buckets.get(name)
         if bucket is None or bucket.rate != rate:
-            bucket = self._buckets[name] = Bucket(rate, max(1.0, self._limits.burst or 2 * rate))
+            burst = 2 * rate if own else self._limits.burst or 2 * rate
+            bucket = self._buckets[name] = Bucket(rate, max(1.0, burst))
         return bucket.take(count)
 
     def spend(self, key: Key | None, count: int = 1) -> None:

@@ -110,7 +110,7 @@ def seed(message: types_pb2.Seed, field: str = "seed") -> Seed:
     if kind == "article_id":
         return RowSeed(identifier(message.article_id, name))
     if kind == "vector":
-        return VectorSeed(vector(message.vector, name))
+        return VectorSeed(vector(message.vector, name), name)
     if kind == "cluster_id":
         return ClusterSeed(identifier(message.cluster_id, name, "a cluster"))
     raise InvalidArgument(

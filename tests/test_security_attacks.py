@@ -1,0 +1,136 @@
+"""Callers who open much and say little: they are ended with a reason, and others are answered all the while."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from benchmarks.attack import Crowd, flood
+from coldframe.errors import DeadlineExceeded
+from coldframe.requests import search_request
+from coldframe.v1.search_service_pb2 import StreamSearchRequest
+from tests.guarded import guarded
+from tests.newsroom import words
+from tests.test_security import endless
+from tests.test_server_process import dial
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from coldframe.v1.search_service_pb2 import SearchRequest
+    from tests.conftest import Background
+
+SEARCH, STREAM = "/coldframe.v1.SearchService/Search", "/coldframe.v1.SearchService/StreamSearch"
+CHECK = "/grpc.health.v1.Health/Check"
+
+
+@pytest.mark.parametrize("method", [SEARCH, CHECK])
+def test_a_call_whose_message_does_not_come_is_ended(
+    background: Background, newsroom: Path, tmp_path: Path, method: str
+) -> None:
+    with guarded(background, newsroom, tmp_path / "s", receive_s=0.3) as server, dial(server.target) as channel:
+        metadata = [("authorization", f"Bearer {server.key()}")]
+        ask: Any = channel.stream_unary(method)
+        calls = [ask.future(endless(), metadata=metadata, timeout=30) for _ in range(20)]
+        with server.client(server.key()) as client:
+            assert client.search(words("x")).hits
+        codes = Counter(call.code() for call in calls)
+        assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED: 20}
+        assert "was not there within 0.3 s" in calls[0].details()
+        wait_until(lambda: server.guard.gate.open == 0)
+
+
+def test_a_stream_that_brings_nothing_is_ended_and_one_that_does_goes_on(
+    background: Background, newsroom: Path, tmp_path: Path
+) -> None:
+    with guarded(background, newsroom, tmp_path / "s", idle_s=1.0) as server, server.client(server.key()) as client:
+
+        def slowly() -> Iterator[SearchRequest]:
+            for _ in range(4):
+                yield search_request(words("x"))
+                time.sleep(0.5)
+
+        assert len([*client.stream_search(slowly())]) == 4, "2 s in all"
+
+        def stops() -> Iterator[SearchRequest]:
+            yield search_request(words("x"))
+            time.sleep(10)
+
+        answers = client.stream_search(stops())
+        assert next(answers).response.hits
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="this stream brought no message for 1 s"):
+            next(answers)
+        assert time.monotonic() - start < 5
+
+
+def test_a_stream_whose_answers_nobody_takes_is_read_no_further_and_costs_others_nothing(
+    background: Background, newsroom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    question = StreamSearchRequest(correlation_id="x" * 10_000, request=search_request(words("x"), limit=120))
+    message, sent = question.SerializeToString(), 0
+
+    def ever_more() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(20_000):
+            sent += 1
+            yield message
+
+    with guarded(background, newsroom, tmp_path / "s") as server, dial(server.target) as channel:
+        ask: Any = channel.stream_stream(STREAM)
+        calls = [ask(ever_more(), metadata=[("authorization", f"Bearer {server.key()}")]) for _ in range(5)]
+        wait_until(lambda: server.guard.gate.open == 5)
+        wait_until(lambda: still(lambda: sent))
+        assert sent < 100_000, "flow control held the senders back"
+        with server.client(server.key(name="other")) as client:
+            assert client.search(words("x")).hits
+        for call in calls:
+            call.cancel()
+        wait_until(lambda: server.guard.gate.open == 0)
+    assert "Traceback" not in caplog.text
+
+
+def still(value: Callable[[], int]) -> bool:
+    before = value()
+    time.sleep(0.5)
+    return value() == before
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_thousand_streams_at_once(background: Background, newsroom: Path, tmp_path: Path, good: bool) -> None:
+    """`python -m benchmarks.attack` opens ten thousand."""
+    with guarded(background, newsroom, tmp_path / "s", streams=200, calls_per_key=5_000) as server:
+        key = server.key() if good else "cfk_" + 16 * "0" + "_" + 64 * "0"
+
+        async def attack() -> tuple[Crowd, int, list[float]]:
+            crowd, waits = Crowd(server.target, key, connections=10), list[float]()
+            async with crowd:
+                opening = asyncio.create_task(flood(crowd, 1_000))
+                while not opening.done():
+                    start = time.perf_counter()
+                    await asyncio.to_thread(ask)
+                    waits.append(time.perf_counter() - start)
+                await opening
+                await asyncio.to_thread(ask)
+                return crowd, crowd.standing, waits
+
+        with server.client(server.key(name="other")) as client:
+
+            def ask() -> None:
+                assert client.search(words("x")).hits
+
+            crowd, standing, waits = background.run(attack(), timeout_s=120)
+        wait_until(lambda: server.guard.gate.open == 0)
+        expected = "RESOURCE_EXHAUSTED" if good else "UNAUTHENTICATED"
+        assert crowd.codes == {expected: 800 if good else 1_000}
+        assert standing == (200 if good else 0)
+        assert waits
+        assert max(waits) < 10

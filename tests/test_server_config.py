@@ -1,0 +1,287 @@
+"""What a server is told, what it says of it, and how it looks at everything without serving."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from coldframe import Client
+from coldframe.errors import PermissionDenied, Unauthenticated
+from coldframe.store import Store
+from server.security.guard import is_loopback
+from server.security.keys import changed, removed
+from tests.certificates import DAY, Files, files, signed
+from tests.guarded import add_key
+from tests.newsroom import piece, sealed_again, words
+from tests.test_server_process import Process, damage, run_here
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Say = Callable[..., tuple[int, list[str], str]]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    def run(*args: object) -> tuple[int, list[str], str]:
+        code = run_here(*args)
+        found = capsys.readouterr()
+        return code, found.out.splitlines(), found.err
+
+    return run
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Files:
+    return files(tmp_path / "tls")
+
+
+def tls_flags(tls: Files) -> list[object]:
+    return ["--tls-cert", tls.chain, "--tls-key", tls.key]
+
+
+# -------------------------------------------------------------------------------------------------------------- open
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("localhost", True), ("127.0.0.1", True), ("127.8.8.8", True), ("[::1]", True), ("0.0.0.0", False),
+     ("[::]", False), ("10.1.2.3", False), ("no-such-host.invalid", False)],
+)  # fmt: skip
+def test_what_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize("has", [{"tls"}, {"keys"}, set()])
+def test_a_server_that_others_reach_needs_a_certificate_and_keys(
+    say: Say, tls: Files, tmp_path: Path, has: set[str]
+) -> None:
+    add_key(keys := tmp_path / "keys.json")
+    flags = [*(tls_flags(tls) if "tls" in has else []), *(["--api-keys", keys] if "keys" in has else [])]
+    code, _, error = say("--store", tmp_path / "s", "--listen", "0.0.0.0:0", *flags)
+    assert code == 2
+    assert error.startswith("error: --listen 0.0.0.0 is open to other machines, and this server has no ")
+    assert ("certificate (--tls-cert, --tls-key)" in error) is ("tls" not in has)
+    assert ("API keys (--api-keys)" in error) is ("keys" not in has)
+    assert "or say --insecure" in error
+    assert error.count("\n") == 1
+
+
+def test_with_both_it_listens_and_with_insecure_it_needs_none(tls: Files, tmp_path: Path) -> None:
+    add_key(keys := tmp_path / "keys.json")
+    for flags in ([*tls_flags(tls), "--api-keys", keys], ["--insecure"]):
+        with Process(tmp_path, "--store", tmp_path / "s", "--listen", "0.0.0.0:0", *flags) as server:
+            assert server.popen.stdout is not None
+            assert server.popen.stdout.readline().startswith("listening on 0.0.0.0:")
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--tls-cert", "x"], "--tls-cert and --tls-key belong together"),
+        (["--tls-client-ca", "x"], "which needs TLS"),
+        (["--tls-cert", "none.pem", "--tls-key", "none.key"], "none.pem cannot be read: No such file"),
+        (["--api-keys", "none.json"], "python -m server keys add --api-keys none.json"),
+        (["--audit-log", "/no/such/folder/audit.log"], "cannot be written"),
+        ([], "--store is missing"),
+    ],
+)
+def test_what_cannot_be_used_is_a_usage_error_of_one_line(say: Say, tmp_path: Path, flags: list[str], why: str) -> None:
+    store = ["--store", str(tmp_path / "s")] if flags else []
+    code, _, error = say(*store, "--listen", "127.0.0.1:0", *flags)
+    assert code == 2
+    assert why in error
+    assert error.count("\n") == 1
+
+
+def test_an_option_before_a_command_is_not_lost_in_silence(say: Say, tmp_path: Path) -> None:
+    code, _, error = say("--store", tmp_path, "check")
+    assert code == 2
+    assert "--store stands before the command; put it behind: check --store" in error
+
+
+# ------------------------------------------------------------------------------------------------------------- config
+
+
+def test_what_holds_is_printed_with_secrets_hidden_and_can_be_read_again(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDFRAME_SERVER_TLS_KEY_PASSWORD", "open sesame")
+    monkeypatch.setenv("COLDFRAME_SERVER_MAX_STREAMS", "77")
+    (tmp_path / "a.toml").write_text('store = "/data"\nburst = 9\n[config]\nlisten = "localhost:7"\n')
+    code, lines, _ = say("config", "--config", tmp_path / "a.toml", "--grace", "3")
+    assert code == 0
+    assert "open sesame" not in "".join(lines)
+    assert "# tls-key-password is set, and hidden (environment)" in lines
+    assert {'store = "/data"  # file', 'listen = "localhost:7"  # file', "max-streams = 77  # environment"} < {*lines}
+    assert {"grace = 3.0  # flag", "max-calls = 4096  # default", "# audit-log is not set"} < {*lines}
+    printed = tomllib.loads("\n".join(lines))
+    assert printed["burst"] == 9
+    (tmp_path / "b.toml").write_text("\n".join(lines))
+    monkeypatch.delenv("COLDFRAME_SERVER_MAX_STREAMS")
+    _, again, _ = say("config", "--config", tmp_path / "b.toml")
+    assert tomllib.loads("\n".join(again)) == printed
+
+
+# -------------------------------------------------------------------------------------------------------------- check
+
+
+def _is_first(line: str) -> bool:
+    return "configuration " in line
+
+
+def marks(lines: list[str]) -> dict[str, str]:
+    """The worst mark by what it is about."""
+    found: dict[str, str] = {}
+    for line in lines[-[*map(_is_first, reversed(lines))].index(True) - 1 :]:
+        mark, about = line[:5].strip(), line[6:20].strip()
+        found[about] = max(found.get(about, ""), mark, key=["", "ok", "note", "FAIL"].index)
+    return found
+
+
+def test_a_server_that_would_start(say: Say, tls: Files, newsroom: Path, tmp_path: Path) -> None:
+    add_key(keys := tmp_path / "keys.json", "write")
+    flags = [*tls_flags(tls), "--tls-client-ca", tls.ca, "--api-keys", keys, "--audit-log", tmp_path / "audit.log"]
+    tls.key.chmod(0o600)
+    code, lines, _ = say("check", "--store", newsroom, "--listen", "0.0.0.0:0", "--precision", "fp32", *flags)
+    assert code == 0, lines
+    assert marks(lines) == dict.fromkeys(
+        ["configuration", "store", "model", "live articles", "certificate", "API keys", "audit log", "address"], "ok"
+    )
+    said = "\n".join(lines)
+    assert "120 articles, every file as it was published" in said
+    assert "CN=the first for localhost, 127.0.0.1, until " in said
+    assert "callers must show a certificate" in said
+    assert "0 read, 1 write, 0 admin; 0 expired" in said
+    assert not (tmp_path / "audit.log").exists(), "nothing was begun"
+
+
+def test_every_thing_that_is_wrong_is_said_at_once(say: Say, tls: Files, own_newsroom: Path, tmp_path: Path) -> None:
+    damage(Store(own_newsroom))
+    tls.put(signed("old", tls.authority, begins=-9 * DAY, ends=-DAY))
+    (tmp_path / "keys.json").write_text("{}")
+    flags = [*tls_flags(tls), "--api-keys", tmp_path / "keys.json", "--audit-log", tmp_path / "no" / "audit.log"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, lines, _ = say(
+            "check", "--store", own_newsroom, "--listen", address, "--model", tmp_path / "no-model", *flags
+        )
+    assert code == 1
+    found = marks(lines)
+    assert found == {"configuration": "ok", "live articles": "ok"} | dict.fromkeys(
+        ["store", "model", "certificate", "API keys", "audit log", "address"], "FAIL"
+    )
+    said = "\n".join(lines)
+    for why in ("clusters.json of generation", "no-model", "has expired: CN=old", '"version": 1', "the port is taken"):
+        assert why in said
+
+
+def test_another_model_than_the_generations_is_found(say: Say, newsroom: Path) -> None:
+    code, lines, _ = say("check", "--store", newsroom, "--model", "minilm", "--listen", "localhost:0")
+    assert code == 1
+    assert "is not the model that built the generation" in "\n".join(lines)
+
+
+def test_a_store_that_is_not_there_and_an_empty_one(say: Say, tmp_path: Path) -> None:
+    code, lines, _ = say("check", "--store", tmp_path / "none", "--listen", "localhost:0")
+    assert (code, marks(lines)["store"]) == (1, "FAIL")
+    code, lines, _ = say("check", "--store", tmp_path, "--listen", "localhost:0", "--print")
+    assert (code, marks(lines)["store"]) == (0, "note")
+    assert f'store = "{tmp_path}"  # flag' in lines
+    assert marks(lines)["API keys"] == marks(lines)["certificate"] == "note"
+
+
+# ---------------------------------------------------------------------------------------------------------- keys
+
+
+def test_keys_are_made_listed_and_taken_away(say: Say, tmp_path: Path) -> None:
+    flag = ("--api-keys", tmp_path / "keys.json")
+    code, (token,), error = say("keys", "add", *flag, "--name", "ingest", "--role", "write", "--expires", "2099-01-01")
+    assert code == 0
+    assert token not in error
+    assert say("keys", "add", *flag, "--name", "home", "--rate", "5")[0] == 0
+    _, lines, _ = say("keys", "list", *flag)
+    assert [line.partition("  ")[2].partition(", made")[0] for line in lines] == [
+        "ingest: write, until 2099-01-01 00:00 UTC",
+        "home: read, for ever",
+    ]
+    assert token not in "\n".join(lines)
+    assert say("keys", "remove", *flag, "--name", "ingest")[0] == 0
+    assert [line.split()[1] for line in say("keys", "list", *flag)[1]] == ["home:"]
+    code, _, error = say("keys", "remove", *flag, "--name", "ingest")
+    assert (code, error) == (1, "error: there is no key 'ingest'; the file holds: home\n")
+    assert say("keys", "add", *flag, "--name", "x", "--role", "root")[0] == 2
+
+
+# ------------------------------------------------------------------------------------------------ a real process
+
+
+def test_a_guarded_process_from_file_and_environment_and_a_hangup(
+    own_newsroom: Path, tls: Files, tmp_path: Path
+) -> None:
+    store = Store(own_newsroom)
+    copy = shutil.copytree(store.directory(str(store.current())), own_newsroom / "generations" / "copy")
+    second = sealed_again(copy)
+    audit, keys = tmp_path / "audit.jsonl", tmp_path / "keys.json"
+    writer, reader = add_key(keys, "write", name="ingest"), add_key(keys, name="home")
+    (tmp_path / "server.toml").write_text(
+        f'store = "{own_newsroom}"\nlisten = "127.0.0.1:0"\nprecision = "fp32"\naudit-log = "{audit}"\n'
+        f'tls-cert = "{tls.chain}"\ntls-key = "{tls.key}"\n'
+    )
+    environment = {"COLDFRAME_SERVER_API_KEYS": str(keys)}
+    with Process(tmp_path, "--config", tmp_path / "server.toml", **environment) as server:
+        target = server.address()
+
+        def client(key: str) -> Client:
+            return Client(target, api_key=key, tls_ca=tls.ca, attempts=1)
+
+        with client(writer) as one, client(reader) as other:
+            one.upsert([piece("secret-id", "a very secret text")])
+            with pytest.raises(PermissionDenied):
+                other.delete(["001"])
+            with changed(keys) as known:
+                removed(known, "home")
+            store.activate(second)
+            server.popen.send_signal(signal.SIGHUP)
+            wait_until(lambda: turned_away(other), timeout_s=20)
+            wait_until(lambda: one.index().index.generation == second, timeout_s=20)
+        credentials = grpc.ssl_channel_credentials(tls.ca.read_bytes())
+        with grpc.secure_channel(target, credentials) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(30) == 0
+        told = [json.loads(line) for line in audit.read_text().splitlines()]
+        assert [(line["who"], line["outcome"]) for line in told] == [("ingest", "OK"), ("home", "PERMISSION_DENIED")]
+        for secret in (writer, reader, "secret-id", "very secret"):
+            assert secret not in audit.read_text() + server.errors()
+
+
+def turned_away(client: Client) -> bool:
+    try:
+        client.search(words("x"))
+    except Unauthenticated:
+        return True
+    return False
+
+
+def test_an_audit_log_that_is_moved_away_is_begun_anew(own_newsroom: Path, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    flags = ["--store", own_newsroom, "--listen", "127.0.0.1:0", "--precision", "fp32", "--audit-log", audit]
+    with Process(tmp_path, *flags) as server, Client(server.address()) as client:
+        client.delete(["none"])
+        wait_until(audit.read_text)  # type: ignore[arg-type]
+        shutil.move(audit, tmp_path / "old.jsonl")
+        client.delete(["none"])
+        wait_until(audit.exists)
+        assert json.loads(audit.read_text())["who"] == "anonymous"
