@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import signal
@@ -70,6 +69,8 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
 def _serve(
     config: Config, address: Address, guard: Guard, place: Place | None, announce: Callable[[str], None]
 ) -> None:
+    import uvloop
+
     from coldframe.store import Store
     from server.app import serve
     from server.engine import Engine
@@ -82,7 +83,7 @@ def _serve(
         device=config.device,  # type: ignore[arg-type]
         latest=None if place is None else Latest(place.page),
     )
-    asyncio.run(serve(engine, address, guard, grace_s=config.grace, announce=announce, place=place))
+    uvloop.run(serve(engine, address, guard, grace_s=config.grace, announce=announce, place=place))
 
 
 @app.command("config")

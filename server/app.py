@@ -29,6 +29,7 @@ from coldframe.v1 import (
     search_service_pb2_grpc,
 )
 from server.address import Address, require_free, taken
+from server.door import Door
 from server.interceptor import ErrorInterceptor
 from server.security.guard import Guard
 from server.services.articles import ArticleService
@@ -60,7 +61,8 @@ class Server:
 
     def __init__(self, engine: Engine, guard: Guard | None = None, *, worker: bool = False) -> None:
         self._engine, self._guard, self._worker = engine, guard or Guard(), worker
-        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up)]
+        self._door = Door(engine.searches)
+        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up, self._door)]
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
         options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options())
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
@@ -124,6 +126,7 @@ class Server:
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, finishes those under way within `grace_s`, and ends."""
         await self._health.enter_graceful_shutdown()
+        self._door.close()
         await self._server.stop(grace_s)
         await self._engine.close()
 

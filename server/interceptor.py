@@ -6,7 +6,9 @@ have no google.rpc: `coldframe-error`, `coldframe-field`, `coldframe-retry-after
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,17 +20,21 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from coldframe.errors import ColdframeError, InternalError, InvalidArgument, Overloaded
+from server.admission import CALL, Call, Company
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from google.protobuf.message import Message
 
+    from server.door import Door
+
     CatchUp = Callable[[], Awaitable[None] | None]
     _Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("coldframe.server")
 _OURS = "/coldframe."
+_BATCHES = frozenset({"/coldframe.v1.SearchService/BatchSearch"})
 # gRPC drops a reply whose headers hold over 8 KiB. The message is there three times: percent-encoded, which may triple
 # it, and twice in the details.
 _MESSAGE_HEAD_BYTES, _MESSAGE_TAIL_BYTES = 600, 300
@@ -45,8 +51,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     a change by another worker sees it here.
     """
 
-    def __init__(self, catch_up: CatchUp) -> None:
-        self._catch_up = catch_up
+    def __init__(self, catch_up: CatchUp, door: Door) -> None:
+        self._catch_up, self._door = catch_up, door
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(  # noqa: D102
@@ -55,20 +61,32 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         name = handler_call_details.method
-        if name in self._wrapped:
-            return self._wrapped[name]
-        handler = await continuation(handler_call_details)
-        if handler is None or not name.startswith(_OURS):
-            return handler
-        self._wrapped[name] = _wrapped(handler, name, self._catch_up)
-        return self._wrapped[name]
+        if name not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None or not name.startswith(_OURS):
+                return handler
+            self._wrapped[name] = self._wrap(handler, name)
+        refusal = self._door.refusal(name)
+        return self._wrapped[name] if refusal is None else _refusing(type(refusal), refusal.message)
+
+    def _wrap(self, handler: Any, name: str) -> Any:
+        codecs = _lenient(handler.request_deserializer), handler.response_serializer
+        if handler.stream_stream is not None:
+            guarded = _guarded_stream(handler.stream_stream, name, self._catch_up, self._door)
+            return grpc.stream_stream_rpc_method_handler(guarded, *codecs)
+        return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name, self._catch_up), *codecs)
 
 
-def _wrapped(handler: Any, name: str, catch_up: CatchUp) -> Any:
-    codecs = _lenient(handler.request_deserializer), handler.response_serializer
-    if handler.stream_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name, catch_up), *codecs)
-    return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name, catch_up), *codecs)
+@functools.lru_cache(maxsize=16)
+def _refusing(kind: type[ColdframeError], message: str) -> Any:
+    """A handler that refuses. As one of a stream it need not read the request, which it would otherwise wait for."""
+    code, details, trailing = _status(kind(message))
+
+    async def tell(_requests: Any, context: _Context) -> AsyncIterator[Any]:
+        await context.abort(code, details, trailing)
+        yield
+
+    return grpc.stream_stream_rpc_method_handler(tell)
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -82,8 +100,20 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
+def _begin(context: _Context, *, parts: bool) -> None:
+    """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
+    left = context.time_remaining()
+    call = Call(None if left is None else time.monotonic() + left)
+    if parts:
+        call.company = Company()
+    CALL.set(call)
+
+
 def _guarded(method: Callable[..., Awaitable[Any]], name: str, catch_up: CatchUp) -> Callable[..., Awaitable[Any]]:
+    parts = name in _BATCHES
+
     async def call(request: Any, context: _Context) -> Any:
+        _begin(context, parts=parts)
         try:
             if (others := catch_up()) is not None:
                 await others
@@ -95,15 +125,16 @@ def _guarded(method: Callable[..., Awaitable[Any]], name: str, catch_up: CatchUp
 
 
 def _guarded_stream(
-    method: Callable[..., AsyncIterator[Any]], name: str, catch_up: CatchUp
+    method: Callable[..., AsyncIterator[Any]], name: str, catch_up: CatchUp, door: Door
 ) -> Callable[..., AsyncIterator[Any]]:
     async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
+        async for request in door.read(requests):
             if (others := catch_up()) is not None:
                 await others
             yield _whole(request, name)
 
     async def call(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+        _begin(context, parts=True)
         try:
             async for reply in method(whole(requests), context):
                 yield reply
@@ -131,6 +162,11 @@ async def refuse(context: _Context, error: Exception, name: str) -> None:
 
 
 async def _abort(context: _Context, error: ColdframeError) -> None:
+    await context.abort(*_status(error))
+
+
+def _status(error: ColdframeError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
+    """Code, message and trailing metadata that stand for an error."""
     code, message = grpc.StatusCode[error.code], _shortened(error.message)
     status = status_pb2.Status(code=code.value[0], message=message, details=_details(error, message))
     hints = {"coldframe-error": type(error).__name__}
@@ -140,7 +176,7 @@ async def _abort(context: _Context, error: ColdframeError) -> None:
         hints["coldframe-retry-after-ms"] = str(round(1e3 * error.retry_after_s))
     trailing: list[tuple[str, str | bytes]] = [(key, quote(value)) for key, value in hints.items() if value]
     trailing.append(("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(code, message, tuple(trailing))
+    return code, message, tuple(trailing)
 
 
 def _shortened(message: str) -> str:
