@@ -7,8 +7,10 @@ Orders come as lines of JSON: {"address": "HOST:PORT", "kind": ..., "callers": s
 The answer has for each status the seconds since the beginning and the milliseconds of every call. Requests are written
 beforehand and replies are not read: the callers shall cost the machine little. Kinds:
 
-    vector     Search by a vector of QUERIES           text       Search by a seed text of about 20 tokens, each a new one
-    article    Embed a text of 4,096 tokens            upsert     UpsertArticles, one short article
+    vector     Search by a vector of QUERIES
+    text       Search by a seed text of about 20 tokens, each a new one
+    article    Embed a text of 4,096 tokens
+    upsert     UpsertArticles, one short article
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ All of it runs on the event loop and counts with plain numbers: it must cost a s
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,16 +39,24 @@ class Call:
     """What is known of a call beside its request.
 
     `deadline` is of `time.monotonic()`, None where the caller waits for ever; `company` is what the parts of a batch or
-    a stream share; `spans` collects (stage, start, end) of `time.perf_counter()`, None where calls are not traced.
+    a stream share. Where calls are traced, `spans` collects (stage, start, end) of `time.perf_counter()`, `began` is
+    the call's own, and `parent` is what its caller said of the trace; else `spans` is None.
     """
 
-    __slots__ = ("company", "deadline", "request_id", "spans")
+    __slots__ = ("began", "company", "deadline", "parent", "request_id", "spans")
 
     def __init__(self, deadline: float | None = None, request_id: str = "") -> None:
         self.deadline = deadline
         self.request_id = request_id
         self.company: Company | None = None
         self.spans: list[tuple[str, float, float]] | None = None
+        self.began = 0.0
+        self.parent: dict[str, str] = {}
+
+    def spent(self, stage: str, start: float) -> None:
+        """Notes that a stage went from `start`, of `time.perf_counter()`, to now, where that is wanted."""
+        if self.spans is not None:
+            self.spans.append((stage, start, time.perf_counter()))
 
     @property
     def late(self) -> bool:
@@ -163,6 +170,15 @@ class SearchLine:
             return self._begin(threads, work, call)
         return self._in_turn(call.company, threads, work, call)
 
+    def _carefully(self, work: Callable[[], _T], call: Call) -> _T:
+        """Does a work that is to be alone, or whose time is to be noted."""
+        with self._alone if self.counts.pressed else nullcontext():
+            start = time.perf_counter()
+            try:
+                return work()
+            finally:
+                call.spent("search", start)
+
     async def _in_turn(self, company: Company, threads: Threads, work: Callable[[], _T], call: Call) -> _T:
         async with company.searches:
             return await self._begin(threads, work, call)
@@ -175,10 +191,9 @@ class SearchLine:
             nonlocal begun
             begun = True
             call.require_time()
-            if not self.counts.pressed:
-                return work()
-            with self._alone:
-                return work()
+            if self.counts.pressed or call.spans is not None:
+                return self._carefully(work, call)
+            return work()
 
         def ended(future: asyncio.Future[_T]) -> None:
             self.waiting -= 1
@@ -197,14 +212,3 @@ class SearchLine:
 def admitted() -> None:
     """Says that the call at hand was let in elsewhere: it is answered, however long the line has become."""
     _ADMITTED.set(True)
-
-
-class RequestIds:
-    """Names for calls that bring none: a random beginning for the process, and a number."""
-
-    def __init__(self, beginning: str) -> None:
-        self._beginning, self._numbers = beginning, itertools.count(1)
-
-    def next(self) -> str:
-        """A name that no other call has."""
-        return f"{self._beginning}-{next(self._numbers):x}"

@@ -31,6 +31,8 @@ from coldframe.v1 import (
 from server.address import Address, require_free, taken
 from server.door import Door
 from server.interceptor import ErrorInterceptor
+from server.observe.station import Station
+from server.observe.witness import Witness
 from server.security.guard import Guard
 from server.services.articles import ArticleService
 from server.services.clusters import ClusterService
@@ -59,10 +61,13 @@ class Server:
     A worker shares its port with others.
     """
 
-    def __init__(self, engine: Engine, guard: Guard | None = None, *, worker: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, guard: Guard | None = None, *, worker: bool = False, witness: Witness | None = None
+    ) -> None:
         self._engine, self._guard, self._worker = engine, guard or Guard(), worker
-        self._door = Door(engine.searches)
-        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up, self._door)]
+        self._door, witness = Door(engine.searches), witness or Witness()
+        self._guard.gate.ended = witness.ended
+        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up, self._door, witness)]
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
         options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options())
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
@@ -152,6 +157,7 @@ async def serve(
     grace_s: float = 10.0,
     announce: Callable[[str], None] = print,
     place: Place | None = None,
+    station: Station | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains; looks at what it follows on SIGHUP. A worker, who has a place, ends
     with its supervisor, too.
@@ -164,6 +170,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    station = station or Station()
+    station.open(engine, ready=lambda: engine.ready and not stopping.is_set())
     if place is None:
         require_free(address)  # said at once, and not after a model was loaded
     else:
@@ -171,7 +179,7 @@ async def serve(
     # An empty store may be filled any moment; a broken one needs a person.
     with contextlib.suppress(NoGeneration):
         await loop.run_in_executor(None, engine.load)
-    server = Server(engine, guard, worker=place is not None)
+    server = Server(engine, guard, worker=place is not None, witness=station.witness)
     loop.add_signal_handler(signal.SIGHUP, server.look)
     listening = await server.start(address)
     announce(f"listening on {listening}")
@@ -185,3 +193,4 @@ async def serve(
     with contextlib.suppress(OSError):  # whoever read what is printed may have gone
         announce("stopping: finishing the calls under way")
     await server.stop(grace_s)
+    station.close()

@@ -30,7 +30,7 @@ _ALWAYS_LET_IN = frozenset(
 )
 
 
-class Gate:
+class Door:
     """Lets calls in. All of it runs on the event loop."""
 
     def __init__(self, searches: SearchLine) -> None:

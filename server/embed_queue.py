@@ -173,6 +173,7 @@ class EmbedQueue:
         self._thread = thread
         self.quick = Line("quick", max_quick_tokens)
         self.bulk = Line("bulk", max_bulk_tokens)
+        self.lines = self.quick, self.bulk
         self.batches = Batches()
         self._loop: asyncio.AbstractEventLoop
         self._lock = threading.Lock()  # of the lines: quick texts are taken by the computing thread, too
@@ -231,6 +232,8 @@ class EmbedQueue:
                     line.leave(item, "gone")
             raise
         started = min(item.started for item in done)
+        if (spans := CALL.get().spans) is not None:
+            spans += [("queue", arrived, started), ("embed", started, max(item.finished for item in done))]
         return Embedded(
             np.stack([item.vector for item in done]),
             queue_ms=1e3 * (started - arrived),

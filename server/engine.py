@@ -29,7 +29,7 @@ import numpy as np
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument, NoGeneration
 from coldframe.live import LIVE, Embedded, LiveStore
 from coldframe.text import text_digest
-from server.admission import MAX_SEARCHES, SearchLine
+from server.admission import CALL, MAX_SEARCHES, SearchLine
 from server.exchange import Exchange
 from server.place import Latest
 from server.serving import Loader, Served
@@ -194,6 +194,7 @@ class Engine:
         pool = self._tokenize if quick else self._tokenize_bulk
         tokens = await self.run(pool, lambda: served.encoder.tokenize(texts))
         timing.tokenize_ms += 1e3 * (time.perf_counter() - start)
+        CALL.get().spent("tokenize", start)
         return tokens
 
     async def embed(

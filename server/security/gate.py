@@ -50,6 +50,8 @@ class Gate(grpc.aio.ServerInterceptor):
         self._meter = Meter(limits)
         self._strangers = _Strangers()
         self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self.ended: Callable[[Call], None] | None = None
+        """Is told of every call that is over."""
 
     @property
     def open(self) -> int:
@@ -93,8 +95,13 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _end(self, call: Call) -> None:
         self._meter.leave(call.pool, call.key)
+        self._told(call)
+
+    def _told(self, call: Call) -> None:
         if call.audited:
             audit.note(call)
+        if self.ended is not None:
+            self.ended(call)
 
     def _refusing(self, call: Call, error: ColdframeError) -> Any:
         """A handler that reads nothing and tells why."""
@@ -103,8 +110,7 @@ class Gate(grpc.aio.ServerInterceptor):
             call.peer, call.outcome = context.peer(), error.code
             if isinstance(error, Unauthenticated):
                 self._strangers.note(call)
-            elif call.audited:
-                audit.note(call)
+            self._told(call)
             await refuse(context, error, call.method)
 
         return grpc.stream_stream_rpc_method_handler(tell)
