@@ -131,7 +131,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 @functools.lru_cache(maxsize=16)
 def _refusing(kind: str, message: str) -> Any:
-    """A handler that refuses by an error of a kind. As one of a stream it need not read the request, and wait for it."""
+    """A handler that refuses by an error of a kind. As one of a stream it need not read the request first."""
     status = _status(error_classes()[kind](message))
 
     async def tell(_requests: Any, context: _Context) -> AsyncIterator[Any]:

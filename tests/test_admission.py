@@ -355,7 +355,8 @@ def test_vectors_are_the_same_whatever_overtook(served: tuple[Client, Engine], m
 
 def test_a_server_that_stops_answers_whom_it_let_in_and_nobody_else(background: Background, newsroom: Path) -> None:
     from coldframe.store import Store
-    from server.app import Address, Server
+    from server.address import Address
+    from server.app import Server
     from server.engine import Engine
 
     engine = Engine(Store(newsroom), precision="fp32", threads=1)
