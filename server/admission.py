@@ -134,6 +134,15 @@ class SearchLine:
         self._searched = 0.0
         self._alone = threading.Lock()
 
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """For gRPC, which keeps calls until the event loop takes them: beyond so many it turns some away by itself, and
+        beyond the second number all. It can only cancel them, without a word; but they would wait uncounted.
+        """
+        return (
+            ("grpc.server.max_pending_requests", self.most),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * self.most),
+        )
+
     @property
     def full(self) -> bool:
         """Whether the next one is refused."""

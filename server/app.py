@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import grpc
@@ -52,6 +53,7 @@ _PROTOS = (embedding_service_pb2, search_service_pb2, cluster_service_pb2, artic
 SERVICES = tuple(
     descriptor.full_name for module in _PROTOS for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
+_SWITCH_S = 0.0005
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
@@ -69,7 +71,7 @@ class Server:
         self._guard.gate.ended = witness.ended
         interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up, self._door, witness)]
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
-        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options())
+        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options(), *engine.searches.options())
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
         self._health = HealthServicer()
         self._register()
@@ -166,6 +168,9 @@ async def serve(
     """
     # A product of a vector wakes no team of threads: what it waits for costs more than what it saves.
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+    # Each of the some hundred steps of a short text asks for Python anew. While the event loop is busy saying no, each
+    # would wait 5 ms for it, and the text a second.
+    sys.setswitchinterval(_SWITCH_S)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

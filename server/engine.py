@@ -49,7 +49,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger("coldframe.server")
 
 _QUICK_CHARS = 4_096
-_NICE = 10
+_NICE = 19
 NO_GENERATION = (
     "nothing has been published in this server's store yet; build a generation (python -m indexer build), and the "
     "server answers a moment later"
