@@ -19,7 +19,7 @@ from coldframe.longformer import Longformer
 from coldframe.requests import search_request
 from server.admission import CALL, Call, SearchLine
 from server.embed_queue import MAX_QUICK_TOKENS, QUICK_TOKENS, EmbedQueue
-from tests.newsroom import Barrier, opened, piece, words
+from tests.newsroom import opened, piece, words
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -38,8 +38,25 @@ def served(background: Background, newsroom: Path) -> Iterator[tuple[Client, Eng
         yield both
 
 
-def held_searches(engine: Engine) -> Barrier:
-    return Barrier(engine._search)
+class Held:
+    """The one search thread of an engine, held until it is opened."""
+
+    def __init__(self, background: Background, engine: Engine) -> None:
+        self._opened, reached = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            reached.set()
+            assert self._opened.wait(60)
+
+        async def begin() -> asyncio.Future[None]:
+            return engine._search.run(wait)
+
+        self._done = background.run(begin())
+        assert reached.wait(60)
+
+    def open(self) -> None:
+        """Lets the thread go on."""
+        self._opened.set()
 
 
 class Crowd:
@@ -61,10 +78,10 @@ class Crowd:
 
 
 def test_a_full_line_refuses_every_kind_of_call_at_once_and_answers_those_it_let_in(
-    served: tuple[Client, Engine],
+    served: tuple[Client, Engine], background: Background
 ) -> None:
     client, engine = served
-    held = held_searches(engine)
+    held = Held(background, engine)
     crowd = Crowd(client, engine, 6)
     refused = engine.searches.counts.refused
     calls: list[Callable[[], Any]] = [
@@ -104,9 +121,9 @@ def test_a_batch_and_a_stream_are_not_refused_for_their_own_company(served: tupl
     assert [line.counts.refused for line in (engine.served().queue.quick, engine.served().queue.bulk)] == [0, 0]
 
 
-def test_a_batch_in_a_crowd_is_refused_search_by_search(served: tuple[Client, Engine]) -> None:
+def test_a_batch_in_a_crowd_is_refused_search_by_search(served: tuple[Client, Engine], background: Background) -> None:
     client, engine = served
-    held = held_searches(engine)
+    held = Held(background, engine)
     crowd = Crowd(client, engine, 4)
     with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(client.batch_search, [search_request(article_id="009", limit=3)] * 8)
@@ -136,9 +153,11 @@ def test_a_search_whose_deadline_has_passed_is_not_run(served: tuple[Client, Eng
     assert line.waiting == 0
 
 
-def test_a_search_whose_caller_has_gone_is_not_run_and_makes_room(served: tuple[Client, Engine]) -> None:
+def test_a_search_whose_caller_has_gone_is_not_run_and_makes_room(
+    served: tuple[Client, Engine], background: Background
+) -> None:
     client, engine = served
-    held = held_searches(engine)
+    held = Held(background, engine)
     gone = engine.searches.counts.dropped["gone"]
     with pytest.raises(DeadlineExceeded):
         client.search(article_id="009", timeout=0.2)
@@ -367,7 +386,7 @@ def test_a_server_that_stops_answers_whom_it_let_in_and_nobody_else(background: 
         return server, await server.start(Address("127.0.0.1", 0))
 
     server, address = background.run(start())
-    held = held_searches(engine)
+    held = Held(background, engine)
     with Client(str(address), timeout=60) as client, ThreadPoolExecutor(4) as pool:
         waiting = threading.Event()
 
