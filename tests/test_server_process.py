@@ -45,7 +45,7 @@ from server.view import Base, View
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from coldframe import Encoder
     from coldframe.generation import Generation
     from coldframe.live import Embedded
-    from server.engine import Timing
     from tests.conftest import Background
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -182,11 +181,9 @@ class Crowded(Engine):
     def served(self) -> Served:
         return self._fixed
 
-    async def embed(
-        self, served: Served, texts: Sequence[str], timing: Timing, *, bulk: bool = False
-    ) -> list[Embedded]:
+    async def embed(self, *asked: Any, **how: Any) -> list[Embedded]:
         try:
-            return await super().embed(served, texts, timing, bulk=bulk)
+            return await super().embed(*asked, **how)
         finally:
             self.gone.release()
 
