@@ -50,7 +50,7 @@ MAX_BULK_TOKENS = 64 * 1024
 """About half a minute of work for two cores and a base model; whoever comes later had better try elsewhere."""
 MAX_COMING_CHARS = 8_000_000
 """Of texts that are being turned into tokens."""
-_SOON_S, _LEAST_ROOM = 0.25, 512
+_SOON_S, _LEAST_ROOM = 0.25, QUICK_TOKENS
 _WAIT_S = 0.002
 _TOKEN_S = 0.001
 _QUICK_SHARE = 3

@@ -324,7 +324,9 @@ def test_a_text_that_is_late_or_given_up_is_dropped_counted_and_makes_room(lines
     assert lines.queue.quick.texts == 0
 
 
-def test_texts_that_are_nearly_here_are_computed_together(lines: Lines) -> None:
+def test_texts_that_are_nearly_here_are_computed_together(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.embed_queue._WAIT_S", 10.0)
+
     async def run() -> None:
         with lines.queue.expecting(["another text"]):
             first = asyncio.create_task(lines.embed(20))
