@@ -336,12 +336,12 @@ class EmbedQueue:
             self._loop.call_soon_threadsafe(_fail, batch, error)
             return
         finished = time.perf_counter()
-        self._loop.call_soon_threadsafe(_settle, batch, vectors, started, finished)
         tokens = sum(len(item.ids) for item in batch)
         self.batches.tokens.observe(tokens)
         self.batches.texts += len(batch)
         if batch[0].line is self.quick:
             self.quick.noticed(tokens / (finished - started))
+        self._loop.call_soon_threadsafe(_settle, batch, vectors, started, finished)
 
     async def drain(self) -> None:
         """Serves who still waits."""
