@@ -177,18 +177,28 @@ class Encoder:
             if ahead is not None:
                 yield ahead[0], ahead[1].result()
 
-    def embed_ids(self, documents: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Vectors of token ids, special tokens included, (n, dim). Raises InvalidArgument for ids of no text."""
-        return self.embed_ids_by(documents, [self.recipe])[0]
+    def embed_ids(
+        self, documents: Sequence[Sequence[int]], between: Callable[[], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Vectors of token ids, special tokens included, (n, dim). Raises InvalidArgument for ids of no text.
 
-    def embed_ids_by(self, documents: Sequence[Sequence[int]], recipes: Sequence[Recipe]) -> list[NDArray[np.float32]]:
+        `between` is called on this thread again and again while they are computed (`Longformer.forward`).
+        """
+        return self.embed_ids_by(documents, [self.recipe], between)[0]
+
+    def embed_ids_by(
+        self,
+        documents: Sequence[Sequence[int]],
+        recipes: Sequence[Recipe],
+        between: Callable[[], None] | None = None,
+    ) -> list[NDArray[np.float32]]:
         """The same by several recipes at once, for the price of one: for each, (n, recipe.dim(hidden))."""
         self._check_ids(documents)
         hidden = self._config.hidden
         vectors = [np.empty((len(documents), recipe.dim(hidden)), np.float32) for recipe in recipes]
         budget = TOKENS_PER_BATCH if self.device == "cpu" else _TOKENS_PER_GPU_BATCH
         for batch in plan_batches([len(ids) for ids in documents], budget):
-            found = self._longformer([documents[n] for n in batch], recipes)
+            found = self._longformer([documents[n] for n in batch], recipes, between)
             for rows, part in zip(vectors, found, strict=True):
                 rows[batch] = part.float().cpu().numpy()
         return vectors

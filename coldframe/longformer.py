@@ -253,7 +253,14 @@ class Layer(nn.Module):
         self.feed_out = Linear(config.intermediate, config.hidden)
         self.feed_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, bounds: Bounds, global_rows: Tensor, fused: Fused | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        bounds: Bounds,
+        global_rows: Tensor,
+        fused: Fused | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Writes the next hidden state over `x`, (tokens, hidden)."""
         attended = self.local(x, bounds, fused)  # (tokens, hidden)
         attended[global_rows] = self.global_(x, bounds, global_rows, fused)
@@ -261,6 +268,8 @@ class Layer(nn.Module):
         for rows, part in zip(torch.split(x, size), torch.split(attended, size), strict=True):
             mixed = self.attention_norm(self.attention_out(part, rows))  # (rows, hidden)
             rows.copy_(self.feed_norm(self.feed_out(self.feed_in(mixed), mixed)))
+            if between is not None:
+                between()
         return x
 
 
@@ -274,10 +283,16 @@ class Longformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, window) for window in config.windows)
 
     @torch.inference_mode()
-    def forward(self, documents: Sequence[Sequence[int]], recipes: Sequence[Recipe]) -> list[Tensor]:
+    def forward(
+        self,
+        documents: Sequence[Sequence[int]],
+        recipes: Sequence[Recipe],
+        between: Callable[[], None] | None = None,
+    ) -> list[Tensor]:
         """Token ids of each document, special tokens included, none longer than `config.max_tokens`.
 
-        Returns fp32 vectors for each recipe, (documents, recipe.dim(hidden)).
+        `between` is called again and again on the way, after at most `ROWS` tokens of a layer: it may compute something
+        shorter, and nothing here notices. Returns fp32 vectors for each recipe, (documents, recipe.dim(hidden)).
         """
         device = self.embeddings.word.weight.device
         ids = moved(torch.tensor([i for document in documents for i in document], dtype=torch.long), device)
@@ -290,7 +305,7 @@ class Longformer(nn.Module):
         for pooler in poolers:
             pooler.see(x)
         for layer in self.layers:
-            x = layer(x, bounds, global_rows, fused)
+            x = layer(x, bounds, global_rows, fused, between)
             for pooler in poolers:
                 pooler.see(x)
         return [pooler.vectors() for pooler in poolers]

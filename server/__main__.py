@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import signal
@@ -50,9 +49,10 @@ def main(context: typer.Context, *, config: Config) -> None:
 def run(config: Config, place: Place | None = None, announce: Callable[[str], None] | None = None) -> None:
     """Serves until SIGTERM. A worker has a place; without one, and with several workers, they are looked after here."""
     from server.address import Address
+    from server.observe import logs
     from server.security.guard import raise_open_files
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.begin(config.log_format)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
     announce = announce or functools.partial(print, flush=True)
     address = Address.parse(config.listen)
@@ -70,6 +70,8 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
 def _serve(
     config: Config, address: Address, guard: Guard, place: Place | None, announce: Callable[[str], None]
 ) -> None:
+    import uvloop
+
     from coldframe.store import Store
     from server.app import serve
     from server.engine import Engine
@@ -81,8 +83,10 @@ def _serve(
         precision=config.precision,  # type: ignore[arg-type]  # checked there
         device=config.device,  # type: ignore[arg-type]
         latest=None if place is None else Latest(place.page),
+        max_searches=config.max_searches,
     )
-    asyncio.run(serve(engine, address, guard, grace_s=config.grace, announce=announce, place=place))
+    station = config.station(0 if place is None else place.number)
+    uvloop.run(serve(engine, address, guard, grace_s=config.grace, announce=announce, place=place, station=station))
 
 
 @app.command("config")

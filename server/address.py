@@ -18,15 +18,15 @@ class Address:
     port: int
 
     @classmethod
-    def parse(cls, value: str) -> Address:
-        """Raises InvalidArgument for anything that is not HOST:PORT."""
+    def parse(cls, value: str, flag: str = "listen") -> Address:
+        """Raises InvalidArgument for anything that is not HOST:PORT, given by a flag."""
         host, colon, port = value.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not colon or not bare or not port.isdecimal() or int(port) > 65_535 or (":" in bare and bare == host):
             raise InvalidArgument(
-                f"--listen is {value!r}; give HOST:PORT with a port of 0 to 65535, such as localhost:50051 or "
+                f"--{flag} is {value!r}; give HOST:PORT with a port of 0 to 65535, such as localhost:50051 or "
                 f"[::1]:50051",
-                field="listen",
+                field=flag,
             )
         return cls(host, int(port))
 
@@ -63,10 +63,10 @@ def require_free(address: Address) -> None:
                     raise taken(address) from error
 
 
-def taken(address: Address) -> InvalidArgument:
+def taken(address: Address, flag: str = "listen") -> InvalidArgument:
     """What is said where an address cannot be listened on."""
     return InvalidArgument(
         f"cannot listen on {address}: the port is taken, or the host is not this machine's; choose another with "
-        f"--listen HOST:PORT",
-        field="listen",
+        f"--{flag} HOST:PORT",
+        field=flag,
     )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import grpc
@@ -29,7 +30,10 @@ from coldframe.v1 import (
     search_service_pb2_grpc,
 )
 from server.address import Address, require_free, taken
+from server.door import Door
 from server.interceptor import ErrorInterceptor
+from server.observe.station import Station
+from server.observe.witness import Witness
 from server.security.guard import Guard
 from server.services.articles import ArticleService
 from server.services.clusters import ClusterService
@@ -49,6 +53,7 @@ _PROTOS = (embedding_service_pb2, search_service_pb2, cluster_service_pb2, artic
 SERVICES = tuple(
     descriptor.full_name for module in _PROTOS for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
+_SWITCH_S = 0.0005
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
@@ -58,11 +63,15 @@ class Server:
     A worker shares its port with others.
     """
 
-    def __init__(self, engine: Engine, guard: Guard | None = None, *, worker: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, guard: Guard | None = None, *, worker: bool = False, witness: Witness | None = None
+    ) -> None:
         self._engine, self._guard, self._worker = engine, guard or Guard(), worker
-        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up)]
+        self._door, witness = Door(engine.searches), witness or Witness()
+        self._guard.gate.ended = witness.ended
+        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up, self._door, witness)]
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
-        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options())
+        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options(), *engine.searches.options())
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
         self._health = HealthServicer()
         self._register()
@@ -124,6 +133,7 @@ class Server:
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, finishes those under way within `grace_s`, and ends."""
         await self._health.enter_graceful_shutdown()
+        self._door.close()
         await self._server.stop(grace_s)
         await self._engine.close()
 
@@ -149,6 +159,7 @@ async def serve(
     grace_s: float = 10.0,
     announce: Callable[[str], None] = print,
     place: Place | None = None,
+    station: Station | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains; looks at what it follows on SIGHUP. A worker, who has a place, ends
     with its supervisor, too.
@@ -157,10 +168,15 @@ async def serve(
     """
     # A product of a vector wakes no team of threads: what it waits for costs more than what it saves.
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+    # Each of the some hundred steps of a short text asks for Python anew. While the event loop is busy saying no, each
+    # would wait 5 ms for it, and the text a second.
+    sys.setswitchinterval(_SWITCH_S)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    station = station or Station()
+    station.open(engine, ready=lambda: engine.ready and not stopping.is_set())
     if place is None:
         require_free(address)  # said at once, and not after a model was loaded
     else:
@@ -168,7 +184,7 @@ async def serve(
     # An empty store may be filled any moment; a broken one needs a person.
     with contextlib.suppress(NoGeneration):
         await loop.run_in_executor(None, engine.load)
-    server = Server(engine, guard, worker=place is not None)
+    server = Server(engine, guard, worker=place is not None, witness=station.witness)
     loop.add_signal_handler(signal.SIGHUP, server.look)
     listening = await server.start(address)
     announce(f"listening on {listening}")
@@ -182,3 +198,4 @@ async def serve(
     with contextlib.suppress(OSError):  # whoever read what is printed may have gone
         announce("stopping: finishing the calls under way")
     await server.stop(grace_s)
+    station.close()

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from coldframe.errors import InvalidArgument
+from server.admission import MAX_SEARCHES
 from server.security import audit
 from server.security.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from server.observe.station import Station
     from server.security.certificates import CertificateFiles
     from server.security.guard import Guard
 
@@ -70,7 +72,23 @@ class Config:
         Path | None, typer.Option(help="A file for the lines about writes and administration; the log unless given.")
     ] = None
 
+    # --- what operators see (docs/operations.md) ---
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Answer /metrics, /livez and /readyz there, by HTTP without a key."),
+    ] = None
+    log_format: Annotated[str, typer.Option(help="text for people, json for machines.")] = "text"
+    slow_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="Log calls that take longer than this, with their parts.")
+    ] = None
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Send OpenTelemetry spans (OTEL_* say where); needs the extra telemetry.")
+    ] = False
+
     # --- limits, of each process ---
+    max_searches: Annotated[
+        int, typer.Option(min=1, help="Searches that wait or run; whoever comes then is told to come back.")
+    ] = MAX_SEARCHES
     max_message_mib: Annotated[int, typer.Option(min=1, max=1024, help="The largest message, both ways.")] = 64
     requests_per_second: Annotated[
         float, typer.Option(min=0.0, help="Of one key, unless the key says otherwise; 0 for any number.")
@@ -108,6 +126,19 @@ class Config:
                 "--store is missing; give the folder of generations that `python -m indexer build` made", field="store"
             )
         return self.store
+
+    def station(self, worker: int = 0) -> Station:
+        """What tells operators of the server, or of the worker with this number. Raises InvalidArgument for an address
+        that is none, and for traces where the extra is not installed.
+        """
+        from server.address import Address
+        from server.observe.station import Station
+        from server.observe.traces import tracer
+
+        metrics = None if self.metrics is None else Address.parse(self.metrics, flag="metrics")
+        if metrics is not None and metrics.port:
+            metrics = metrics.at(metrics.port + worker)
+        return Station(metrics, self.slow_ms, tracer() if self.traces else None)
 
     def limits(self) -> Limits:
         """How much callers may ask for."""

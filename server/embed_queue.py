@@ -1,32 +1,59 @@
 """One encoder for many callers: texts wait in line, and what waits together is computed together.
 
-Torch never runs on the event loop; one thread computes, batch after batch, each bounded by tokens. A text whose
-caller has gone is dropped, and a full line says so at once instead of growing.
+Torch never runs on the event loop; one thread computes, batch after batch, each bounded by tokens. Two lines:
+
+    quick    calls of `QUICK_TOKENS` tokens at most, such as the seed text of a reader who waits, in order of arrival
+    bulk     all others, and articles that are going to be kept: the shortest first, but a token counts as a millisecond
+             of waiting only, so that a long article is overtaken for four seconds and then by nobody
+
+Quick ones overtake: they are computed between two bulk batches, and also in the middle of one, which is interrupted
+after every 512 tokens of a layer. They get three quarters of the time at most while bulk waits, so neither starves.
+While the server is `busy` searching, long batches go `aside`, to a thread that is nobody's equal, on half of the cores.
+Texts of several callers at once are computed on half of them, too: a team of threads on cores that others need waits
+for its slowest one, and what takes 30 ms then takes 300.
+A full line says so at once instead of growing; a text whose caller has gone, or whose deadline has passed, is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
+import math
+import threading
 import time
-from collections import deque
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from coldframe.encoder import TOKENS_PER_BATCH
-from coldframe.errors import Overloaded
+from coldframe.errors import DeadlineExceeded, Overloaded
+from coldframe.longformer import ROWS
+from server.admission import CALL, TOO_LATE, Call, Counts, admitted
+from server.tally import TOKENS, Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
     from coldframe.encoder import Encoder, Tokens
 
-# About half a minute of work for two cores and a base model; whoever comes later had better try elsewhere.
-MAX_WAITING_TOKENS = 64 * 1024
+QUICK_TOKENS = 256
+MAX_QUICK_TOKENS = 2_048
+"""About 100 seed texts, or fewer: no more wait than are computed in a quarter of a second, but `_LEAST_ROOM` always."""
+MAX_BULK_TOKENS = 64 * 1024
+"""About half a minute of work for two cores and a base model; whoever comes later had better try elsewhere."""
+MAX_COMING_CHARS = 8_000_000
+"""Of texts that are being turned into tokens."""
+_SOON_S, _LEAST_ROOM = 0.25, QUICK_TOKENS
+_WAIT_S = 0.002
+_TOKEN_S = 0.001
+_QUICK_SHARE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +65,6 @@ class Embedded:
     embed_ms: float
 
 
-@dataclass(slots=True)
-class _Waiting:
-    ids: list[int]
-    done: asyncio.Future[_Done]
-
-
 @dataclass(frozen=True, slots=True)
 class _Done:
     vector: NDArray[np.float32]
@@ -51,73 +72,301 @@ class _Done:
     finished: float
 
 
-class EmbedQueue:
-    """The line before an encoder, which computes on `thread`. `drain` it when the server stops."""
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    ids: list[int]
+    done: asyncio.Future[_Done]
+    call: Call
+    line: Line
+    left: bool = False
+    """Whether it stands in the line no longer."""
 
-    def __init__(self, encoder: Encoder, thread: Executor, max_waiting_tokens: int = MAX_WAITING_TOKENS) -> None:
+
+class Line:
+    """Texts that wait, in an order of their own, and how many tokens they are."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self.name, self.most = name, most
+        self.tokens = 0
+        self.texts = 0
+        self.counts = Counts()
+        self.pace = math.inf
+        """Tokens that are computed in a second, lately. Written by the thread that computes."""
+        self._heap: list[tuple[float, int, _Waiting]] = []
+        self._order = itertools.count()
+
+    def takes(self, tokens: int) -> bool:
+        """Whether a call with so many tokens may join. One that finds nobody may, whatever its size."""
+        return not self.texts or self.tokens + tokens <= self.room
+
+    @property
+    def room(self) -> int:
+        """Tokens that may wait: so many as are computed soon, at the pace of this moment."""
+        return int(min(self.most, max(_LEAST_ROOM, self.pace * _SOON_S)))
+
+    def noticed(self, pace: float) -> None:
+        """Remembers how fast a batch was, and forgets older ones."""
+        self.pace = pace if math.isinf(self.pace) else 0.8 * self.pace + 0.2 * pace
+
+    def join(self, item: _Waiting, place: float) -> None:
+        """Stands in line; the least place comes first, and of equal ones the first to come."""
+        self.texts += 1
+        self.tokens += len(item.ids)
+        heapq.heappush(self._heap, (place, next(self._order), item))
+
+    def leave(self, item: _Waiting, reason: str = "") -> None:
+        """Makes room: an item is computed now, or given up for a reason."""
+        if item.left:
+            return
+        item.left = True
+        self.texts -= 1
+        self.tokens -= len(item.ids)
+        if reason:
+            self.counts.dropped[reason] += 1
+
+    def take(self, budget: int) -> tuple[list[_Waiting], list[_Waiting]]:
+        """The first in line, as many as fit the budget, at least one; and those whose deadline has passed."""
+        batch: list[_Waiting] = []
+        late: list[_Waiting] = []
+        while self._heap and (not batch or len(self._heap[0][2].ids) <= budget):
+            item = heapq.heappop(self._heap)[2]
+            if item.left or item.done.done():
+                self.leave(item, "gone")
+            elif item.call.late:
+                self.leave(item, "deadline")
+                late.append(item)
+            else:
+                self.leave(item)
+                budget -= len(item.ids)
+                batch.append(item)
+        return batch, late
+
+
+@dataclass
+class Batches:
+    """What was computed. Written by the thread that computes."""
+
+    tokens: Histogram = field(default_factory=lambda: Histogram(TOKENS))
+    texts: int = 0
+    overtaken: int = 0
+    """Quick batches in the middle of a bulk one."""
+
+
+class EmbedQueue:
+    """The lines before an encoder, which computes on `thread`. `drain` it when the server stops."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        thread: Executor,
+        *,
+        max_quick_tokens: int = MAX_QUICK_TOKENS,
+        max_bulk_tokens: int = MAX_BULK_TOKENS,
+        aside: Executor | None = None,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._aside_thread, self._busy = aside, busy
+        self._aside: asyncio.Task[None] | None = None
+        self._cores = torch.get_num_threads()
+        self._half = max(1, self._cores // 2)
         self._encoder = encoder
         self._thread = thread
-        self._max_waiting_tokens = max_waiting_tokens
-        self._line: deque[_Waiting] = deque()
-        self._waiting_tokens = 0
+        self.quick = Line("quick", max_quick_tokens)
+        self.bulk = Line("bulk", max_bulk_tokens)
+        self.lines = self.quick, self.bulk
+        self.batches = Batches()
+        self._loop: asyncio.AbstractEventLoop
+        self._lock = threading.Lock()  # of the lines: quick texts are taken by the computing thread, too
         self._worker: asyncio.Task[None] | None = None
+        self._coming = 0
+        self._coming_chars = 0
+        self._all_here = asyncio.Event()
+        self._bulk_turn = False
 
-    async def embed(self, texts: Sequence[Tokens]) -> Embedded:
-        """Waits its turn and computes. Raises Overloaded, at once, where too much is waiting already."""
-        tokens = sum(text.used for text in texts)
-        if self._line and self._waiting_tokens + tokens > self._max_waiting_tokens:
-            raise Overloaded(
-                f"{len(self._line):,} texts are waiting to be embedded, which is as many as this server takes; try "
-                f"again in a second, or ask another server"
-            )
+    # --- joining, on the event loop ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def expecting(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[None]:
+        """While texts are turned into tokens; a batch waits for them a moment, if they are nearly here.
+
+        Raises Overloaded, at once, where it can be seen already that there is no room for them.
+        """
+        chars = sum(map(len, texts))
+        # No text has more tokens than characters, but for the two at its ends.
+        if not bulk and chars + 2 * len(texts) <= QUICK_TOKENS and not self.quick.takes(2 * len(texts) + 1):
+            raise self._refusal(self.quick)
+        if self._coming_chars and self._coming_chars + chars > MAX_COMING_CHARS:
+            raise self._refusal(self.bulk)
+        self._coming += 1
+        self._coming_chars += chars
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self._coming_chars -= chars
+            if not self._coming:
+                self._all_here.set()
+
+    async def embed(self, texts: Sequence[Tokens], *, bulk: bool = False) -> Embedded:
+        """Waits its turn and computes; in the bulk line, whatever its size, where that is asked for.
+
+        Raises Overloaded, at once, where too much is waiting already, and DeadlineExceeded where the caller's time was
+        up before its turn came.
+        """
+        tokens, call = sum(text.used for text in texts), CALL.get()
+        line = self.bulk if bulk or tokens > QUICK_TOKENS else self.quick
+        if call.company is None:
+            return await self._through(line, texts, tokens)
+        async with call.company.tokens(line.name, tokens, line.room // 2):
+            return await self._through(line, texts, tokens)
+
+    async def _through(self, line: Line, texts: Sequence[Tokens], tokens: int) -> Embedded:
         arrived = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        items = [_Waiting(text.ids, loop.create_future()) for text in texts]
-        self._line.extend(items)
-        self._waiting_tokens += tokens
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-        done = await asyncio.gather(*(item.done for item in items))
+        items = self._join(line, texts, tokens)
+        self._wake()
+        try:
+            done = await asyncio.gather(*(item.done for item in items))
+        except asyncio.CancelledError:  # others have the room of texts that nobody waits for
+            with self._lock:
+                for item in items:
+                    line.leave(item, "gone")
+            raise
         started = min(item.started for item in done)
+        if (spans := CALL.get().spans) is not None:
+            spans += [("queue", arrived, started), ("embed", started, max(item.finished for item in done))]
         return Embedded(
             np.stack([item.vector for item in done]),
             queue_ms=1e3 * (started - arrived),
             embed_ms=1e3 * (max(item.finished for item in done) - started),
         )
 
+    def _join(self, line: Line, texts: Sequence[Tokens], tokens: int) -> list[_Waiting]:
+        if not line.takes(tokens):
+            raise self._refusal(line)
+        admitted()
+        self._loop = asyncio.get_running_loop()
+        call, now = CALL.get(), time.monotonic()
+        place = now if line is self.quick else now + _TOKEN_S * tokens
+        items = [_Waiting(text.ids, self._loop.create_future(), call, line) for text in texts]
+        with self._lock:
+            for item in items:
+                line.join(item, place)
+        return items
+
+    @staticmethod
+    def _refusal(line: Line) -> Overloaded:
+        line.counts.refuse()
+        return Overloaded(
+            f"{line.texts:,} texts are waiting to be embedded, which is as many as this server takes; try again in a "
+            f"second, or ask another server"
+        )
+
+    # --- computing ---------------------------------------------------------------------------------------------------
+
     async def _work(self) -> None:
         """Computes until nobody waits."""
-        loop = asyncio.get_running_loop()
-        while batch := self._next_batch():
-            started = time.perf_counter()
-            try:
-                vectors = await loop.run_in_executor(
-                    self._thread, self._encoder.embed_ids, [item.ids for item in batch]
-                )
-            except Exception as error:  # noqa: BLE001, RUF100  # whatever it is, the callers must hear of it
-                for item in batch:
-                    if not item.done.done():
-                        item.done.set_exception(error)
+        while self.quick.texts or (self.bulk.texts and self._aside is None):
+            await self._wait_for_more()
+            line = self._next_line()
+            if not (batch := self._take(line)):
                 continue
-            finished = time.perf_counter()
-            for item, vector in zip(batch, vectors, strict=True):
-                if not item.done.done():
-                    item.done.set_result(_Done(vector, started, finished))
+            long = line is self.bulk and sum(len(item.ids) for item in batch) > ROWS
+            if long and self._aside_thread is not None and self._busy():
+                self._aside = asyncio.create_task(self._compute_aside(self._aside_thread, batch))
+                continue
+            alone = self._aside is None and (not self._busy() if long else len(batch) == 1 and not self.quick.texts)
+            cores = self._cores if alone else self._half
+            run = self._embed_long if long else self._embed
+            await self._loop.run_in_executor(self._thread, _on_cores, cores, run, batch)
 
-    def _next_batch(self) -> list[_Waiting]:
-        """The first in line, as many as fit the budget, without those whose callers have gone."""
-        batch: list[_Waiting] = []
-        budget = TOKENS_PER_BATCH
-        while self._line and (not batch or len(self._line[0].ids) <= budget):
-            item = self._line.popleft()
-            self._waiting_tokens -= len(item.ids)
-            if item.done.done():
-                continue
-            budget -= len(item.ids)
-            batch.append(item)
+    async def _compute_aside(self, thread: Executor, batch: list[_Waiting]) -> None:
+        await self._loop.run_in_executor(thread, _on_cores, self._half, self._embed, batch)
+        self._aside = None
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+
+    async def _wait_for_more(self) -> None:
+        """Waits a moment for texts of which it is known that they come. A caller who is alone waits for nobody."""
+        if self._coming:
+            self._all_here.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WAIT_S):
+                    await self._all_here.wait()
+
+    def _next_line(self) -> Line:
+        """Bulk after quick, and quick after bulk, where both wait."""
+        bulk = self.bulk.texts and self._aside is None and (self._bulk_turn or not self.quick.texts)
+        self._bulk_turn = not bulk
+        return self.bulk if bulk else self.quick
+
+    def _take(self, line: Line) -> list[_Waiting]:
+        with self._lock:
+            batch, late = line.take(TOKENS_PER_BATCH)
+        if late:
+            self._loop.call_soon_threadsafe(_refuse, late)
         return batch
+
+    def _embed_long(self, batch: list[_Waiting]) -> None:
+        """Computes a batch, and lets quick texts past on the way. Runs on the computing thread, as what follows."""
+        begun, past = time.perf_counter(), 0.0
+
+        def between() -> None:
+            nonlocal past
+            now = time.perf_counter()
+            while (
+                self.quick.texts and past <= _QUICK_SHARE * (now - begun - past) and (quick := self._take(self.quick))
+            ):
+                self._embed(quick)
+                self.batches.overtaken += 1
+                past += time.perf_counter() - now
+                now = time.perf_counter()
+
+        self._embed(batch, between)
+
+    def _embed(self, batch: list[_Waiting], *between: Callable[[], None]) -> None:
+        if not batch:
+            return
+        started = time.perf_counter()
+        try:
+            vectors = self._encoder.embed_ids([item.ids for item in batch], *between)
+        except Exception as error:  # noqa: BLE001, RUF100  # whatever it is, the callers must hear of it
+            self._loop.call_soon_threadsafe(_fail, batch, error)
+            return
+        finished = time.perf_counter()
+        tokens = sum(len(item.ids) for item in batch)
+        self.batches.tokens.observe(tokens)
+        self.batches.texts += len(batch)
+        if batch[0].line is self.quick:
+            self.quick.noticed(tokens / (finished - started))
+        self._loop.call_soon_threadsafe(_settle, batch, vectors, started, finished)
 
     async def drain(self) -> None:
         """Serves who still waits."""
-        if self._worker is not None:
-            await self._worker
+        while (task := self._aside or self._worker) is not None and not task.done():
+            await task
+
+
+def _on_cores(cores: int, run: Callable[[list[_Waiting]], None], batch: list[_Waiting]) -> None:
+    """Computes on so many cores; torch knows the number for each thread."""
+    if torch.get_num_threads() != cores:
+        torch.set_num_threads(cores)
+    run(batch)
+
+
+def _settle(batch: list[_Waiting], vectors: NDArray[np.float32], started: float, finished: float) -> None:
+    for item, vector in zip(batch, vectors, strict=True):
+        if not item.done.done():
+            item.done.set_result(_Done(vector, started, finished))
+
+
+def _fail(batch: list[_Waiting], error: Exception) -> None:
+    for item in batch:
+        if not item.done.done():
+            item.done.set_exception(error)
+
+
+def _refuse(late: list[_Waiting]) -> None:
+    _fail(late, DeadlineExceeded(TOO_LATE))

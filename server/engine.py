@@ -4,7 +4,8 @@ Torch and FAISS run on threads, never on the event loop:
 
     compute     all that torch does, loading included: a second thread that computes would halve the speed of both
                 (docs/decisions/0008-one-thread-computes.md)
-    tokenize    texts to token ids
+    aside       long texts while there are searches: at a low priority, on half of the cores
+    tokenize    short texts to token ids; long ones have a thread of their own, which short ones need not wait for
     search      filters, searches, ranking; one OpenMP thread each: under load the searches themselves fill the cores
     write       changes to live articles, and the exchange of one generation for another: one after the other
     load        a new generation, beside the one that answers
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +29,7 @@ import numpy as np
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument, NoGeneration
 from coldframe.live import LIVE, Embedded, LiveStore
 from coldframe.text import text_digest
+from server.admission import CALL, MAX_SEARCHES, SearchLine
 from server.exchange import Exchange
 from server.place import Latest
 from server.serving import Loader, Served
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _log = logging.getLogger("coldframe.server")
 
+_QUICK_CHARS = 4_096
+_NICE = 19
 NO_GENERATION = (
     "nothing has been published in this server's store yet; build a generation (python -m indexer build), and the "
     "server answers a moment later"
@@ -79,9 +85,11 @@ class Engine:
         device: Device = "auto",
         threads: int = 2,
         latest: Latest | None = None,
+        max_searches: int = MAX_SEARCHES,
     ) -> None:
         """latest: what several servers of one store tell each other; None: this one is alone."""
         self._store = store
+        self.searches = SearchLine(max_searches)
         store.current()  # refuses what is no store
         self._live = LiveStore(store.path / LIVE, read_only=True)
         self._writable: LiveStore | None = None
@@ -90,11 +98,15 @@ class Engine:
         self._latest = latest or Latest()
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
         self._compute = ThreadPoolExecutor(1, "compute")
+        self._aside = ThreadPoolExecutor(1, "compute-aside", initializer=_stand_back)
         self._tokenize = ThreadPoolExecutor(1, "tokenize")
+        self._tokenize_bulk = ThreadPoolExecutor(1, "tokenize-bulk")
         self._search = Threads(threads, "search", lambda: faiss.omp_set_num_threads(1))
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
-        self._loader = Loader(store, self._live, self.writable, self._compute, model, precision, device)
+        self._loader = Loader(
+            store, self._live, self.writable, self._compute, model, precision, device, self._aside, self.searches.busy
+        )
         self.exchange = Exchange(
             store,
             load=lambda name: self.run(self._load, lambda: self._loader.load(self._served, name)),
@@ -178,16 +190,22 @@ class Engine:
     async def tokenize(self, served: Served, texts: Sequence[str], timing: Timing) -> list[Tokens]:
         """Token ids of each text, their ends cut off where they are too long."""
         start = time.perf_counter()
-        tokens = await self.run(self._tokenize, lambda: served.encoder.tokenize(texts))
+        quick = sum(map(len, texts)) <= _QUICK_CHARS
+        pool = self._tokenize if quick else self._tokenize_bulk
+        tokens = await self.run(pool, lambda: served.encoder.tokenize(texts))
         timing.tokenize_ms += 1e3 * (time.perf_counter() - start)
+        CALL.get().spent("tokenize", start)
         return tokens
 
-    async def embed(self, served: Served, texts: Sequence[str], timing: Timing) -> list[Embedded]:
-        """The encoder's own vectors of the texts, before the index's placement."""
+    async def embed(
+        self, served: Served, texts: Sequence[str], timing: Timing, *, bulk: bool = False
+    ) -> list[Embedded]:
+        """The encoder's own vectors of the texts, before the index's placement. Others go first where it is `bulk`."""
         if not texts:
             return []
-        tokens = await self.tokenize(served, texts, timing)
-        done = await served.queue.embed(tokens)
+        with served.queue.expecting(texts, bulk=bulk):
+            tokens = await self.tokenize(served, texts, timing)
+        done = await served.queue.embed(tokens, bulk=bulk)
         timing.queue_ms += done.queue_ms
         timing.embed_ms += done.embed_ms
         about = served.encoder.fingerprint, served.encoder.precision
@@ -198,13 +216,17 @@ class Engine:
         fingerprint = served.encoder.fingerprint
         digests = [text_digest(text) for text in texts]
         held = await self.searching(lambda: [self._live.embedded(digest, fingerprint) for digest in digests])
-        new = await self.embed(served, [t for t, known in zip(texts, held, strict=True) if known is None], timing)
+        unknown = [text for text, known in zip(texts, held, strict=True) if known is None]
+        new = await self.embed(served, unknown, timing, bulk=True)
         fresh = iter(new)
         return [next(fresh) if known is None else known for known in held]
 
     def searching(self, work: Callable[[], _T]) -> Awaitable[_T]:
-        """Begins to run something that reads the index on a search thread. The loop is free until it is awaited."""
-        return self._search.run(work)
+        """Begins to run something that reads the index on a search thread. The loop is free until it is awaited.
+
+        Raises Overloaded, at once, where too many wait for one; awaited, DeadlineExceeded where its turn came too late.
+        """
+        return self.searches.through(self._search, work)
 
     @staticmethod
     async def run(pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
@@ -216,7 +238,15 @@ class Engine:
         await self.writer.drain()
         if self._served is not None:
             await self._served.queue.drain()
-        for pool in (self._load, self._write, self._search, self._tokenize, self._compute):
+        for pool in (
+            self._load,
+            self._write,
+            self._search,
+            self._tokenize,
+            self._tokenize_bulk,
+            self._compute,
+            self._aside,
+        ):
             pool.shutdown()
         self._live.close()
         if self._writable is not None:
@@ -226,3 +256,9 @@ class Engine:
 def placed(served: Served, embedded: Sequence[Embedded]) -> NDArray[np.float32]:
     """Vectors in the index's space, (n, dim)."""
     return served.generation.placement(np.stack([e.vector for e in embedded]))
+
+
+def _stand_back() -> None:
+    """Lets the system prefer every other thread to this one."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process that stands back
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -6,7 +6,9 @@ have no google.rpc: `coldframe-error`, `coldframe-field`, `coldframe-retry-after
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,18 +19,25 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from coldframe.errors import ColdframeError, InternalError, InvalidArgument, Overloaded
+from coldframe.errors import ColdframeError, InternalError, InvalidArgument, Overloaded, error_classes
+from server.admission import CALL, Call, Company
+from server.observe.witness import REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from google.protobuf.message import Message
 
+    from server.door import Door
+    from server.observe.witness import Witness
+
     CatchUp = Callable[[], Awaitable[None] | None]
+    _Trailing = tuple[tuple[str, str | bytes], ...]
     _Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("coldframe.server")
 _OURS = "/coldframe."
+_BATCHES = frozenset({"/coldframe.v1.SearchService/BatchSearch"})
 # gRPC drops a reply whose headers hold over 8 KiB. The message is there three times: percent-encoded, which may triple
 # it, and twice in the details.
 _MESSAGE_HEAD_BYTES, _MESSAGE_TAIL_BYTES = 600, 300
@@ -45,8 +54,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     a change by another worker sees it here.
     """
 
-    def __init__(self, catch_up: CatchUp) -> None:
-        self._catch_up = catch_up
+    def __init__(self, catch_up: CatchUp, door: Door, witness: Witness) -> None:
+        self._catch_up, self._door, self._witness = catch_up, door, witness
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(  # noqa: D102
@@ -55,20 +64,85 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         name = handler_call_details.method
-        if name in self._wrapped:
-            return self._wrapped[name]
-        handler = await continuation(handler_call_details)
-        if handler is None or not name.startswith(_OURS):
-            return handler
-        self._wrapped[name] = _wrapped(handler, name, self._catch_up)
-        return self._wrapped[name]
+        if name not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None or not name.startswith(_OURS):
+                return handler
+            self._wrapped[name] = self._wrap(handler, name)
+        refusal = self._door.refusal(name)
+        return self._wrapped[name] if refusal is None else _refusing(type(refusal).__name__, refusal.message)
+
+    def _wrap(self, handler: Any, name: str) -> Any:
+        codecs = _lenient(handler.request_deserializer), handler.response_serializer
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(self._guarded_stream(handler.stream_stream, name), *codecs)
+        return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, name), *codecs)
+
+    def _begin(self, context: _Context, *, parts: bool) -> Call:
+        """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
+        left, metadata = context.time_remaining(), context.invocation_metadata() or ()
+        call = Call(None if left is None else time.monotonic() + left, self._witness.request_id(metadata))
+        if parts:
+            call.company = Company()
+        elif self._witness.tracer is not None:
+            self._witness.tracer.begin(call, metadata)
+        CALL.set(call)
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        return call
+
+    def _guarded(self, method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
+        parts, catch_up, witness, tally = name in _BATCHES, self._catch_up, self._witness, self._witness.of(name)
+
+        async def answer(request: Any, context: _Context) -> Any:
+            call = self._begin(context, parts=parts)
+            try:
+                if (others := catch_up()) is not None:
+                    await others
+                reply = await method(_whole(request, name), context)
+                witness.replied(tally, reply, call)
+                return reply
+            except Exception as error:
+                await refuse(context, error, name)
+
+        return answer
+
+    def _guarded_stream(
+        self, method: Callable[..., AsyncIterator[Any]], name: str
+    ) -> Callable[..., AsyncIterator[Any]]:
+        catch_up, door, witness, tally = self._catch_up, self._door, self._witness, self._witness.of(name)
+
+        async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for request in door.read(requests):
+                if (others := catch_up()) is not None:
+                    await others
+                yield _whole(request, name)
+
+        async def answer(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+            self._begin(context, parts=True)
+            try:
+                async for reply in method(whole(requests), context):
+                    witness.streamed(tally, reply)
+                    yield reply
+            except Exception as error:
+                await refuse(context, error, name)
+
+        return answer
 
 
-def _wrapped(handler: Any, name: str, catch_up: CatchUp) -> Any:
-    codecs = _lenient(handler.request_deserializer), handler.response_serializer
-    if handler.stream_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, name, catch_up), *codecs)
-    return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, name, catch_up), *codecs)
+@functools.lru_cache(maxsize=16)
+def _refusing(kind: str, message: str) -> Any:
+    """A handler that refuses by an error of a kind. As one of a stream it need not read the request first."""
+    status = _status(error_classes()[kind](message))
+
+    async def tell(_requests: Any, context: _Context) -> AsyncIterator[Any]:
+        await _end(context, *status)
+        yield
+
+    return grpc.stream_stream_rpc_method_handler(tell)
+
+
+async def _end(context: _Context, code: grpc.StatusCode, message: str, trailing: _Trailing) -> None:
+    await context.abort(code, message, trailing)
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -80,37 +154,6 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return _Malformed()
 
     return read
-
-
-def _guarded(method: Callable[..., Awaitable[Any]], name: str, catch_up: CatchUp) -> Callable[..., Awaitable[Any]]:
-    async def call(request: Any, context: _Context) -> Any:
-        try:
-            if (others := catch_up()) is not None:
-                await others
-            return await method(_whole(request, name), context)
-        except Exception as error:
-            await refuse(context, error, name)
-
-    return call
-
-
-def _guarded_stream(
-    method: Callable[..., AsyncIterator[Any]], name: str, catch_up: CatchUp
-) -> Callable[..., AsyncIterator[Any]]:
-    async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
-            if (others := catch_up()) is not None:
-                await others
-            yield _whole(request, name)
-
-    async def call(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
-        try:
-            async for reply in method(whole(requests), context):
-                yield reply
-        except Exception as error:
-            await refuse(context, error, name)
-
-    return call
 
 
 def _whole(request: Any, name: str) -> Any:
@@ -131,6 +174,12 @@ async def refuse(context: _Context, error: Exception, name: str) -> None:
 
 
 async def _abort(context: _Context, error: ColdframeError) -> None:
+    code, message, trailing = _status(error)
+    await context.abort(code, message, (*trailing, (REQUEST_ID, CALL.get().request_id)))
+
+
+def _status(error: ColdframeError) -> tuple[grpc.StatusCode, str, _Trailing]:
+    """Code, message and trailing metadata that stand for an error."""
     code, message = grpc.StatusCode[error.code], _shortened(error.message)
     status = status_pb2.Status(code=code.value[0], message=message, details=_details(error, message))
     hints = {"coldframe-error": type(error).__name__}
@@ -140,7 +189,7 @@ async def _abort(context: _Context, error: ColdframeError) -> None:
         hints["coldframe-retry-after-ms"] = str(round(1e3 * error.retry_after_s))
     trailing: list[tuple[str, str | bytes]] = [(key, quote(value)) for key, value in hints.items() if value]
     trailing.append(("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(code, message, tuple(trailing))
+    return code, message, tuple(trailing)
 
 
 def _shortened(message: str) -> str:

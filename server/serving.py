@@ -55,6 +55,10 @@ class Loader:
     model: str | None
     precision: Precision
     device: Device
+    aside: Executor
+    """Where long texts are computed while searches need the cores, too."""
+    busy: Callable[[], bool]
+    """Whether they do."""
 
     def load(self, before: Served | None, name: str | None = None) -> Served:
         """Opens a generation, the current one for None, and replays the live changes since it was built; blocks.
@@ -70,7 +74,7 @@ class Loader:
         if before is not None and before.encoder.fingerprint == generation.manifest.model.fingerprint:
             return before.encoder, before.queue
         encoder = self.compute.submit(self._load_encoder, generation).result()
-        return encoder, EmbedQueue(encoder, self.compute)
+        return encoder, EmbedQueue(encoder, self.compute, aside=self.aside, busy=self.busy)
 
     def _load_encoder(self, generation: Generation) -> Encoder:
         manifest = generation.manifest

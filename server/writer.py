@@ -82,6 +82,11 @@ class Writer:
         self._waiting = 0
         self._worker: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Changes that wait to be written."""
+        return self._waiting
+
     async def apply(self, changes: Sequence[Change]) -> tuple[Outcomes, View]:
         """Commits all of the changes, no two of one id, or none; says what came of each, and the first view with them.
 

@@ -11,7 +11,7 @@ from coldframe.store import Store
 from server.engine import Engine, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pytest
@@ -24,9 +24,14 @@ def test_all_that_torch_computes_it_computes_on_one_thread(store_path: Path, mon
     names: list[str] = []
     forward = Longformer.forward
 
-    def spied(self: Longformer, documents: Sequence[Sequence[int]], recipes: Sequence[Recipe]) -> list[torch.Tensor]:
+    def spied(
+        self: Longformer,
+        documents: Sequence[Sequence[int]],
+        recipes: Sequence[Recipe],
+        between: Callable[[], None] | None = None,
+    ) -> list[torch.Tensor]:
         names.append(threading.current_thread().name)
-        return forward(self, documents, recipes)
+        return forward(self, documents, recipes, between)
 
     monkeypatch.setattr(Longformer, "forward", spied)
     engine = Engine(Store(store_path), precision="fp32")

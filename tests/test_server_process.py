@@ -45,7 +45,7 @@ from server.view import Base, View
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from coldframe import Encoder
     from coldframe.generation import Generation
     from coldframe.live import Embedded
-    from server.engine import Timing
     from tests.conftest import Background
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -175,16 +174,16 @@ class Crowded(Engine):
     def __init__(self, generation: Generation, encoder: Encoder, store: Store) -> None:
         super().__init__(store)
         self.door = Door(encoder)
-        self.queue = EmbedQueue(cast("Encoder", self.door), self._compute, max_waiting_tokens=20)
+        self.queue = EmbedQueue(cast("Encoder", self.door), self._compute, max_quick_tokens=20)
         self.gone = threading.Semaphore(0)
         self._fixed = Served(View.of(Base(generation)), encoder, self.queue)
 
     def served(self) -> Served:
         return self._fixed
 
-    async def embed(self, served: Served, texts: Sequence[str], timing: Timing) -> list[Embedded]:
+    async def embed(self, *asked: Any, **how: Any) -> list[Embedded]:
         try:
-            return await super().embed(served, texts, timing)
+            return await super().embed(*asked, **how)
         finally:
             self.gone.release()
 
@@ -211,9 +210,9 @@ def crowded(
 def stand_in_line(crowded: tuple[Crowded, EmbeddingServiceStub], *texts: str) -> Any:
     """Sends texts and waits until they stand in the line."""
     engine, stub = crowded
-    before = len(engine.queue._line)
+    before = engine.queue.quick.texts
     call = stub.Embed.future(EmbedRequest(texts=texts))
-    wait_until(lambda: len(engine.queue._line) == before + len(texts))
+    wait_until(lambda: engine.queue.quick.texts == before + len(texts))
     return call
 
 

@@ -105,16 +105,16 @@ def test_so_many_requests_are_under_way_and_no_more(
     queue, asked = engine.served().queue, Asked()
     held = Barrier(engine._compute)
     call = EmbeddingServiceStub(channel).StreamEmbed(iter(asked), timeout=60)
-    wait_until(lambda: len(queue._line) >= IN_FLIGHT - 10)
+    wait_until(lambda: queue.quick.texts >= IN_FLIGHT - 10)
     time.sleep(0.3)
-    first = IN_FLIGHT - len(queue._line)
+    first = IN_FLIGHT - queue.quick.texts
     assert 1 <= first <= 10, "what the encoder took before it was held, and 32 in all"
     if gone == "cancelled":
         call.cancel()
         asked.ended.set()
-        wait_until(lambda: all(item.done.done() for item in queue._line))
+        wait_until(lambda: queue.quick.texts == queue.quick.tokens == 0)
         held.open()
-        wait_until(lambda: not queue._line and queue._waiting_tokens == 0)
+        wait_until(lambda: queue._worker is not None and queue._worker.done())
         return
     held.open()
     replies = [next(call).correlation_id for _ in range(100)]

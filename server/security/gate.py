@@ -56,6 +56,8 @@ class Gate(grpc.aio.ServerInterceptor):
         self._for_keyless = Patience(min(limits.receive_s, _KEYLESS_RECEIVE_S))
         self._for_next = Patience(limits.idle_s)
         self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self.ended: Callable[[Call], None] | None = None
+        """Is told of every call that is over."""
 
     @property
     def open(self) -> int:
@@ -99,8 +101,13 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _end(self, call: Call) -> None:
         self._meter.leave(call.pool, call.key)
+        self._told(call)
+
+    def _told(self, call: Call) -> None:
         if call.audited:
             audit.note(call)
+        if self.ended is not None:
+            self.ended(call)
 
     def _refusing(self, call: Call, error: ColdframeError) -> Any:
         """A handler that reads nothing and tells why."""
@@ -109,8 +116,7 @@ class Gate(grpc.aio.ServerInterceptor):
             call.peer, call.outcome = context.peer(), error.code
             if isinstance(error, Unauthenticated):
                 self._strangers.note(call)
-            elif call.audited:
-                audit.note(call)
+            self._told(call)
             await refuse(context, error, call.method)
 
         return grpc.stream_stream_rpc_method_handler(tell)

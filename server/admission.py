@@ -1,0 +1,223 @@
+"""Who is let in: a line that says no at once where it is full, and what a call carries to wherever it is worked on.
+
+The rule is the same for a call of its own, a search of a batch and a request of a stream: one that finds the line full
+is refused with Overloaded, by itself, before anything is computed for it; one that was let in is answered. Those of a
+batch or a stream take turns, so that they fill no line by themselves: nobody is refused for its own company.
+
+All of it runs on the event loop and counts with plain numbers: it must cost a search microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import asynccontextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
+
+from coldframe.errors import DeadlineExceeded, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from server.threads import Threads
+
+_T = TypeVar("_T")
+
+MAX_SEARCHES = 16
+"""Searches that wait or run. More of them only wait longer: two cores are busy with a few."""
+PRESSED_S = 0.5
+"""So long after a call was refused it counts as a time of pressure."""
+BUSY_S = 1.0
+AT_ONCE = 4
+"""Searches of one batch or stream in the line."""
+TOO_LATE = "the deadline passed before the server came to it; nothing was computed"
+
+
+class Call:
+    """What is known of a call beside its request.
+
+    `deadline` is of `time.monotonic()`, None where the caller waits for ever; `company` is what the parts of a batch or
+    a stream share. Where calls are traced, `spans` collects (stage, start, end) of `time.perf_counter()`, `began` is
+    the call's own, and `parent` is what its caller said of the trace; else `spans` is None.
+    """
+
+    __slots__ = ("began", "company", "deadline", "parent", "request_id", "spans")
+
+    def __init__(self, deadline: float | None = None, request_id: str = "") -> None:
+        self.deadline = deadline
+        self.request_id = request_id
+        self.company: Company | None = None
+        self.spans: list[tuple[str, float, float]] | None = None
+        self.began = 0.0
+        self.parent: dict[str, str] = {}
+
+    def spent(self, stage: str, start: float) -> None:
+        """Notes that a stage went from `start`, of `time.perf_counter()`, to now, where that is wanted."""
+        if self.spans is not None:
+            self.spans.append((stage, start, time.perf_counter()))
+
+    @property
+    def late(self) -> bool:
+        """Whether nobody can have an answer in time any more."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def require_time(self) -> None:
+        """Raises DeadlineExceeded where the deadline has passed."""
+        if self.late:
+            raise DeadlineExceeded(TOO_LATE)
+
+
+class Company:
+    """The parts of a batch or a stream: how much of a line they may have between them. The others wait their turn."""
+
+    def __init__(self) -> None:
+        self.searches = asyncio.Semaphore(AT_ONCE)
+        self._tokens: dict[str, int] = {}
+        self._moved = asyncio.Condition()
+
+    @asynccontextmanager
+    async def tokens(self, line: str, count: int, most: int) -> AsyncIterator[None]:
+        """Has room for some tokens in a line, of which all parts together have `most`, or one part alone more."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: not (held := self._tokens.get(line, 0)) or held + count <= most)
+            self._tokens[line] = self._tokens.get(line, 0) + count
+        try:
+            yield
+        finally:
+            self._tokens[line] -= count
+            async with self._moved:
+                self._moved.notify_all()
+
+
+NOBODY = Call()
+CALL: ContextVar[Call] = ContextVar("call", default=NOBODY)
+"""The call that is being answered."""
+_ADMITTED: ContextVar[bool] = ContextVar("admitted", default=False)
+"""Whether this call, or this part of a batch or a stream, was let in. Each part is a task with a context of its own."""
+
+
+class Counts:
+    """What became of work that was not done. `dropped` is by reason: "deadline" or "gone"."""
+
+    __slots__ = ("_pressed_until", "dropped", "refused")
+
+    def __init__(self) -> None:
+        self.refused = 0
+        self.dropped = {"deadline": 0, "gone": 0}
+        self._pressed_until = 0.0
+
+    def refuse(self) -> None:
+        """Counts a call that was not let in."""
+        self.refused += 1
+        self._pressed_until = time.monotonic() + PRESSED_S
+
+    @property
+    def pressed(self) -> bool:
+        """Whether calls were refused a moment ago."""
+        return time.monotonic() < self._pressed_until
+
+
+class SearchLine:
+    """The line before the search threads.
+
+    While calls are refused, one search runs at a time. Python runs one thread at a time in any case, and those that
+    search keep the one that answers the door waiting: callers would then queue up inside gRPC, where none is counted.
+    """
+
+    def __init__(self, most: int = MAX_SEARCHES) -> None:
+        self.most = most
+        self.waiting = 0
+        """Works that wait or run."""
+        self.counts = Counts()
+        self._searched = 0.0
+        self._alone = threading.Lock()
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """For gRPC, which keeps calls until the event loop takes them: beyond so many it turns some away by itself, and
+        beyond the second number all. It can only cancel them, without a word; but they would wait uncounted.
+        """
+        return (
+            ("grpc.server.max_pending_requests", self.most),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * self.most),
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether the next one is refused."""
+        return self.waiting >= self.most
+
+    def busy(self) -> bool:
+        """Whether anything is searched, or was a moment ago."""
+        return bool(self.waiting) or time.monotonic() < self._searched + BUSY_S
+
+    def admit(self) -> None:
+        """Lets the call at hand in, once. Raises Overloaded where the line is full."""
+        if _ADMITTED.get():
+            return
+        if self.waiting >= self.most:
+            raise self.refuse()
+        _ADMITTED.set(True)
+
+    def refuse(self) -> Overloaded:
+        """Counts a call that is not let in; what its caller hears."""
+        self.counts.refuse()
+        return Overloaded(
+            f"{self.most:,} searches are waiting or running, which is as many as this server takes; try again in a "
+            f"second, or ask another server"
+        )
+
+    def through(self, threads: Threads, work: Callable[[], _T]) -> Awaitable[_T]:
+        """Begins a work on a thread: once its call is admitted, and if somebody still waits when its turn comes.
+
+        Raises Overloaded, at once; awaited, DeadlineExceeded where the thread came to it too late. Parts of a batch or
+        a stream are begun, and refused, when they are awaited and have their turn.
+        """
+        call = CALL.get()
+        if call.company is None:
+            return self._begin(threads, work, call)
+        return self._in_turn(call.company, threads, work, call)
+
+    def _carefully(self, work: Callable[[], _T], call: Call) -> _T:
+        """Does a work that is to be alone, or whose time is to be noted."""
+        with self._alone if self.counts.pressed else nullcontext():
+            start = time.perf_counter()
+            try:
+                return work()
+            finally:
+                call.spent("search", start)
+
+    async def _in_turn(self, company: Company, threads: Threads, work: Callable[[], _T], call: Call) -> _T:
+        async with company.searches:
+            return await self._begin(threads, work, call)
+
+    def _begin(self, threads: Threads, work: Callable[[], _T], call: Call) -> asyncio.Future[_T]:
+        self.admit()
+        begun = False
+
+        def timely() -> _T:
+            nonlocal begun
+            begun = True
+            call.require_time()
+            if self.counts.pressed or call.spans is not None:
+                return self._carefully(work, call)
+            return work()
+
+        def ended(future: asyncio.Future[_T]) -> None:
+            self.waiting -= 1
+            self._searched = time.monotonic()
+            if future.cancelled():
+                self.counts.dropped["gone"] += not begun  # the thread passes over what was cancelled before its turn
+            elif isinstance(future.exception(), DeadlineExceeded):
+                self.counts.dropped["deadline"] += 1
+
+        self.waiting += 1
+        future = threads.run(timely)
+        future.add_done_callback(ended)
+        return future
+
+
+def admitted() -> None:
+    """Says that the call at hand was let in elsewhere: it is answered, however long the line has become."""
+    _ADMITTED.set(True)

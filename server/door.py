@@ -1,0 +1,81 @@
+"""The door of the server: a call passes it before anything of it is read, and nobody does once the server stops.
+
+A call that finds the search line full is answered here, for less than it costs to read its request: a server that is
+asked for ten times what it can do must not spend its time on saying no. When the server stops, calls under way end as
+if nothing had happened, streams are read no further, and new calls hear UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from coldframe.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from coldframe.errors import ColdframeError
+    from server.admission import SearchLine
+
+_ALWAYS_LET_IN = frozenset(
+    {
+        "/coldframe.v1.IndexService/GetIndex",
+        "/coldframe.v1.EmbeddingService/Embed",
+        # What comes by a stream is refused one by one.
+        "/coldframe.v1.EmbeddingService/StreamEmbed",
+        "/coldframe.v1.SearchService/StreamSearch",
+        "/coldframe.v1.ArticleService/StreamUpsertArticles",
+    }
+)
+
+
+class Door:
+    """Lets calls in. All of it runs on the event loop."""
+
+    def __init__(self, searches: SearchLine) -> None:
+        self._searches = searches
+        self._closed = False
+        self._reading: set[asyncio.Task[Any]] = set()
+
+    def refusal(self, method: str) -> ColdframeError | None:
+        """Why a call of a method, "/package.Service/Method", is not let in; None where it is."""
+        if self.closed():
+            return stopping()
+        if self._searches.full and method not in _ALWAYS_LET_IN:
+            return self._searches.refuse()
+        return None
+
+    def closed(self) -> bool:
+        """Whether the server stops."""
+        return self._closed
+
+    def close(self) -> None:
+        """Lets nobody in from now on. Streams that wait for their next request are told so."""
+        self._closed = True
+        for task in self._reading:
+            task.cancel()
+
+    async def read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The requests of a stream, until the server stops. Raises Unavailable then."""
+        task = asyncio.current_task()
+        assert task is not None
+        while not self.closed():
+            self._reading.add(task)
+            try:
+                request = await anext(requests)
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                if self.closed():
+                    break
+                raise
+            finally:
+                self._reading.discard(task)
+            yield request
+        raise stopping()
+
+
+def stopping() -> Unavailable:
+    """What new calls hear."""
+    return Unavailable("this server is stopping; ask another one")

@@ -1,0 +1,56 @@
+"""How far an index has moved away from the articles that it was built of, and whether it is time to build it anew.
+
+Clusters were found among the generation's articles. A live article joins the nearest of them, however far that is;
+where many are outliers of theirs, the news has turned to what no cluster is about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from server.view import View
+
+MOST_CHANGED = 0.2
+"""Share of the articles that came, went or were replaced since the build: beyond it a rebuild is advised."""
+LEAST_LIVE = 50
+"""Fewer live articles say nothing of the others."""
+MOST_OUTLIERS = 3.0
+"""Times as many outliers among the live articles as among the generation's, and beyond `_SPARE` of them: likewise."""
+_SPARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """live: articles that came since the build. changed: share of articles that came, went or were replaced.
+
+    outliers: share of the live articles that are outliers of their clusters; built: the same of the generation's.
+    """
+
+    live: int
+    changed: float
+    outliers: float
+    built: float
+
+    @property
+    def rebuild_advised(self) -> bool:
+        """Whether a new generation would serve its readers better."""
+        if self.changed > MOST_CHANGED:
+            return True
+        return self.live >= LEAST_LIVE and self.outliers > max(MOST_OUTLIERS * self.built, self.built + _SPARE)
+
+
+def drift(view: View) -> Drift:
+    """Looks at all live articles."""
+    rows = np.flatnonzero(view.alive).tolist()
+    clusters, size = view.base.generation.clusters, len(view.base)
+    outliers = sum(view.overlay.rows[row].article.outlier for row in rows)
+    return Drift(
+        live=len(rows),
+        changed=(len(rows) + len(view.replaced)) / max(size, 1),
+        outliers=outliers / max(len(rows), 1),
+        built=sum(cluster.outliers for cluster in clusters) / max(size, 1),
+    )

@@ -1,0 +1,59 @@
+"""Log lines for people (text) or for machines (a JSON object each), with the id of the request that they belong to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from coldframe.errors import InvalidArgument
+from server.admission import CALL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMATS = ("text", "json")
+_OWN = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "request_id"}
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives every record the id of the request at hand, "" where there is none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: D102
+        if not hasattr(record, "request_id"):
+            record.request_id = CALL.get().request_id
+        return True
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: at, level, logger, message, request_id, and what the record brings beside."""
+
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102
+        document = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": getattr(record, "request_id", ""),
+            **_beside(record.__dict__),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            document["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return json.dumps(document, ensure_ascii=False, default=str)
+
+
+def _beside(fields: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if name not in _OWN}
+
+
+def begin(form: str) -> None:
+    """Sends the log to standard error. Raises InvalidArgument for a form that there is not."""
+    if form not in FORMATS:
+        raise InvalidArgument(f"--log-format is {form!r}; allowed are {' and '.join(FORMATS)}", field="log_format")
+    handler = logging.StreamHandler()
+    handler.addFilter(RequestIdFilter())
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

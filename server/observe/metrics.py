@@ -1,0 +1,187 @@
+"""What Prometheus is told, made when it asks: nothing here runs while a call is answered.
+
+Every process has metrics of its own. With `--workers N` worker k answers on the port of `--metrics` plus k, and
+Prometheus, which tells them apart by port, adds up: `sum without (instance) (...)`. That needs no files shared between
+processes, as prometheus-client's multiprocess mode does, and no gauge that would have to say whose it is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from server.observe.drift import Drift, drift
+from server.observe.witness import STAGES
+from server.writer import MAX_WAITING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client.core import Metric
+
+    from server.admission import Counts
+    from server.engine import Engine
+    from server.observe.witness import MethodTally, Witness
+    from server.serving import Served
+    from server.tally import Histogram
+    from server.view import View
+
+
+class ServerCollector(Collector):
+    """Reads what a server counted."""
+
+    def __init__(self, engine: Engine, witness: Witness, pulse: Pulse) -> None:
+        self._engine, self._witness, self._pulse = engine, witness, pulse
+        self._drift: tuple[View, Drift] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """All families; those of the index only where there is one."""
+        methods = [self._witness.methods[name] for name in sorted(self._witness.methods)]
+        yield from _calls(methods)
+        yield from self._lines()
+        yield from self._process()
+        served = self._engine.served() if self._engine.ready else None
+        yield _gauge("coldframe_ready", "1 where there is an index to answer from.", float(served is not None))
+        if served is not None:
+            yield from _batches(served)
+            yield from self._index(served)
+
+    def _lines(self) -> Iterator[Metric]:
+        depth = GaugeMetricFamily("coldframe_queue_depth", "Works that wait or run, by line.", labels=["queue"])
+        limit = GaugeMetricFamily(
+            "coldframe_queue_limit", "Where a line refuses: searches, tokens, changes.", labels=["queue"]
+        )
+        tokens = GaugeMetricFamily("coldframe_queue_tokens", "Tokens of the texts that wait.", labels=["queue"])
+        counts: dict[str, Counts] = {"search": self._engine.searches.counts}
+        depth.add_metric(["search"], self._engine.searches.waiting)
+        limit.add_metric(["search"], self._engine.searches.most)
+        depth.add_metric(["write"], self._engine.writer.waiting)
+        limit.add_metric(["write"], MAX_WAITING)
+        if self._engine.ready:
+            for line in self._engine.served().queue.lines:
+                depth.add_metric([line.name], line.texts)
+                limit.add_metric([line.name], line.room)
+                tokens.add_metric([line.name], line.tokens)
+                counts[line.name] = line.counts
+        yield from (depth, limit, tokens)
+        yield from _given_up(counts)
+
+    def _index(self, served: Served) -> Iterator[Metric]:
+        view, manifest = served.view, served.generation.manifest
+        if self._drift is None or self._drift[0] is not view:
+            self._drift = view, drift(view)
+        found = self._drift[1]
+        created = manifest.created_at.timestamp()
+        yield _gauge("coldframe_generation_created_timestamp_seconds", "When the generation was built.", created)
+        yield _gauge("coldframe_generation_age_seconds", "Since then.", time.time() - created)
+        info = GaugeMetricFamily("coldframe_generation_info", "1, with what is served.", labels=["generation", "model"])
+        info.add_metric([manifest.name, manifest.model.name], 1)
+        yield info
+        yield _gauge("coldframe_articles", "Articles that can be found.", len(view))
+        yield _gauge("coldframe_live_articles", "Of them those that came since the build.", found.live)
+        yield _gauge("coldframe_replaced_articles", "Articles of the build that are hidden.", len(view.replaced))
+        yield _gauge("coldframe_live_sequence", "Number of the last change that is shown.", view.sequence)
+        yield _gauge("coldframe_changed_ratio", "Articles that came, went or were replaced, of all.", found.changed)
+        yield _gauge("coldframe_drift_ratio", "Outliers of their clusters among live articles.", found.outliers)
+        yield _gauge("coldframe_built_outliers_ratio", "The same among the build's own.", found.built)
+        yield _gauge("coldframe_rebuild_advised", "1 where it is time for a new build.", float(found.rebuild_advised))
+
+    def _process(self) -> Iterator[Metric]:
+        yield _gauge("coldframe_threads", "Threads of the process, torch's and gRPC's among them.", _threads())
+        yield _gauge("coldframe_loop_lag_seconds", "How late the event loop is.", self._pulse.lag_s)
+
+
+class Pulse:
+    """Whether the event loop still turns: it notes the time again and again."""
+
+    def __init__(self) -> None:
+        self.beat = time.monotonic()
+        self.lag_s = 0.0
+
+    def note(self, late_s: float) -> None:
+        """Is called by the loop every second, and told how late it comes."""
+        self.beat, self.lag_s = time.monotonic(), late_s
+
+    @property
+    def silent_s(self) -> float:
+        """Since the last beat."""
+        return time.monotonic() - self.beat
+
+
+def registry(collector: ServerCollector) -> CollectorRegistry:
+    """Everything that is told: the server's own, and what prometheus-client knows of the process."""
+    made = CollectorRegistry()
+    made.register(collector)
+    ProcessCollector(registry=made)
+    PlatformCollector(registry=made)
+    GCCollector(registry=made)
+    return made
+
+
+def _calls(methods: Sequence[MethodTally]) -> Iterator[Metric]:
+    requests = CounterMetricFamily("coldframe_requests", "Calls that ended, by status.", labels=["method", "code"])
+    items = CounterMetricFamily("coldframe_stream_replies", "Replies of streams.", labels=["method", "code"])
+    seconds = HistogramMetricFamily("coldframe_request_seconds", "From a call to its end.", labels=["method"])
+    stages = HistogramMetricFamily("coldframe_stage_seconds", "Parts of it.", labels=["method", "stage"])
+    for tally in methods:
+        name = tally.name.rpartition(".")[2]  # Service/Method
+        for code, count in sorted(tally.codes.items()):
+            requests.add_metric([name, code], count)
+        for code, count in sorted(tally.items.items()):
+            items.add_metric([name, code], count)
+        _add(seconds, [name], tally.seconds)
+        for stage, histogram in zip(STAGES, tally.stages, strict=True):
+            if any(histogram.counts):
+                _add(stages, [name, stage], histogram)
+    yield from (requests, items, seconds, stages)
+
+
+def _given_up(counts: dict[str, Counts]) -> Iterator[Metric]:
+    refused = CounterMetricFamily("coldframe_refused", "Works that a full line refused.", labels=["queue"])
+    dropped = CounterMetricFamily(
+        "coldframe_dropped",
+        "Works that were let in and not done: too late, or nobody waited.",
+        labels=["queue", "reason"],
+    )
+    for queue, of in counts.items():
+        refused.add_metric([queue], of.refused)
+        for reason, count in of.dropped.items():
+            dropped.add_metric([queue, reason], count)
+    yield from (refused, dropped)
+
+
+def _batches(served: Served) -> Iterator[Metric]:
+    batches = served.queue.batches
+    tokens = HistogramMetricFamily("coldframe_batch_tokens", "Tokens that were embedded together.", labels=[])
+    _add(tokens, [], batches.tokens)
+    yield tokens
+    texts = CounterMetricFamily("coldframe_embedded_texts", "Texts that were embedded.")
+    texts.add_metric([], batches.texts)
+    overtaken = CounterMetricFamily("coldframe_overtaking_batches", "Quick batches in the middle of a long one.")
+    overtaken.add_metric([], batches.overtaken)
+    yield from (texts, overtaken)
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    counts = list(histogram.counts)
+    above = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), counts, strict=True):
+        above += count
+        buckets.append((bound, above))
+    family.add_metric(labels, buckets, histogram.total)
+
+
+def _gauge(name: str, said: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, said, value=value)
+
+
+def _threads() -> int:
+    tasks = Path("/proc/self/task")
+    return len([*tasks.iterdir()]) if tasks.is_dir() else threading.active_count()

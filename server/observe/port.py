@@ -1,0 +1,83 @@
+"""A port for machines that look after the server: /metrics for Prometheus, /livez and /readyz for probes.
+
+    /livez     200 while the event loop turns; 503 once it has been silent for 10 s: the process is to be started anew
+    /readyz    200 where calls are answered; 503 without an index, and from SIGTERM on: no calls are to be sent here
+    /metrics   text for Prometheus
+
+It has threads of its own: a probe must be answered, and say no, just when the event loop hangs. It speaks plain HTTP
+and knows no keys; it is off unless asked for, and has its place on an address that only operators reach.
+"""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from prometheus_client.exposition import choose_encoder
+
+from server.address import taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+
+    from server.address import Address
+    from server.observe.metrics import Pulse
+
+SILENT_S = 10.0
+_PLAIN = "text/plain; charset=utf-8"
+Reply = tuple[int, str, bytes]
+
+
+class Port:
+    """Answers from its construction until `close`. Raises InvalidArgument where the address cannot be had."""
+
+    def __init__(self, address: Address, registry: CollectorRegistry, pulse: Pulse, ready: Callable[[], bool]) -> None:
+        self._registry, self._pulse, self._ready = registry, pulse, ready
+        port = self
+
+        class Handler(BaseHTTPRequestHandler):
+            """Answers one connection, which may take five seconds to say what it wants."""
+
+            timeout = 5
+            server_version, sys_version = "coldframe", ""
+
+            def do_GET(self) -> None:
+                status, kind, body = port.answer(self.path.partition("?")[0], self.headers.get("Accept", ""))
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Says nothing: probes come every few seconds."""
+
+        try:
+            self._server = ThreadingHTTPServer((address.host.strip("[]"), address.port), Handler)
+        except OSError as error:
+            raise taken(address, "metrics") from error
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def answer(self, path: str, accept: str) -> Reply:
+        """What stands at a path."""
+        if path == "/metrics":
+            encode, kind = choose_encoder(accept)
+            return 200, kind, encode(self._registry)
+        if path == "/livez":
+            silent = self._pulse.silent_s > SILENT_S
+            return (503, _PLAIN, b"the event loop is silent\n") if silent else (200, _PLAIN, b"alive\n")
+        if path == "/readyz":
+            return (200, _PLAIN, b"ready\n") if self._ready() else (503, _PLAIN, b"not ready\n")
+        return 404, _PLAIN, b"here are /metrics, /livez and /readyz\n"
+
+    def close(self) -> None:
+        """Ends it."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,94 @@
+"""OpenTelemetry: a span for each answered call, and below it tokenize, queue, embed, search and rank, as they were.
+
+Spans are made once the call has its answer, from the times that were noted on its way, so that nothing of OpenTelemetry
+runs while it is worked on. The extra `telemetry` brings it; where spans go is for OpenTelemetry's own variables
+(OTEL_EXPORTER_OTLP_ENDPOINT and the like), and which are kept for its sampler.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from coldframe.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from server.admission import Call
+
+_WORK = "search"
+
+
+class Tracer:
+    """Makes spans by an OpenTelemetry provider."""
+
+    def __init__(self, provider: Any) -> None:
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("coldframe.server")
+        self._kind = SpanKind.SERVER
+        self._propagator = TraceContextTextMapPropagator()
+        self._epoch_ns = time.time_ns() - time.perf_counter_ns()
+
+    def begin(self, call: Call, metadata: Iterable[tuple[str, Any]]) -> None:
+        """Lets a call note its times, and remember whose part it is."""
+        call.began = time.perf_counter()
+        call.spans = []
+        call.parent = {key: value for key, value in metadata if key in {"traceparent", "tracestate"}}
+
+    def finish(self, method: str, timing: Any, call: Call) -> None:
+        """Makes the spans of a call that was answered."""
+        from opentelemetry.trace import set_span_in_context
+
+        parent = self._propagator.extract(call.parent) if call.parent else None
+        span = self._tracer.start_span(
+            method.removeprefix("/"),
+            context=parent,
+            kind=self._kind,
+            start_time=self._ns(call.began),
+            attributes={"rpc.system": "grpc", "coldframe.request_id": call.request_id},
+        )
+        inside = set_span_in_context(span)
+        for name, start, end in _parts(timing, call):
+            part = self._tracer.start_span(name, context=inside, start_time=self._ns(start))
+            part.end(end_time=self._ns(end))
+        span.end(end_time=self._ns(time.perf_counter()))
+
+    def close(self) -> None:
+        """Sends what was not sent yet."""
+        self._provider.shutdown()
+
+    def _ns(self, moment: float) -> int:
+        """A moment of `time.perf_counter()` as nanoseconds since 1970."""
+        return self._epoch_ns + int(1e9 * moment)
+
+
+def _parts(timing: Any, call: Call) -> list[tuple[str, float, float]]:
+    """What was noted on the way; of the last work of a search thread the end is ranking."""
+    spans = list(call.spans or ())
+    works = [n for n, span in enumerate(spans) if span[0] == _WORK]
+    if works and timing.rank_ms:
+        name, start, end = spans[works[-1]]
+        ranking = max(start, end - 1e-3 * timing.rank_ms)
+        spans[works[-1]] = name, start, ranking
+        spans.append(("rank", ranking, end))
+    return spans
+
+
+def tracer() -> Tracer:
+    """Sends spans by OTLP over HTTP. Raises InvalidArgument where the extra is not installed."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise InvalidArgument(
+            "--traces needs OpenTelemetry; install it: pip install 'coldframe[server,telemetry]'", field="traces"
+        ) from error
+    provider = TracerProvider(resource=Resource.create({"service.name": "coldframe"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracer(provider)

@@ -1,0 +1,103 @@
+"""What is noted of every call, on its way: for metrics, for the log of slow calls, and for traces.
+
+It runs on the event loop, a few microseconds a call: plain numbers, looked up once for each method.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from server.tally import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from server.admission import Call
+    from server.observe.traces import Tracer
+    from server.security import audit
+
+_slow = logging.getLogger("coldframe.slow")
+STAGES = ("tokenize", "queue", "embed", "search", "rank")
+REQUEST_ID = "x-request-id"
+_MOST_ID = 128
+
+
+class MethodTally:
+    """Of one method, "/package.Service/Method"."""
+
+    __slots__ = ("codes", "items", "name", "seconds", "stages")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seconds = Histogram()
+        self.codes: dict[str, int] = {}
+        """Calls by status."""
+        self.items: dict[str, int] = {}
+        """Replies of streams by the status that stands in each."""
+        self.stages = tuple(Histogram() for _ in STAGES)
+
+    def staged(self, timing: Any) -> None:
+        """Counts a reply's parts; what a call did not do, it has no part of."""
+        parts = timing.tokenize_ms, timing.queue_ms, timing.embed_ms, timing.search_ms, timing.rank_ms
+        for histogram, ms in zip(self.stages, parts, strict=True):
+            if ms:
+                histogram.observe(1e-3 * ms)
+
+
+class Witness:
+    """slow_ms: calls that take longer are logged with their parts; None logs none. tracer: None traces nothing."""
+
+    def __init__(self, slow_ms: float | None = None, tracer: Tracer | None = None) -> None:
+        self._slow_ms, self.tracer = slow_ms, tracer
+        self.methods: dict[str, MethodTally] = {}
+        self._beginning = os.urandom(4).hex()
+        self._numbers = itertools.count(1)
+
+    def of(self, name: str) -> MethodTally:
+        """The tally of a method."""
+        tally = self.methods.get(name)
+        if tally is None:
+            tally = self.methods[name] = MethodTally(name)
+        return tally
+
+    def request_id(self, metadata: Iterable[tuple[str, Any]]) -> str:
+        """The caller's own name for a call, if it has one that can be logged; else one that no other call has."""
+        for key, value in metadata:
+            if key == REQUEST_ID and isinstance(value, str) and 0 < len(value) <= _MOST_ID and value.isprintable():
+                return value
+        return f"{self._beginning}-{next(self._numbers):x}"
+
+    def ended(self, call: audit.Call) -> None:
+        """Counts a call that is over, whatever became of it."""
+        tally = self.of(call.method)
+        tally.codes[call.outcome] = tally.codes.get(call.outcome, 0) + 1
+        tally.seconds.observe(time.perf_counter() - call.began)
+
+    def replied(self, tally: MethodTally, reply: Any, call: Call) -> None:
+        """Notes where the time of an answered call went."""
+        timing = reply.timing
+        tally.staged(timing)
+        if self._slow_ms is not None and timing.total_ms > self._slow_ms:
+            tell_slow(tally.name, timing, call.request_id)
+        if call.spans is not None and self.tracer is not None:
+            self.tracer.finish(tally.name, timing, call)
+
+    def streamed(self, tally: MethodTally, reply: Any) -> None:
+        """Counts a reply of a stream."""
+        failed = reply.HasField("error")
+        code = reply.error.code if failed else "OK"
+        tally.items[code] = tally.items.get(code, 0) + 1
+        if not failed:
+            inside = getattr(reply, "response", reply)
+            tally.staged(inside.timing)
+
+
+def tell_slow(method: str, timing: Any, request_id: str) -> None:
+    """A line for a call that took long, with its parts in milliseconds; the rest is waiting for threads and gRPC."""
+    parts = {f"{stage}_ms": round(getattr(timing, f"{stage}_ms"), 1) for stage in (*STAGES, "total")}
+    told = ", ".join(f"{name.removesuffix('_ms')} {ms:g}" for name, ms in parts.items())
+    _slow.warning("slow: %s, ms: %s", method, told, extra={"method": method, **parts, "request_id": request_id})

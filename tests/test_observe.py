@@ -1,0 +1,334 @@
+"""What operators see: metrics that add up, probes that say no, logs for machines, spans that follow each other."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import re
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coldframe import Client
+from coldframe.errors import InvalidArgument, UnknownArticle
+from coldframe.requests import search_request
+from coldframe.store import Store
+from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
+from server.address import Address
+from server.engine import Engine
+from server.observe import logs
+from server.observe.drift import Drift
+from server.observe.metrics import Pulse, ServerCollector, registry
+from server.observe.port import SILENT_S, Port
+from server.observe.traces import Tracer
+from server.observe.witness import Witness
+from server.tally import Histogram
+from tests.newsroom import piece, words
+from tests.test_server_process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Background
+
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+def read(text: str) -> Samples:
+    """Samples by name and labels, as Prometheus's own parser reads them."""
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+class Observed:
+    """A server whose calls are noted, and what is told of them."""
+
+    def __init__(self, engine: Engine, witness: Witness, client: Client) -> None:
+        self.engine, self.witness, self.client = engine, witness, client
+        self.pulse = Pulse()
+        self._registry = registry(ServerCollector(engine, witness, self.pulse))
+        self.ready = True
+        self.port = Port(Address("127.0.0.1", 0), self._registry, self.pulse, lambda: self.ready)
+
+    def samples(self) -> Samples:
+        status, text = get(self.port.port, "/metrics")
+        assert status == 200
+        return read(text)
+
+
+def observed(background: Background, store: Path, witness: Witness) -> Iterator[Observed]:
+    from server.app import Server
+
+    engine = Engine(Store(store), precision="fp32")
+    engine.load()
+
+    async def start() -> tuple[Server, Address]:
+        server = Server(engine, witness=witness)
+        return server, await server.start(Address("127.0.0.1", 0))
+
+    server, address = background.run(start())
+    with Client(str(address), timeout=60) as client:
+        of = Observed(engine, witness, client)
+        yield of
+        of.port.close()
+    background.run(server.stop(1))
+
+
+@pytest.fixture
+def server(background: Background, own_newsroom: Path) -> Iterator[Observed]:
+    yield from observed(background, own_newsroom, Witness())
+
+
+def labels(**values: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(values.items()))
+
+
+SEARCH = "SearchService/Search"
+
+
+def test_metrics_count_calls_by_status_and_say_where_their_time_went(server: Observed) -> None:
+    client = server.client
+    for n in range(5):
+        client.search(article_id=f"{n:03}")
+    client.search(words("a seed"))
+    with pytest.raises(UnknownArticle):
+        client.search(article_id="nobody")
+    assert len([*client.stream_search([search_request(article_id="001"), search_request(article_id="no")])]) == 2
+    found = server.samples()
+    requests = found["coldframe_requests_total"]
+    assert requests[labels(method=SEARCH, code="OK")] == 6
+    assert requests[labels(method=SEARCH, code="NOT_FOUND")] == 1
+    streamed = found["coldframe_stream_replies_total"]
+    assert {key: streamed[labels(method="SearchService/StreamSearch", code=key)] for key in ("OK", "NOT_FOUND")} == {
+        "OK": 1,
+        "NOT_FOUND": 1,
+    }
+    assert found["coldframe_request_seconds_count"][labels(method=SEARCH)] == 7
+    stages = found["coldframe_stage_seconds_count"]
+    assert stages[labels(method=SEARCH, stage="search")] == 6
+    assert stages[labels(method=SEARCH, stage="embed")] == 1
+    assert found["coldframe_embedded_texts_total"][()] == 1
+    assert found["coldframe_batch_tokens_sum"][()] == 42
+    whole = found["coldframe_request_seconds_sum"][labels(method=SEARCH)]
+    sums = found["coldframe_stage_seconds_sum"]
+    parts = sum(sums[labels(method=SEARCH, stage=stage)] for stage in ("search", "embed"))
+    assert 0 < parts < whole
+
+
+def test_metrics_tell_of_the_index_and_of_what_waits(server: Observed) -> None:
+    server.client.upsert([piece(f"new-{n}") for n in range(3)])
+    server.client.delete(["007"])
+    found = server.samples()
+    one = {name: series[()] for name, series in found.items() if () in series}
+    assert one["coldframe_articles"] == 122
+    assert (one["coldframe_live_articles"], one["coldframe_replaced_articles"]) == (3, 1)
+    assert one["coldframe_changed_ratio"] == pytest.approx(4 / 120)
+    assert one["coldframe_ready"] == 1
+    manifest = server.engine.served().generation.manifest
+    created = manifest.created_at.timestamp()
+    assert one["coldframe_generation_created_timestamp_seconds"] == created
+    assert one["coldframe_generation_age_seconds"] == pytest.approx(time.time() - created, abs=60)
+    assert found["coldframe_generation_info"][labels(generation=manifest.name, model=manifest.model.name)] == 1
+    assert found["coldframe_queue_depth"] == {labels(queue=q): 0 for q in ("search", "write", "quick", "bulk")}
+    assert found["coldframe_queue_limit"][labels(queue="search")] == 16
+    assert one["coldframe_threads"] >= 3
+    assert one["process_resident_memory_bytes"] > 1 << 20
+
+
+def test_a_histogram_counts_each_value_in_one_range() -> None:
+    histogram = Histogram((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 3.0):
+        histogram.observe(value)
+    assert histogram.counts == [2, 1, 1]
+    assert histogram.total == 6.0
+
+
+@pytest.mark.parametrize(
+    ("drift", "advised"),
+    [
+        (Drift(live=10, changed=0.1, outliers=1.0, built=0.01), False),
+        (Drift(live=10, changed=0.21, outliers=0.0, built=0.01), True),
+        (Drift(live=50, changed=0.1, outliers=0.04, built=0.01), False),
+        (Drift(live=50, changed=0.1, outliers=0.07, built=0.01), True),
+        (Drift(live=500, changed=0.1, outliers=0.25, built=0.1), False),
+    ],
+)
+def test_a_rebuild_is_advised_where_much_changed_or_many_live_articles_are_outliers(
+    drift: Drift, advised: bool
+) -> None:
+    assert drift.rebuild_advised is advised
+
+
+def test_probes_say_what_is(server: Observed) -> None:
+    port = server.port.port
+    assert get(port, "/livez") == (200, "alive\n")
+    assert get(port, "/readyz") == (200, "ready\n")
+    server.ready = False
+    assert get(port, "/readyz") == (503, "not ready\n")
+    server.pulse.beat -= SILENT_S + 1
+    assert get(port, "/livez")[0] == 503
+    assert get(port, "/elsewhere")[0] == 404
+
+
+# --------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_every_answer_says_the_id_of_its_request(server: Observed) -> None:
+    with grpc.insecure_channel(server.client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
+        call: Any = SearchServiceStub(channel).Search
+        ids = []
+        for metadata in ([("x-request-id", "mine-1")], [], [("x-request-id", "x" * 200)]):
+            _, done = call.with_call(search_request(article_id="001"), metadata=metadata)
+            ids.append(dict(done.trailing_metadata())["x-request-id"])
+        with pytest.raises(grpc.RpcError) as raised:
+            call(search_request(article_id="no"), metadata=[("x-request-id", "mine-2")])
+        error: Any = raised.value
+        assert dict(error.trailing_metadata())["x-request-id"] == "mine-2"
+    assert ids[0] == "mine-1"
+    assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", ids[1])
+    assert ids[2] != "x" * 200, "what cannot be logged is not taken"
+    assert len(set(ids)) == 3
+
+
+def test_a_slow_call_is_logged_with_its_parts(
+    background: Background, own_newsroom: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for server in observed(background, own_newsroom, Witness(slow_ms=0.0)):
+        server.client.search(words("a seed"))
+    [record] = [record for record in caplog.records if record.name == "coldframe.slow"]
+    fields = record.__dict__
+    assert fields["method"] == "/coldframe.v1.SearchService/Search"
+    assert fields["total_ms"] >= fields["embed_ms"] > 0
+    assert fields["request_id"]
+
+
+def test_json_lines_hold_what_was_said_and_broke() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonFormatter())
+    handler.addFilter(logs.RequestIdFilter())
+    logger = logging.Logger("coldframe.test")
+    logger.addHandler(handler)
+    logger.warning("slow: %s", "Ärger", extra={"total_ms": 12.5, "request_id": "r-1"})
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logger.exception("broken")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert first["message"] == "slow: Ärger"
+    assert (first["level"], first["total_ms"], first["request_id"]) == ("WARNING", 12.5, "r-1")
+    assert second["exception"].endswith("ValueError: two\nlines\n")
+    assert second["request_id"] == ""
+
+
+def test_a_form_of_log_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="allowed are text and json"):
+        logs.begin("xml")
+
+
+# ------------------------------------------------------------------------------------------------------------- traces
+
+
+def test_spans_follow_each_other_inside_the_callers_trace(background: Background, own_newsroom: Path) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(memory))
+    before = time.time_ns()
+    for server in observed(background, own_newsroom, Witness(tracer=Tracer(provider))):
+        with grpc.insecure_channel(server.client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
+            call: Any = SearchServiceStub(channel).Search
+            parent = [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
+            call(search_request(words("a seed"), limit=3), metadata=parent)
+    spans = {span.name: span for span in memory.get_finished_spans()}
+    whole = spans["coldframe.v1.SearchService/Search"]
+    assert f"{whole.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"
+    assert f"{whole.parent.span_id:x}" == "b7ad6b7169203331"
+    moments = [before]
+    for name in ("tokenize", "queue", "embed", "search", "rank"):
+        assert spans[name].parent.span_id == whole.context.span_id
+        moments += [spans[name].start_time, spans[name].end_time]
+    assert moments == sorted(moments)
+    assert whole.start_time <= moments[1]
+    assert moments[-1] <= whole.end_time <= time.time_ns()
+
+
+def test_traces_without_the_extra_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from server.observe.traces import tracer
+
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(InvalidArgument, match=re.escape("pip install 'coldframe[server,telemetry]'")):
+        tracer()
+
+
+# ------------------------------------------------------------------------------------------------- python -m server
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def test_a_server_tells_machines_all_its_life_long(newsroom: Path, tmp_path: Path) -> None:
+    port = free_port()
+    with Process(
+        tmp_path,
+        *("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0"),
+        *("--metrics", f"127.0.0.1:{port}", "--log-format", "json", "--slow-ms", "0"),
+    ) as server:
+        with Client(server.address()) as client:
+            client.search(article_id="001")
+            assert get(port, "/readyz")[0] == get(port, "/livez")[0] == 200
+            assert read(get(port, "/metrics")[1])["coldframe_requests_total"][labels(method=SEARCH, code="OK")] == 1
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(30) == 0
+        lines = [json.loads(line) for line in server.errors().splitlines()]
+    assert {"coldframe.server", "coldframe.slow"} <= {line["logger"] for line in lines}
+
+
+def test_a_metrics_address_in_use_is_a_usage_error(newsroom: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with Process(tmp_path, "--store", newsroom, "--listen", "127.0.0.1:0", "--metrics", address) as server:
+            assert server.popen.wait(60) == 2
+            assert f"cannot listen on {address}" in server.errors()
+            assert "--metrics HOST:PORT" in server.errors()
+
+
+def test_a_late_event_loop_is_seen(background: Background) -> None:
+    from server.observe.station import _beat
+
+    pulse = Pulse()
+
+    async def hang() -> None:
+        beating = asyncio.create_task(_beat(pulse))
+        await asyncio.sleep(0)
+        time.sleep(1.3)
+        await asyncio.sleep(0.05)
+        beating.cancel()
+
+    background.run(hang())
+    assert 0.2 < pulse.lag_s < 5
