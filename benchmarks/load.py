@@ -80,10 +80,14 @@ def together(answers: list[Answers]) -> Answers:
     return whole
 
 
+# Short lines: a server that would rather say no, or even hang up, than keep anybody waiting (docs/operations.md).
+_SHORT = ("--max-searches", "16", "--max-unseen", "16")
+
+
 @contextmanager
 def running(store: Path, folder: Path, *options: str) -> Iterator[Running]:
     """A server over a store, and callers that are ready."""
-    command = [sys.executable, "-m", "server", "--store", str(store), "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "server", "--store", str(store), "--listen", "127.0.0.1:0", *_SHORT]
     log = folder / "load.log"
     with (
         log.open("w", encoding="utf-8") as errors,

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-MAX_SEARCHES = 16
-"""Searches that wait or run. More of them only wait longer: two cores are busy with a few."""
+MAX_SEARCHES = 64
+"""Searches that wait or run: a tenth of a second of work for two cores. More of them would only wait longer."""
 PRESSED_S = 0.5
 """So long after a call was refused it counts as a time of pressure."""
 BUSY_S = 1.0
@@ -133,15 +133,6 @@ class SearchLine:
         self.counts = Counts()
         self._searched = 0.0
         self._alone = threading.Lock()
-
-    def options(self) -> tuple[tuple[str, int], ...]:
-        """For gRPC, which keeps calls until the event loop takes them: beyond so many it turns some away by itself, and
-        beyond the second number all. It can only cancel them, without a word; but they would wait uncounted.
-        """
-        return (
-            ("grpc.server.max_pending_requests", self.most),
-            ("grpc.server.max_pending_requests_hard_limit", 2 * self.most),
-        )
 
     @property
     def full(self) -> bool:

@@ -98,6 +98,12 @@ class Config:
     )
     max_calls: Annotated[int, typer.Option(min=1, help="Calls open at once, streams among them.")] = Limits.calls
     max_calls_per_key: Annotated[int, typer.Option(min=1, help="The same of one key.")] = Limits.calls_per_key
+    max_unseen: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Calls that wait to be looked at; more are cancelled without a word (docs/operations.md)."
+        ),
+    ] = Limits.unseen
     max_streams: Annotated[int, typer.Option(min=1, help="Streams open at once.")] = Limits.streams
     max_streams_per_connection: Annotated[
         int, typer.Option(min=1, help="Calls that one connection may have open; more of them wait there.")
@@ -151,6 +157,7 @@ class Config:
             streams=self.max_streams,
             streams_per_connection=self.max_streams_per_connection,
             connections=self.max_connections,
+            unseen=self.max_unseen,
             receive_s=self.receive_timeout,
             idle_s=self.stream_idle,
             handshake_s=self.handshake_timeout,

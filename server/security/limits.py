@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from server.security.keys import Key
 
 _WAIT_S = 1.0
-# Calls that came and were not looked at yet. Above 1,000 gRPC would cancel some by lot, those of good callers among
-# them, and none would hear why.
-_UNSEEN, _UNSEEN_AT_MOST = 16_384, 32_768
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
 
@@ -40,6 +37,10 @@ class Limits:
     streams_per_connection: int = 1_000
     """Calls of any kind, which are streams to HTTP/2: a client waits with more of them."""
     connections: int = 4_096
+    unseen: int = 16_384
+    """That came and were not looked at yet. Above it gRPC cancels some by lot, and above twice as many all: those of
+    good callers among them, and none hears why. Where more calls come than the event loop can refuse, all others wait
+    behind those that it has not seen."""
     receive_s: float = 30.0
     """Until the one message of a call must be there."""
     idle_s: float = 300.0
@@ -57,8 +58,8 @@ class Limits:
             ("grpc.max_send_message_length", self.message_bytes),
             ("grpc.max_concurrent_streams", self.streams_per_connection),
             ("grpc.max_allowed_incoming_connections", self.connections),
-            ("grpc.server.max_pending_requests", _UNSEEN),
-            ("grpc.server.max_pending_requests_hard_limit", _UNSEEN_AT_MOST),
+            ("grpc.server.max_pending_requests", self.unseen),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * self.unseen),
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
             ("grpc.max_connection_idle_ms", _ms(self.connection_idle_s)),
             # A caller that vanished without a word holds its streams no longer than this.
