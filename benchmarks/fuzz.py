@@ -324,6 +324,7 @@ def world_of(generation: Generation, named: int = _NAMED) -> tuple[World, Untouc
         clusters=[cluster.id for cluster in generation.clusters],
         attributes=dict(attributes),
         paths=["article", "score", "explanation", *fields],
+        generations=[generation.name],
     )
     left = [row for row in range(named, len(ids)) if ids[row] not in STRINGS]  # hostile texts may be ids as well
     return world, Untouched(generation, [ids[row] for row in left], np.asarray(generation.index.vectors[left]))

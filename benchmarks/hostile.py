@@ -64,6 +64,8 @@ class World:
     """Names, and some values of each."""
     paths: Sequence[str]
     """Of a read_mask."""
+    generations: Sequence[str]
+    """That may be activated."""
 
 
 class Hostile:
@@ -190,6 +192,8 @@ class Hostile:
     def _known(self, name: str, owner: str) -> Sequence[str]:
         """What a name in a request may stand for."""
         world = self._world
+        if name == "generation":
+            return world.generations
         if "cluster" in name or owner == "ClusterFilter":
             return world.clusters
         if name in {"key", "popularity_attribute"}:
