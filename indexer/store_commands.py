@@ -96,7 +96,7 @@ def activate_command(
     generation: _Name,
     force: Annotated[bool, typer.Option("--force", help="One that the gates kept back, too.")] = False,
 ) -> None:
-    """Make a generation the current one, after verifying it. A running server is restarted to serve it."""
+    """Make a generation the current one, after verifying it. A running server serves it a second later."""
     from coldframe.errors import FailedPrecondition
     from coldframe.generation import verify
 
