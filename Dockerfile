@@ -18,7 +18,7 @@ WORKDIR /src
 
 # Empty packages stand in for the code: this layer, with torch in it, is made again only when pyproject.toml changes.
 COPY pyproject.toml ./
-RUN mkdir -p coldframe/v1 indexer/corpus indexer/evaluate indexer/report server/security server/services server/wire \
+RUN mkdir -p coldframe/v1 indexer/corpus indexer/evaluate indexer/report server/observe server/security server/services server/wire \
     && touch README.md LICENSE \
     && python -m pip --python /opt/venv/bin/python install ".[indexer,server]" \
     && python -m pip --python /opt/venv/bin/python uninstall --yes coldframe

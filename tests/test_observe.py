@@ -25,6 +25,7 @@ from coldframe.requests import search_request
 from coldframe.store import Store
 from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 from server.address import Address
+from server.admission import MAX_SEARCHES
 from server.engine import Engine
 from server.observe import logs
 from server.observe.drift import Drift
@@ -152,7 +153,7 @@ def test_metrics_tell_of_the_index_and_of_what_waits(server: Observed) -> None:
     assert one["coldframe_generation_age_seconds"] == pytest.approx(time.time() - created, abs=60)
     assert found["coldframe_generation_info"][labels(generation=manifest.name, model=manifest.model.name)] == 1
     assert found["coldframe_queue_depth"] == {labels(queue=q): 0 for q in ("search", "write", "quick", "bulk")}
-    assert found["coldframe_queue_limit"][labels(queue="search")] == 16
+    assert found["coldframe_queue_limit"][labels(queue="search")] == MAX_SEARCHES
     assert one["coldframe_threads"] >= 3
     assert one["process_resident_memory_bytes"] > 1 << 20
 
