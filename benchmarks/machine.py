@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 import time
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ROWS = (512, 2048)
 _REPEATS = 9
@@ -43,7 +46,7 @@ def _rate(shapes: list[tuple[int, int]], rows: int, precision: str) -> float:
     return 2 * rows * sum(inputs * outputs for inputs, outputs in shapes) / seconds
 
 
-def _product(rows: int, inputs: int, outputs: int, precision: str):  # type: ignore[no-untyped-def]
+def _product(rows: int, inputs: int, outputs: int, precision: str) -> Callable[[], object]:
     if precision == "int8":
         x = torch.randint(1, 256, (rows, inputs), dtype=torch.uint8)
         weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)

@@ -45,6 +45,7 @@ class ClusterIndex:
         self._ivf = ivf
         self._quantizer = cast("faiss.IndexFlat", faiss.downcast_index(ivf.quantizer))
         self._overfetch = kinds.overfetch(storage, ivf.d)
+        # What is picked of a mapped array is one, too, and that costs as much as to read it.
         self._plain = np.asarray(vectors)
         self.vectors = vectors
         """The stored vectors, by row; a mapped file where the index was read."""
@@ -328,7 +329,6 @@ def _reserve(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> None:
 def dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """Inner products of some rows, (n,): summed in fp64 in one order for every row, so equal rows have equal scores."""
     scores, wide = np.empty(len(rows), np.float32), vector.astype(np.float64)
-    vectors = np.asarray(vectors)  # else what is picked of a mapped file is one, too, and that costs as much as to read
     for start in range(0, len(rows), _BLOCK):
         block = vectors[rows[start : start + _BLOCK]].astype(np.float64)  # (block, dim)
         scores[start : start + _BLOCK] = np.einsum("nd,d->n", block, wide)  # each row for itself, unlike a product

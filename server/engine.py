@@ -167,12 +167,16 @@ class Engine:
         served = self._served
         if served is None or self._latest.number <= served.view.sequence:
             return None
-        return self.run(self._write, self._see_others)
+        return self.run(self._write, self._see_told)
+
+    def _see_told(self) -> None:
+        if self._latest.number > self.served().view.sequence:  # else a request that waited before has seen to it
+            self._see_others()
 
     def _see_others(self) -> None:
         """Shows what others wrote. On the thread that writes."""
-        served = self.served()
-        self._served = served.showing(self._loader.see_others(served.view, served.encoder))
+        served, told = self.served(), self._latest.number  # read first: the file has all that was told of
+        self._served = served.showing(self._loader.see_others(served.view, served.encoder, told))
 
     @property
     def ready(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_WORD = struct.Struct("=Q")
+_WORD_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,11 @@ class Latest:
 
     def __init__(self, page: Path | None = None) -> None:
         if page is None:
-            memory = memoryview(bytearray(_WORD.size))
+            memory = memoryview(bytearray(_WORD_BYTES))
         else:
             with page.open("r+b") as file:
                 memory = memoryview(mmap.mmap(file.fileno(), mmap.PAGESIZE))
-        self._word = memory[: _WORD.size].cast("Q")
+        self._word = memory[:_WORD_BYTES].cast("Q")
 
     @property
     def number(self) -> int:

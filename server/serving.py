@@ -94,11 +94,14 @@ class Loader:
                 view = applied(view, Upsert(entry.article, entry.embedded), entry.sequence)
         return view
 
-    def see_others(self, view: View, encoder: Encoder) -> View:
-        """The view after what another process wrote since; every one of a store numbers its changes alike."""
+    def see_others(self, view: View, encoder: Encoder, told: int) -> View:
+        """The view after what another process wrote since; every one of a store numbers its changes alike.
+
+        told: the number of a change that the file has, or had: one that a generation's watermark names may be in none.
+        """
         entries, sequence = self.live.news(view.sequence)
         view = self._replayed(view, encoder, entries)
-        return replace(view, sequence=max(view.sequence, sequence))
+        return replace(view, sequence=max(view.sequence, sequence, told))
 
     def _embedded(self, entries: Iterable[Entry], encoder: Encoder) -> Iterable[Entry]:
         """The entries, those of another encoder embedded anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,14 @@ import grpc
 import pytest
 
 from coldframe.live import LIVE, LiveStore
+from coldframe.store import Store
 from coldframe.v1 import article_service_pb2 as pb
 from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
 from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
+from server.engine import Engine
 from server.place import Latest
-from tests.newsroom import piece
+from tests.newsroom import COUNT, piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
 
@@ -190,3 +193,17 @@ def test_the_number_of_the_last_change_only_grows(tmp_path: Path) -> None:
     second.tell(7)
     first.tell(3)
     assert (first.number, second.number, Latest().number) == (7, 7, 0)
+
+
+def test_a_number_that_no_change_in_the_file_has_is_looked_for_once(newsroom: Path) -> None:
+    async def ask(engine: Engine) -> list[bool]:
+        behind = [engine.catch_up() for _ in range(3)]
+        await asyncio.gather(*(waiting for waiting in behind if waiting is not None))
+        return [engine.catch_up() is None, len(engine.served().view) == COUNT]
+
+    latest = Latest()
+    engine = Engine(Store(newsroom), precision="fp32", latest=latest)
+    engine.load()
+    latest.tell(999)  # as a worker does whose generation folded in a file that is gone
+    assert asyncio.run(ask(engine)) == [True, True]
+    asyncio.run(engine.close())
