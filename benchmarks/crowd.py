@@ -5,7 +5,8 @@
 Orders come as lines of JSON: {"address": "HOST:PORT", "kind": ..., "callers": so many at a time, "seconds": how long,
 "at": when to begin}, or with "rate" in place of "callers": so many calls a second, whether or not others are answered.
 The answer has for each status the seconds since the beginning and the milliseconds of every call. Requests are written
-beforehand and replies are not read: the callers shall cost the machine little. Kinds:
+beforehand and replies are not read: the callers shall cost the machine little. Calls by the clock cost it least: they
+are made by `benchmarks.storm`, over eight connections. Kinds:
 
     vector     Search by a vector of QUERIES
     text       Search by a seed text of about 20 tokens, each a new one
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import numpy as np
 
+from benchmarks.storm import Connection, storm
 from coldframe.v1.article_service_pb2 import UpsertArticlesRequest
 from coldframe.v1.embedding_service_pb2 import EmbedRequest
 from coldframe.v1.search_service_pb2 import SearchRequest
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _SEARCH = "/coldframe.v1.SearchService/Search"
 _HEAD_START_S = 0.3
+_CONNECTIONS = 8
 _TEXT = "the central bank is expected to cut its interest rate for the {} time since spring, said {}"
 # Words of one token each; the text is cut at 4,096 tokens.
 _LONG = "rain wind snow sun sea land king law bank war film club team band play home road city town farm "
@@ -120,11 +123,10 @@ class Crowd:
         method, write = self._kinds[order["kind"]]
         call: Any = self._channels[address].unary_unary(method)
         await asyncio.sleep(max(0.0, order.get("at", 0.0) - time.time()))
-        pressing = _Pressing(call, write, self._numbers, order["seconds"], order.get("timeout"))
         if "rate" in order:
-            await pressing.at_a_rate(order["rate"])
-        else:
-            await asyncio.gather(*(pressing.again_and_again() for _ in range(order["callers"])))
+            return by_the_clock(order, method, lambda: write(next(self._numbers)))
+        pressing = _Pressing(call, write, self._numbers, order["seconds"], order.get("timeout"))
+        await asyncio.gather(*(pressing.again_and_again() for _ in range(order["callers"])))
         pressing.answers.seconds = time.perf_counter() - pressing.begun
         return pressing.answers
 
@@ -156,18 +158,20 @@ class _Pressing:
         while time.perf_counter() < self._end:
             await self._once(self._write(next(self._numbers)))
 
-    async def at_a_rate(self, rate: float) -> None:
-        """Calls by the clock."""
-        calls: set[asyncio.Task[None]] = set()
-        made = 0
-        while (now := time.perf_counter()) < self._end:
-            for _ in range(min(int((now - self.begun) * rate) - made, 200)):
-                task = asyncio.create_task(self._once(self._write(next(self._numbers))))
-                calls.add(task)
-                task.add_done_callback(calls.discard)
-                made += 1
-            await asyncio.sleep(0.002)
-        await asyncio.gather(*calls)
+
+def by_the_clock(order: dict[str, Any], method: str, write: Callable[[], bytes]) -> Answers:
+    """So many calls a second, whether or not others are answered; those that never are have no status."""
+    answers, begun = Answers(), time.perf_counter()
+
+    def ended(code: str, due: float) -> None:
+        answers.add(code, due - begun, 1e3 * (time.perf_counter() - due))
+
+    connections = [Connection.to(order["address"], method, order["timeout"], ended) for _ in range(_CONNECTIONS)]
+    storm(connections, write, order["rate"], order["seconds"], order["timeout"])
+    for due in (due for connection in connections for due in connection.unanswered()):
+        ended("UNANSWERED", due)
+    answers.seconds = order["seconds"]
+    return answers
 
 
 # --- the one who gives the orders ------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """Sends what nobody should send to every method, and looks at what comes back.
 
-    python -m benchmarks.fuzz --requests 100000 [--seed 0] [--case N]
+    python -m benchmarks.fuzz --requests 100000 [--seed 0] [--first N] [--case N]
 
 Requests are drawn by `benchmarks.hostile` for a real server over a small store of drawn vectors. Never may the server
 end, hang, answer INTERNAL, UNKNOWN or UNIMPLEMENTED, or refuse a request without naming a field that the request has.
 From time to time, and in the end, an exact search must give what numpy finds in the articles that no request names.
 
-A case is known by seed and number: `--case N` sends one again. What fails is made smaller as long as it fails the same
-way, and printed.
+A case is known by seed and number: `--case N` sends one again, and a run that was broken off goes on with `--first`
+where it said that it stood. What fails is made smaller as long as it fails the same way, and printed at once.
 """
 
 from __future__ import annotations
@@ -344,13 +344,16 @@ def run(fuzz: Fuzz, world: World, untouched: Untouched, numbers: Sequence[int], 
             kind = _kind(fault)
             small = smaller(case, lambda one: (found := fuzz.fault(one)) is not None and _kind(found) == kind)
             faults[key] = f"case {number}, {case.method.name}: {fault}\n    {small.text()}"
+            print(faults[key], file=sys.stderr, flush=True)
 
     for start in range(0, len(numbers), _CHECK_EVERY):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(attempt, numbers[start : start + _CHECK_EVERY]))
         wrong = untouched.fault(fuzz, start)
+        last = numbers[start : start + _CHECK_EVERY][-1]
         if wrong is not None:
-            faults[wrong] = f"after case {start + _CHECK_EVERY}: {wrong}"
+            faults[wrong] = f"after case {last}: {wrong}"
+        print(f"up to case {last:,}: {len(faults)} faults", file=sys.stderr, flush=True)
     return list(faults.values())
 
 
@@ -359,6 +362,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first request")
     parser.add_argument("--case", type=int, help="send this one alone")
     parser.add_argument("--folder", type=Path, help="where the store is kept; else a temporary one")
     args = parser.parse_args()
@@ -369,7 +373,7 @@ def main() -> None:
         (store.path / "live.db").unlink(missing_ok=True)  # of the last run
         log = folder / "server.log"
         world, untouched = world_of(store.open())
-        numbers = range(args.requests) if args.case is None else [args.case]
+        numbers = range(args.first, args.first + args.requests) if args.case is None else [args.case]
         with serving(store.path, log) as address:
             fuzz = Fuzz.of(address)
             faults = run(fuzz, world, untouched, numbers, args.seed)

@@ -12,7 +12,7 @@ import torch
 
 from coldframe import models
 from coldframe.errors import InvalidArgument, ModelUnavailable
-from coldframe.linear import prepare
+from coldframe.linear import multiplies_bf16, prepare, runs
 from coldframe.longformer import Longformer, from_reference
 from coldframe.recipe import Recipe, named, unit
 from coldframe.text import MAX_TEXT_CHARS
@@ -50,7 +50,7 @@ class TruncationWarning(UserWarning):
 
 
 class PrecisionWarning(UserWarning):
-    """A model was asked to run in int8 and does not bear it; it runs in a higher precision."""
+    """A model was asked to run in a precision that it or the processor does not bear; it runs in a higher one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,9 @@ class Encoder:
         """Loads a model by hub id, by directory, or "minilm", the embedded default.
 
         `recipe` None is the model's own; "seed" sums the last 4 hidden layers over all tokens, not normalised.
-        `precision` "auto" is the fastest that the processor has instructions for. Raises ModelUnavailable where the
-        model cannot be had, InvalidArgument for a recipe, precision or device that there is not.
+        `precision` "auto" is the fastest that the processor has instructions for; one that it cannot run at all gives
+        way to a higher one, with PrecisionWarning. Raises ModelUnavailable where the model cannot be had,
+        InvalidArgument for a recipe, precision or device that there is not.
         """
         chosen = named(recipe) if recipe is not None else None
         loaded = models.load(model)
@@ -102,7 +103,7 @@ class Encoder:
         """Goes back to the next precision where the model's int8 vectors are not those of its unrounded weights."""
         documents = [t.ids for t in self.tokenize(_INT8_TRIAL)] if self._tokenizer else _random_ids(model)
         rounded = self.embed_ids(documents)
-        wide = "bf16" if _cpu_computes_bf16() else "fp32"
+        wide = _wide()
         int8, self._longformer = self._longformer, _build(model, wide, self.device)
         plain = self.embed_ids(documents)
         cosine = float((unit(rounded) * unit(plain)).sum(axis=1).min())
@@ -281,24 +282,18 @@ def _choose_precision(precision: str, device: str, hidden: int) -> str:
         raise InvalidArgument(
             "precision 'int8' runs on the CPU only; use 'bf16' on a GPU, or 'auto'", field="precision"
         )
-    if precision != "auto":
-        return precision
     if device == "cuda":
-        return "bf16"
-    if _cpu_computes_int8() and hidden >= _INT8_PAYS_FROM:
-        return "int8"
-    return "bf16" if _cpu_computes_bf16() else "fp32"
+        return "bf16" if precision == "auto" else precision
+    if precision == "auto":
+        return "int8" if runs("int8") and hidden >= _INT8_PAYS_FROM else _wide()
+    if runs(precision):
+        return precision
+    lacks = "bytes in 32 bits (VNNI, AMX)" if runs("bf16") else "bf16 (AVX-512, AVX-NE-CONVERT, AMX)"
+    message = f"this processor has no instructions for {lacks}, which {precision} needs; the model runs in {_wide()}"
+    warnings.warn(message, PrecisionWarning, stacklevel=4)
+    return _wide()
 
 
-def _cpu_computes_int8() -> bool:
-    """Whether the processor multiplies bytes in hardware (VNNI, AMX), and torch was built to use it."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_vnni") or capabilities.get("amx_int8"))
-
-
-def _cpu_computes_bf16() -> bool:
-    """Whether the processor multiplies bf16 in hardware; without that bf16 is several times slower than fp32."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+def _wide() -> str:
+    """The fastest precision above int8."""
+    return "bf16" if runs("bf16") and multiplies_bf16() else "fp32"

@@ -96,8 +96,33 @@ def _round_rows(x: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     return placed.view(torch.int32).to(torch.uint8), step
 
 
+def multiplies_bytes() -> bool:
+    """Whether the processor sums products of bytes in 32 bits (VNNI, AMX), and torch was built to use it.
+
+    Others sum them in 16 bits, which are not enough: what comes out is wrong, not only slow.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("amx_int8"))
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware; without that bf16 is several times slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def runs(precision: str) -> bool:
+    """Whether `prepare` has a twin for the precision on this processor, be it slow."""
+    if precision == "fp32":
+        return True
+    bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bf16 and (precision == "bf16" or multiplies_bytes())
+
+
 def prepare(model: nn.Module, precision: str) -> None:
-    """Replaces every `Linear` of a model on the CPU by the twin for `precision`, where the processor has one."""
+    """Replaces every `Linear` of a model on the CPU by the twin for `precision`, which the processor `runs`."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     for module in model.modules():

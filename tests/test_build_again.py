@@ -11,6 +11,7 @@ import pytest
 from coldframe.encoder import Encoder
 from coldframe.errors import FailedPrecondition
 from coldframe.generation import MANIFEST, Manifest
+from coldframe.linear import runs
 from coldframe.store import Store
 from indexer.cache import CACHE
 from indexer.gates import Limits
@@ -94,7 +95,7 @@ def test_the_same_again_is_a_no_op_that_says_so(desk: Path, store: Path, compute
         {"min_cluster_similarity": 0.99},
         {"memory_budget": 2**24},
         {"recipe": "mean"},
-        {"precision": "bf16"},
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.skipif(not runs("bf16"), reason="no bf16 here")),
         {"model": "other-model"},
     ],
     ids=str,

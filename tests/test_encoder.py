@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from coldframe import Encoder, InvalidArgument, models
 from coldframe.encoder import PrecisionWarning, TruncationWarning, plan_batches
+from coldframe.linear import runs
 from coldframe.recipe import RECIPES, Placement, unit
 from tests.models import longformer_directory
 from tests.oracle import cosine, relative_error
@@ -100,6 +101,7 @@ def test_auto_precision_says_what_it_chose(encoder: Encoder, directory: Path) ->
     assert Encoder.load(str(directory)).precision in {"fp32", "bf16", "int8"}
 
 
+@pytest.mark.skipif(not runs("int8"), reason="this processor cannot run int8")
 def test_int8_points_where_fp32_points(minilm: Encoder) -> None:
     texts = ["Frost is due tonight.", "Cover the lettuces with glass. " * 30, "The bus is late. " * 120]
     int8 = Encoder.load("minilm", precision="int8", device="cpu")
@@ -107,6 +109,22 @@ def test_int8_points_where_fp32_points(minilm: Encoder) -> None:
     assert cosine(int8.embed(texts), minilm.embed(texts)) >= 0.995
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("runs_bf16", [False, True])
+def test_a_precision_that_the_processor_lacks_gives_way_to_one_that_it_has(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, precision: str, runs_bf16: bool
+) -> None:
+    if runs_bf16 and (precision == "bf16" or not runs("bf16")):
+        pytest.skip("there is nothing to give way to")
+    monkeypatch.setattr("coldframe.encoder.runs", lambda asked: asked == "fp32" or (asked == "bf16" and runs_bf16))
+    with pytest.warns(PrecisionWarning, match=rf"no instructions for .*, which {precision} needs; the model runs in"):
+        found = Encoder(models.load(str(directory)), RECIPES["seed"], precision, "cpu")  # type: ignore[arg-type]
+    assert found.precision == "fp32" if not runs_bf16 else found.precision in {"fp32", "bf16"}
+    wanted = Encoder(models.load(str(directory)), RECIPES["seed"], found.precision, "cpu")  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.embed(["a b c"]), wanted.embed(["a b c"]))
+
+
+@pytest.mark.skipif(not runs("int8"), reason="this processor cannot run int8")
 def test_a_model_that_does_not_bear_int8_runs_in_more_and_says_so(tmp_path: Path) -> None:
     model = models.load(str(longformer_directory(tmp_path / "model")))
     # One input of each output dwarfs the others, whose weights all round to zero.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from coldframe import longformer, models
 from coldframe.encoder import Encoder
+from coldframe.linear import runs
 from coldframe.longformer import Fused, Layer, LongformerConfig, pack, triangles
 from coldframe.recipe import RECIPES
 from tests.models import VOCABULARY, longformer_directory
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SEED = RECIPES["seed"]
+bf16_only = pytest.mark.skipif(not runs("bf16"), reason="this processor cannot run bf16")
 
 
 def documents(lengths: Sequence[int], first: int, last: int, vocabulary: range) -> list[list[int]]:
@@ -89,11 +91,13 @@ def test_one_pack_of_all_documents_equals_the_reference(small_case: Case) -> Non
     assert relative_error(packed, small_case.wanted) <= 1e-5
 
 
+@bf16_only
 def test_bf16_points_where_the_reference_points(small_case: Case) -> None:
     encoder = Encoder(small_case.model, SEED, "bf16", "cpu")
     assert cosine(encoder.embed_ids(small_case.docs), small_case.wanted) >= 0.9999
 
 
+@bf16_only
 def test_bf16_minilm_points_where_the_reference_points(minilm_case: Case) -> None:
     # All lengths up to 4,096 are in benchmarks.parity: processors without bf16 take minutes for them.
     few = [n for n, length in enumerate(LENGTHS) if length <= 513]
