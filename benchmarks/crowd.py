@@ -6,7 +6,7 @@ Orders come as lines of JSON: {"address": "HOST:PORT", "kind": ..., "callers": s
 "at": when to begin}, or with "rate" in place of "callers": so many calls a second, whether or not others are answered.
 The answer has for each status the seconds since the beginning and the milliseconds of every call. Requests are written
 beforehand and replies are not read: the callers shall cost the machine little. Calls by the clock cost it least: they
-are made by `benchmarks.storm`, over eight connections. Kinds:
+are made by `benchmarks.storm`, over two connections. Kinds:
 
     vector     Search by a vector of QUERIES
     text       Search by a seed text of about 20 tokens, each a new one
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _SEARCH = "/coldframe.v1.SearchService/Search"
 _HEAD_START_S = 0.3
-_CONNECTIONS = 8
+_CONNECTIONS = 2
 _TEXT = "the central bank is expected to cut its interest rate for the {} time since spring, said {}"
 # Words of one token each; the text is cut at 4,096 tokens.
 _LONG = "rain wind snow sun sea land king law bank war film club team band play home road city town farm "
