@@ -219,6 +219,12 @@ def _translated(error: grpc.RpcError, target: str, timeout: float | None, secure
     too_large = _TOO_LARGE.search(message)
     if too_large is not None:
         return _message_too_large(*map(int, too_large.groups()))
+    # Whoever cancels a call here, or closes the channel, is told so by gRPC in other words.
+    if error.code() is grpc.StatusCode.CANCELLED and message == "CANCELLED":
+        return Overloaded(
+            f"{target} turned the call away before it looked at it: more is asked of it than it can refuse; try again "
+            f"in a second, or ask another server."
+        )
     kind = _BY_CODE.get(error.code().name, ColdframeError)
     return _rebuilt(kind, _explained(kind, message, target, timeout, secured), metadata)
 

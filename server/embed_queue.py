@@ -52,6 +52,8 @@ MAX_COMING_CHARS = 8_000_000
 """Of texts that are being turned into tokens."""
 _SOON_S, _LEAST_ROOM = 0.25, QUICK_TOKENS
 _WAIT_S = 0.002
+# Of a token: more than any text has, until one was seen.
+_MANY_CHARS = 64.0
 _TOKEN_S = 0.001
 _QUICK_SHARE = 3
 
@@ -180,6 +182,7 @@ class EmbedQueue:
         self._worker: asyncio.Task[None] | None = None
         self._coming = 0
         self._coming_chars = 0
+        self._chars_per_token = _MANY_CHARS
         self._all_here = asyncio.Event()
         self._bulk_turn = False
 
@@ -189,11 +192,13 @@ class EmbedQueue:
     def expecting(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[None]:
         """While texts are turned into tokens; a batch waits for them a moment, if they are nearly here.
 
-        Raises Overloaded, at once, where it can be seen already that there is no room for them.
+        Raises Overloaded, at once, where it can be seen already that there is no room for them: to turn into tokens
+        what is then refused would take from those that were let in.
         """
         chars = sum(map(len, texts))
         # No text has more tokens than characters, but for the two at its ends.
-        if not bulk and chars + 2 * len(texts) <= QUICK_TOKENS and not self.quick.takes(2 * len(texts) + 1):
+        quick = not bulk and chars + 2 * len(texts) <= QUICK_TOKENS
+        if quick and not self.quick.takes(2 * len(texts) + int(chars / self._chars_per_token)):
             raise self._refusal(self.quick)
         if self._coming_chars and self._coming_chars + chars > MAX_COMING_CHARS:
             raise self._refusal(self.bulk)
@@ -206,6 +211,11 @@ class EmbedQueue:
             self._coming_chars -= chars
             if not self._coming:
                 self._all_here.set()
+
+    def noticed(self, texts: Sequence[str], tokens: Sequence[Tokens]) -> None:
+        """Remembers how long a token is, and forgets earlier texts."""
+        length = sum(map(len, texts)) / sum(text.used for text in tokens)
+        self._chars_per_token += 0.1 * (length - self._chars_per_token)
 
     async def embed(self, texts: Sequence[Tokens], *, bulk: bool = False) -> Embedded:
         """Waits its turn and computes; in the bulk line, whatever its size, where that is asked for.
@@ -274,13 +284,11 @@ class EmbedQueue:
             if long and self._aside_thread is not None and self._busy():
                 self._aside = asyncio.create_task(self._compute_aside(self._aside_thread, batch))
                 continue
-            alone = self._aside is None and (not self._busy() if long else len(batch) == 1 and not self.quick.texts)
-            cores = self._cores if alone else self._half
-            run = self._embed_long if long else self._embed
-            await self._loop.run_in_executor(self._thread, _on_cores, cores, run, batch)
+            run = self._embed_long if long else self._embed_short
+            await self._loop.run_in_executor(self._thread, run, batch)
 
     async def _compute_aside(self, thread: Executor, batch: list[_Waiting]) -> None:
-        await self._loop.run_in_executor(thread, _on_cores, self._half, self._embed, batch)
+        await self._loop.run_in_executor(thread, self._embed_aside, batch)
         self._aside = None
         self._wake()
 
@@ -309,8 +317,24 @@ class EmbedQueue:
             self._loop.call_soon_threadsafe(_refuse, late)
         return batch
 
+    def _embed_aside(self, batch: list[_Waiting]) -> None:
+        _use_cores(self._half)
+        self._embed(batch)
+
+    def _embed_short(self, batch: list[_Waiting]) -> None:
+        """Computes a batch, and quick texts that came in the meantime. Runs on the computing thread, as what follows.
+
+        To ask the loop what is next, which may be busy saying no, costs each batch as long as some of its texts.
+        """
+        while batch:
+            alone = self._aside is None and len(batch) == 1 and not self.quick.texts
+            _use_cores(self._cores if alone else self._half)
+            self._embed(batch)
+            batch = [] if self.bulk.texts else self._take(self.quick)
+
     def _embed_long(self, batch: list[_Waiting]) -> None:
-        """Computes a batch, and lets quick texts past on the way. Runs on the computing thread, as what follows."""
+        """Computes a batch, and lets quick texts past on the way."""
+        _use_cores(self._half if self._aside is not None or self._busy() else self._cores)
         begun, past = time.perf_counter(), 0.0
 
         def between() -> None:
@@ -349,11 +373,10 @@ class EmbedQueue:
             await task
 
 
-def _on_cores(cores: int, run: Callable[[list[_Waiting]], None], batch: list[_Waiting]) -> None:
-    """Computes on so many cores; torch knows the number for each thread."""
-    if torch.get_num_threads() != cores:
-        torch.set_num_threads(cores)
-    run(batch)
+def _use_cores(count: int) -> None:
+    """Of the thread that computes: torch knows the number for each."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def _settle(batch: list[_Waiting], vectors: NDArray[np.float32], started: float, finished: float) -> None:

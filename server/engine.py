@@ -209,6 +209,7 @@ class Engine:
             return []
         with served.queue.expecting(texts, bulk=bulk):
             tokens = await self.tokenize(served, texts, timing)
+        served.queue.noticed(texts, tokens)
         done = await served.queue.embed(tokens, bulk=bulk)
         timing.queue_ms += done.queue_ms
         timing.embed_ms += done.embed_ms

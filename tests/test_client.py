@@ -271,6 +271,12 @@ def test_without_metadata_the_status_decides(server: Server, client: Client, cod
     assert type(caught.value).__name__ == name
 
 
+def test_a_call_that_was_turned_away_unseen_may_be_made_again(server: Server, client: Client) -> None:
+    server.failures.append(Failure(grpc.StatusCode.CANCELLED, "CANCELLED"))  # as gRPC's own server ends it
+    with pytest.raises(Overloaded, match="turned the call away before it looked at it"):
+        client.index()
+
+
 def test_unknown_ids(client: Client) -> None:
     with pytest.raises(UnknownCluster, match="no cluster has the id 'c9'"):
         client.cluster("c9")

@@ -37,10 +37,10 @@ class Limits:
     streams_per_connection: int = 1_000
     """Calls of any kind, which are streams to HTTP/2: a client waits with more of them."""
     connections: int = 4_096
-    unseen: int = 16_384
+    unseen: int = 256
     """That came and were not looked at yet. Above it gRPC cancels some by lot, and above twice as many all: those of
     good callers among them, and none hears why. Where more calls come than the event loop can refuse, all others wait
-    behind those that it has not seen."""
+    behind those that it has not seen: the more there may be, the longer."""
     receive_s: float = 30.0
     """Until the one message of a call must be there."""
     idle_s: float = 300.0
