@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True)
     args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
     store, _ = store_of(Drawn(args.rows, args.seed), args.folder)
     generation = store.open()
     found = generation.manifest.report["recall_at_10"]

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-FORMAT = 3
+FORMAT = 4
+# Those before had no margin: a search of theirs visits the same number of lists whatever is asked.
+_READ = frozenset({3, FORMAT})
 MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
     "manifest.json",
     "index.faiss",
@@ -85,6 +87,8 @@ class Parameters:
     """If they were published within so many days."""
     min_cluster_similarity: float
     """Centroids of two generations at least so similar may be the same cluster."""
+    margin: float | None = None
+    """Of a balanced search (`ClusterIndex.search`)."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,10 @@ class Manifest:
             found = document["format"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _corrupt(directory, MANIFEST, "is missing or cannot be read") from error
-        if found != FORMAT:
+        if found not in _READ:
             raise CorruptGeneration(
-                f"{MANIFEST} of generation {directory.name} has format {found}, this Coldframe reads format "
-                f"{FORMAT}; rebuild it, or serve it with the Coldframe that built it"
+                f"{MANIFEST} of generation {directory.name} has format {found}, this Coldframe reads the formats "
+                f"{' and '.join(map(str, sorted(_READ)))}; rebuild it, or serve it with the Coldframe that built it"
             )
         try:
             del document["sha256"]
@@ -255,6 +259,11 @@ class Generation:
     def probes(self) -> int:
         """Lists that a balanced search visits."""
         return self.manifest.parameters.probes
+
+    @property
+    def margin(self) -> float | None:
+        """Where a balanced search visits fewer or more of them, by what it asks about."""
+        return self.manifest.parameters.margin
 
     def require(self, fingerprint: str) -> None:
         """Raises FingerprintMismatch unless the encoder of that fingerprint built this generation."""

@@ -34,6 +34,10 @@ class RowSet:
         found: NDArray[np.bool_] = (self.bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1) == 1
         return found
 
+    def holds(self, row: int) -> bool:
+        """Whether one row is in the set."""
+        return bool(self.bits[row >> 3] >> (row & 7) & 1)
+
     def rows(self) -> NDArray[np.int64]:
         """All of them, ascending."""
         return np.flatnonzero(np.unpackbits(self.bits, bitorder="little"))

@@ -13,7 +13,7 @@ and takes half the memory and less than half the time.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -157,6 +157,11 @@ def blocks(vectors: NDArray[np.float32], size: int) -> Iterator[tuple[int, NDArr
     for start in range(0, len(vectors), size):
         yield start, np.ascontiguousarray(vectors[start : start + size])
         release(vectors)
+
+
+def touch(array: NDArray[Any]) -> None:
+    """Reads a byte of every page that an array lies on."""
+    array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
 
 
 def release(vectors: NDArray[np.float32]) -> None:

@@ -267,6 +267,6 @@ def measure_index(build: Build, say: Say) -> Record:
     index, config = build.index(), build.config
     stories = Articles(build.out / ARTICLES).column("story").to_numpy()
     measured = measure(index, config.target_recall, config.seed, stories=stories)
-    say(f"{measured.probes} of {index.clusters} lists find {measured.recall:.1%} of the 10 nearest")
+    say(f"{measured.visited:g} of {index.clusters} lists find {measured.recall:.1%} of the 10 nearest")
     say(f"in {measured.latency_ms:.2g} ms")
     return asdict(measured)

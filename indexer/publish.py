@@ -134,6 +134,7 @@ def parameters_of(build: Build) -> Parameters:
         story_similarity=build.record("describe")["stories"]["similarity"],
         story_window_days=config.story_window_days,
         min_cluster_similarity=config.min_cluster_similarity,
+        margin=build.record("measure").get("margin"),  # a build may go on that an earlier Coldframe began
     )
 
 
@@ -162,6 +163,7 @@ def report_of(build: Build, facts: Facts) -> dict[str, Any]:
         "recall_at_10": measure["recall"],
         "latency_ms": measure["latency_ms"],
         "recall_by_probes": measure["curve"],
+        "lists_visited": measure.get("visited"),
         "cluster_sizes": {
             "smallest": int(sizes.min()),
             "median": float(np.median(sizes)),

@@ -9,6 +9,7 @@ lists of interests are never mixed by score.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from math import floor, inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -99,23 +100,39 @@ class Ranked:
     @classmethod
     def plain(cls, similarity: NDArray[np.float32], places: Sequence[int]) -> Ranked:
         """Of one list, (k,), where nothing but similarity makes the score."""
-        nothing = np.zeros(len(places), np.float32)
+        nothing, full, first, no = _constants(len(places))
         return cls(
-            interest=np.zeros(len(places), np.int64),
+            interest=first,
             place=np.array(places, np.int64),
             score=similarity,
             similarity=similarity,
             negative=nothing,
             recency=nothing,
-            freshness=nothing + 1,
+            freshness=full,
             prior=nothing,
             diversity=nothing,
-            explored=np.zeros(len(places), np.bool_),
+            explored=no,
         )
 
     def page(self, start: int, end: int) -> Ranked:
         """Those from place `start` on, before place `end`."""
         return Ranked(*(getattr(self, field.name)[start:end] for field in fields(self)))
+
+
+@lru_cache(maxsize=64)
+def _constants(
+    count: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """0, 1, the first and no, (count,) each; nobody writes to them."""
+    arrays = (
+        np.zeros(count, np.float32),
+        np.ones(count, np.float32),
+        np.zeros(count, np.int64),
+        np.zeros(count, np.bool_),
+    )
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
 
 
 def rank(

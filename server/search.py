@@ -48,6 +48,8 @@ class Ask:
     options: Options
     probes: int
     """Lists that are visited."""
+    margin: float | None = None
+    """Of `ClusterIndex.search`."""
     condition: Condition | None = None
     excluded: Sequence[str] = ()
     priors: Mapping[str, float] = field(default_factory=dict)
@@ -139,7 +141,8 @@ def search(view: View, point: Point, ask: Ask, start: int = 0) -> Found:
 
 def neighbours(view: View, vector: Floats, hidden: frozenset[int], limit: int) -> Found:
     """The articles nearest to a vector, (dim,), without some rows: every one of a story, in the order of similarity."""
-    ask = Ask(limit, Options(max_per_story=0), probes=view.base.generation.probes)
+    generation = view.base.generation
+    ask = Ask(limit, Options(max_per_story=0), generation.probes, generation.margin)
     return _page(view, _Hunt([_ALONE], vector[None], hidden=hidden), ask, 0)
 
 
@@ -197,7 +200,7 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
         point = taste.points[n]
         if point is None or not point.text:
             continue
-        rows, _ = view.search(vectors[place], expansion.articles, ask.probes, allowed)
+        rows, _ = view.search(vectors[place], expansion.articles, ask.probes, allowed, ask.margin)
         if len(rows):
             mean = view.vectors(rows).mean(axis=0)
             vectors[place] = unit((1 - expansion.weight) * vectors[place] + expansion.weight * mean)
@@ -259,7 +262,7 @@ def _nearest(view: View, hunt: _Hunt, ask: Ask, start: int, allowed: Allowed) ->
     fetch, search_ms = depth + _SPARE, 0.0
     while True:
         begun = time.perf_counter()
-        rows, scores = view.search(hunt.vectors[0], fetch, ask.probes, allowed)
+        rows, scores = view.search(hunt.vectors[0], fetch, ask.probes, allowed, ask.margin)
         search_ms += 1e3 * (time.perf_counter() - begun)
         clusters = view.clusters(rows) if ask.options.max_per_cluster else None
         # One more than the page shows whether there is another.
@@ -292,7 +295,7 @@ def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) ->
 def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float]:
     """The nearest `fetch` articles of every interest, and how long that took."""
     start = time.perf_counter()
-    found = [view.search(vector, fetch, ask.probes, allowed) for vector in hunt.vectors]
+    found = [view.search(vector, fetch, ask.probes, allowed, ask.margin) for vector in hunt.vectors]
     took_ms = 1e3 * (time.perf_counter() - start)
     return [_candidates(view, rows, scores, ask, hunt) for rows, scores in found], took_ms
 

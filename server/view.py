@@ -146,7 +146,7 @@ class View:
         if live is not None and self.alive[live]:
             return len(self.base) + live
         row = self.base.generation.articles.row_of(article_id)
-        return row if row is not None and self.base_rows.has(np.array([row]))[0] else None
+        return row if row is not None and self.base_rows.holds(row) else None
 
     def row_of_text(self, digest: bytes) -> int | None:
         """A row whose embedded text has that digest: its vector need not be computed again."""
@@ -158,7 +158,7 @@ class View:
         """Whether a row was neither replaced nor removed."""
         if self.is_live(row):
             return bool(self.alive[row - len(self.base)])
-        return bool(self.base_rows.has(np.array([row]))[0])
+        return self.base_rows.holds(row)
 
     def is_live(self, row: int) -> bool:
         """Whether a row came after the generation was built."""
@@ -172,7 +172,9 @@ class View:
 
     def story(self, row: int) -> int:
         """The row that began the story that a row tells."""
-        return int(self.stories(np.array([row]))[0])
+        if self.is_live(row):
+            return int(self.overlay.columns.stories[row - len(self.base)])
+        return int(self.base.columns.stories[row])
 
     def first_of_story(self, row: int) -> int:
         """The row of the first article that tells a row's story. Where the one that began it is gone: of those that are
@@ -252,8 +254,7 @@ class View:
         return self._pick(rows, self.base.centralities, of_live)
 
     def _pick(self, rows: Rows, of_base: NDArray[Any], of_live: NDArray[Any]) -> NDArray[Any]:
-        live = rows >= len(self.base)
-        if not live.any():
+        if not len(self.alive) or not (live := rows >= len(self.base)).any():
             return of_base[rows]
         found = np.empty((len(rows), *of_base.shape[1:]), of_base.dtype)
         found[~live], found[live] = of_base[rows[~live]], of_live[rows[live] - len(self.base)]
@@ -316,15 +317,18 @@ class View:
             base = self.base_rows.without(of_base, self.base.columns.clusters) if len(of_base) else self.base_rows
         return Allowed(base, live, plain)
 
-    def search(self, vector: Floats, limit: int, probes: int, allowed: Allowed) -> tuple[Rows, Floats]:
+    def search(
+        self, vector: Floats, limit: int, probes: int, allowed: Allowed, margin: float | None = None
+    ) -> tuple[Rows, Floats]:
         """The nearest allowed rows, best first, equal ones by id: at most `limit`, with their cosine similarities.
 
         vector: (dim,), of unit length. probes: lists that are visited, of the generation's clusters and of the live
-        rows' alike; with all of them the answer is exact.
+        rows' alike; with all of them the answer is exact. margin: of the generation's (`ClusterIndex.search`), where
+        there is no filter.
         """
         index = self.base.generation.index
         if allowed.plain is not None:
-            rows, scores = index.search(vector, limit, probes, allowed.plain)
+            rows, scores = index.search(vector, limit, probes, allowed.plain, margin)
         else:
             rows, scores = index.search_among(vector, limit, probes, allowed.base)
         if not allowed.live.any():

@@ -27,6 +27,7 @@ from coldframe.generation import (
     Generation,
     Manifest,
     Parameters,
+    _sealed,
 )
 from coldframe.store import Store
 from coldframe.text import text_digest
@@ -108,14 +109,21 @@ def test_a_manifest_that_is_none_is_refused(sealed: Path, content: bytes) -> Non
         Generation(sealed)
 
 
-@pytest.mark.parametrize("found", [1, 2, 4])
+@pytest.mark.parametrize("found", [1, 2, 5])
 def test_another_format_says_which_one_is_read(sealed: Path, found: int) -> None:
     document = json.loads((sealed / MANIFEST).read_text()) | {"format": found}
     with (
         altered(sealed / MANIFEST, json.dumps(document).encode()),
-        pytest.raises(CorruptGeneration, match=f"has format {found}, this Coldframe reads format 3"),
+        pytest.raises(CorruptGeneration, match=f"has format {found}, this Coldframe reads the formats 3 and 4"),
     ):
         Generation(sealed)
+
+
+def test_a_generation_from_before_there_were_margins_is_served_without_one(sealed: Path) -> None:
+    document = json.loads((sealed / MANIFEST).read_text()) | {"format": 3}
+    del document["sha256"], document["parameters"]["margin"]
+    with altered(sealed / MANIFEST, _sealed(document)):
+        assert Generation(sealed).margin is None
 
 
 def test_a_manifest_comes_back_as_it_was_sealed(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coldframe.errors import CorruptGeneration
-from coldframe.index import ClusterIndex, nearest_centroids
+from coldframe.index import REACH, ClusterIndex, nearest_centroids
 from coldframe.recipe import unit
 
 if TYPE_CHECKING:
@@ -212,3 +212,48 @@ def test_an_index_of_other_rows_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "index.faiss").write_bytes(b"no index")
     with pytest.raises(CorruptGeneration, match=r"index\.faiss"):
         ClusterIndex.read(tmp_path / "index.faiss", random_units(50))
+
+
+# -------------------------------------------------------------------------------------------------------- the margin
+
+
+@pytest.mark.parametrize("storage", ["flat", "fp16", "sq8"])
+@given(seed=st.integers(0, 10_000), probes=st.integers(1, 7), margin=st.floats(0, 0.6), limit=st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_a_search_with_a_margin_visits_the_lists_that_are_nearly_as_near(
+    storage: str, seed: int, probes: int, margin: float, limit: int
+) -> None:
+    vectors, query = random_units(300), random_units(1, seed)[0]
+    assignment, _ = nearest_centroids(centroids := random_units(12, 1), vectors, 1)
+    index = ClusterIndex.build(centroids, vectors, assignment[:, 0], storage)
+    near = centroids.astype(np.float64) @ query
+    visited = [n for n in np.argsort(-near)[: REACH * probes] if near[n] >= near.max() - margin]
+    assume(all(abs(near[n] - near.max() + margin) > 1e-6 for n in range(12)))
+    there = np.isin(assignment[:, 0], visited)
+    assume(there.sum() >= limit)
+    rows, scores = index.search(query, limit, probes, margin=margin)
+    hidden = frozenset(np.flatnonzero(~there).tolist())
+    assert rows.tolist() == brute_force(vectors, query, limit, hidden)
+    np.testing.assert_allclose(scores, similarities(vectors, query)[rows], atol=1e-6)
+
+
+def test_a_margin_that_holds_too_few_gives_way() -> None:
+    vectors = random_units(300)
+    index, query = built(vectors), random_units(1, 5)[0]
+    rows, _ = index.search(query, 290, 2, margin=0.0)
+    assert len(rows) == 290
+    rows, _ = index.search(query, 5, index.clusters, margin=0.0)
+    assert rows.tolist() == brute_force(vectors, query, 5), "all lists are all lists"
+
+
+@pytest.mark.parametrize("storage", ["flat", "fp16", "sq8", "pq8"])
+def test_to_warm_an_index_changes_nothing(tmp_path: Path, storage: str) -> None:
+    vectors = random_units(300)
+    assignment, _ = nearest_centroids(centroids := random_units(12, 1), vectors, 1)
+    ClusterIndex.build(centroids, vectors, assignment[:, 0], storage).write(tmp_path / "index.faiss")
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    index, query = ClusterIndex.read(tmp_path / "index.faiss", mapped), random_units(1, 5)[0]
+    before = index.search(query, 10, 4)
+    index.warm()
+    np.testing.assert_array_equal(before, index.search(query, 10, 4))

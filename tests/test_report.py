@@ -154,7 +154,7 @@ def words(page: str) -> str:
         "Every gate passed.",
         "20260101T000000Z-0123456789ab",
         "the drift is small",
-        "A balanced search visits 8 lists of 12 and finds 99.5% of the 10 nearest articles (target 99.0%",
+        "A balanced search visits 8 of 12 lists and finds 99.5% of the 10 nearest articles (target 99.0%",
         "110 of 120 texts (91.7%) came from the cache of embeddings, 10 were computed.",
         "The 120 articles tell 118 stories",
         "3\u00d7 Headline number 4",

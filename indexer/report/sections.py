@@ -218,6 +218,7 @@ def search(contents: Contents) -> Section | None:
     return {
         "figure": figures.recall_curve(curve, parameters.probes, report.get("target_recall")),
         "probes": parameters.probes,
+        "visited": report.get("lists_visited") or parameters.probes,
         "clusters": parameters.clusters,
         "recall": None if recall is None else percent(recall),
         "target": None if report.get("target_recall") is None else percent(report["target_recall"]),

@@ -31,7 +31,7 @@ _EFFORTS = {number: name for name, number in types_pb2.Effort.items()}
 def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 0) -> Ask:
     """Raises InvalidArgument for whatever is not allowed; `effort` is the request's own."""
     if not (effort or message.ByteSize()):
-        return _usual(limit, served.generation.probes, _minute())
+        return _usual(limit, served.generation.probes, served.generation.margin, _minute())
     condition = None
     if message.HasField("filter"):
         condition = filters.compile(message.filter, served.generation.numbers, f"{_F}.filter")
@@ -41,6 +41,7 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 
             requests.optional(message, "popularity_weight"), 0.0, 2.0, 0.1, f"{_F}.popularity_weight"
         )
         popularity = (_key(message.popularity_attribute), weight)
+    probes, margin = _reach(message, served, effort)
     return Ask(
         limit=limit,
         options=_options(message),
@@ -48,7 +49,8 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 
         excluded=requests.identifiers(message.exclude_ids, MAX_EXCLUDED, f"{_F}.exclude_ids", least=0),
         priors=_priors(message),
         popularity=popularity,
-        probes=_probes(message, served, effort),
+        probes=probes,
+        margin=margin,
     )
 
 
@@ -58,9 +60,9 @@ def _minute() -> int:
 
 
 @lru_cache(maxsize=16)
-def _usual(limit: int, probes: int, minute: int) -> Ask:
+def _usual(limit: int, probes: int, margin: float | None, minute: int) -> Ask:
     """What is asked for where nothing is said."""
-    return Ask(limit, Options(as_of_s=minute), probes)
+    return Ask(limit, Options(as_of_s=minute), probes, margin)
 
 
 def _options(message: ranking_pb2.Ranking) -> Options:
@@ -114,8 +116,8 @@ def _priors(message: ranking_pb2.Ranking) -> Mapping[str, float]:
     return dict(message.priors)
 
 
-def _probes(message: ranking_pb2.Ranking, served: Served, effort: int) -> int:
-    """How many lists are visited."""
+def _reach(message: ranking_pb2.Ranking, served: Served, effort: int) -> tuple[int, float | None]:
+    """How many lists are visited, and by which margin."""
     for field, value in (("effort", effort), (f"{_F}.effort", message.effort)):
         if value not in _EFFORTS:
             raise InvalidArgument(f"{field} is {value}; allowed are {', '.join(_EFFORTS.values())}", field=field)
@@ -132,11 +134,13 @@ def _probes(message: ranking_pb2.Ranking, served: Served, effort: int) -> int:
             raise InvalidArgument(
                 f"{_F}.target_recall is {recall:g}; it is a share, above 0 and at most 1", field=f"{_F}.target_recall"
             )
-        return _probes_for(served, recall) if recall < 1.0 else clusters
+        return _probes_for(served, recall) if recall < 1.0 else clusters, None
     level = effort or message.effort
     if level == types_pb2.EFFORT_EXACT:
-        return clusters
-    return _probes_for(served, _FAST_RECALL) if level == types_pb2.EFFORT_FAST else served.generation.probes
+        return clusters, None
+    if level == types_pb2.EFFORT_FAST:
+        return _probes_for(served, _FAST_RECALL), None
+    return served.generation.probes, served.generation.margin
 
 
 def _probes_for(served: Served, recall: float) -> int:
