@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coldframe.articles import Shown
 from coldframe.index import dots
 from coldframe.rows import RowSet
 from server.columns import MAX_ATTRIBUTES, UNDATED, BaseColumns
@@ -169,6 +170,12 @@ class View:
         return (
             self.overlay.rows[row - len(self.base)].article if self.is_live(row) else self.base.generation.articles[row]
         )
+
+    def shown(self, row: int) -> Shown:
+        """What of a row a hit shows."""
+        if self.is_live(row):
+            return Shown.of(self.overlay.rows[row - len(self.base)].article)
+        return self.base.generation.articles.shown(row)
 
     def story(self, row: int) -> int:
         """The row that began the story that a row tells."""

@@ -31,7 +31,7 @@ _ALLOWED = ("article", *(f"article.{name}" for name in _SUMMARY), "score", "expl
 _ID_ALONE = frozenset({"id"})
 # 64 MiB at most, some 20 as articles usually are.
 _SUMMARIES_KEPT, _SUMMARY_BYTES = 32_768, 2_048
-_EPOCH, _DAY_S = datetime(1970, 1, 1, tzinfo=UTC), 86_400
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _tell_story(message: types_pb2.ArticleSummary, view: View, row: int) -> None
 
 def _describe(message: types_pb2.ArticleSummary, view: View, row: int) -> None:
     """All but what another view may tell otherwise: the story of an article that did not begin it."""
-    article = view.article(row)
+    article = view.shown(row)
     message.id = article.id
     message.title = article.title
     message.excerpt = article.excerpt
@@ -116,10 +116,10 @@ def _describe(message: types_pb2.ArticleSummary, view: View, row: int) -> None:
     message.outlier = article.outlier
     if article.story == row:
         message.story_id = article.id
-    if article.published_at is not None:
-        since = article.published_at - _EPOCH  # FromDatetime does the same, five times as slowly
-        message.published_at.seconds = since.days * _DAY_S + since.seconds
-        message.published_at.nanos = since.microseconds * 1_000
+    if article.microseconds is not None:  # FromMicroseconds does the same, and more slowly
+        seconds, rest = divmod(article.microseconds, 1_000_000)
+        published_at = message.published_at
+        published_at.seconds, published_at.nanos = seconds, 1_000 * rest
 
 
 def add_hits(into: RepeatedCompositeFieldContainer[types_pb2.Hit], view: View, found: Found, parts: Parts) -> None:
