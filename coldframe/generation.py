@@ -265,6 +265,11 @@ class Generation:
         """Where a balanced search visits fewer or more of them, by what it asks about."""
         return self.manifest.parameters.margin
 
+    def warm(self) -> None:
+        """Touches every page that answers are read from, so that the first of them are as quick as the others."""
+        self.index.warm()
+        self.articles.warm()
+
     def require(self, fingerprint: str) -> None:
         """Raises FingerprintMismatch unless the encoder of that fingerprint built this generation."""
         built_by = self.manifest.model

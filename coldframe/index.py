@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Scores that differ by less may come in either order from fp32: candidates this close to the cut are looked at too.
 _FP32_NOISE = 1e-5
-_SPARE_ROWS = 8
+_SPARE_ROWS = 4
 _SPARE_CENTROIDS = 2
 _BLOCK = 2_048
 _SCAN_BLOCK = 16_384

@@ -193,8 +193,17 @@ def in_order(
     per_story, per_cluster = options.max_per_story or inf, options.max_per_cluster or inf
     of_story: dict[int, float] = dict.fromkeys(stories_taken, inf)
     of_cluster: dict[int, int] = {}
-    homes = [0] * len(stories) if clusters is None else clusters.tolist()
     places: list[int] = []
+    if clusters is None:
+        for place, story in enumerate(stories.tolist()):
+            told = of_story.get(story, 0)
+            if told < per_story:
+                places.append(place)
+                if len(places) == limit:
+                    break
+                of_story[story] = told + 1
+        return places
+    homes = clusters.tolist()
     for place, (story, home) in enumerate(zip(stories.tolist(), homes, strict=True)):
         told, held = of_story.get(story, 0), of_cluster.get(home, 0)
         if told < per_story and held < per_cluster:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 POOL = 1_000
 """Candidates of an interest that are ranked by more than similarity."""
 MOST_PAGED = 10_000
-_SPARE = 8
+_SPARE = 5
 _WIDEN = 4
 _ALONE = Interest([0], 0, 1.0)
 

@@ -68,7 +68,7 @@ class Loader:
         generation = self.store.open(name)
         encoder, queue = self._encoder(generation, before)
         generation.require(encoder.fingerprint)
-        generation.index.warm()
+        generation.warm()
         return Served(self.replay(View.of(Base(generation)), encoder), encoder, queue)
 
     def _encoder(self, generation: Generation, before: Served | None) -> tuple[Encoder, EmbedQueue]:
