@@ -45,12 +45,13 @@ if TYPE_CHECKING:
 
 QUICK_TOKENS = 256
 MAX_QUICK_TOKENS = 2_048
-"""About 100 seed texts, or fewer: no more wait than are computed in a quarter of a second, but `_LEAST_ROOM` always."""
+"""About 100 seed texts, or fewer: no more wait than are computed in a fifth of a second, but `_LEAST_ROOM` always."""
 MAX_BULK_TOKENS = 64 * 1024
 """About half a minute of work for two cores and a base model; whoever comes later had better try elsewhere."""
 MAX_COMING_CHARS = 8_000_000
 """Of texts that are being turned into tokens."""
-_SOON_S, _LEAST_ROOM = 0.25, QUICK_TOKENS
+_SOON_S, _LEAST_ROOM = 0.2, QUICK_TOKENS
+_BATCH_S, _LEAST_BATCH = 0.1, 128
 _WAIT_S = 0.002
 # Of a token: more than any text has, until one was seen.
 _MANY_CHARS = 64.0
@@ -311,8 +312,11 @@ class EmbedQueue:
         return self.bulk if bulk else self.quick
 
     def _take(self, line: Line) -> list[_Waiting]:
+        budget = TOKENS_PER_BATCH
+        if line is self.quick:  # nobody waits long for those who came with him
+            budget = int(min(budget, max(_LEAST_BATCH, line.pace * _BATCH_S)))
         with self._lock:
-            batch, late = line.take(TOKENS_PER_BATCH)
+            batch, late = line.take(budget)
         if late:
             self._loop.call_soon_threadsafe(_refuse, late)
         return batch

@@ -174,8 +174,16 @@ async def refuse(context: _Context, error: Exception, name: str) -> None:
 
 
 async def _abort(context: _Context, error: ColdframeError) -> None:
-    code, message, trailing = _status(error)
+    if type(error) is Overloaded:  # said again and again, and when there is least time to write it
+        code, message, trailing = _overloaded(error.message, error.retry_after_s)
+    else:
+        code, message, trailing = _status(error)
     await context.abort(code, message, (*trailing, (REQUEST_ID, CALL.get().request_id)))
+
+
+@functools.lru_cache(maxsize=256)
+def _overloaded(message: str, retry_after_s: float) -> tuple[grpc.StatusCode, str, _Trailing]:
+    return _status(Overloaded(message, retry_after_s=retry_after_s))
 
 
 def _status(error: ColdframeError) -> tuple[grpc.StatusCode, str, _Trailing]:
