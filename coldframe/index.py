@@ -157,8 +157,7 @@ class ClusterIndex:
 
         With a `margin` it visits, of twice as many lists, those whose centroids are no more than that less similar to
         the vector than the nearest one's: few where it lies deep in a cluster, many where it lies between some. Chen
-        et al. 2021, SPANN (arXiv:2111.08566), section 3.3, prune by the ratio of distances; on unit vectors the
-        difference of cosines found the same with fewer rows.
+        et al. 2021, SPANN (arXiv:2111.08566), section 3.3, do the same by the ratio of distances.
         """
         wanted = min(limit + len(hidden), len(self))
         fetch = self._overfetch * limit + len(hidden) + _SPARE_ROWS
