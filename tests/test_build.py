@@ -183,7 +183,9 @@ def test_the_measured_recall_is_what_numpy_finds(any_generation: Generation) -> 
         assert recall == pytest.approx(expected, abs=5e-5)
         assert milliseconds > 0
     chosen = {probes: recall for probes, recall, _ in report["recall_by_probes"]}
-    assert chosen[any_generation.manifest.parameters.probes] == report["recall_at_10"]
+    with_all = chosen[any_generation.manifest.parameters.probes]
+    assert report["recall_at_10"] >= with_all
+    assert any_generation.margin is not None or report["recall_at_10"] == with_all
 
 
 def test_an_article_is_found_again_by_its_text(
