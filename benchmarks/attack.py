@@ -227,8 +227,7 @@ def attacked(folder: Path) -> Iterator[Attacked]:
         pass
     command = [sys.executable, "-m", "server", "--store", str(store.path), "--listen", "127.0.0.1:0"]
     command += ["--tls-cert", str(tls.chain), "--tls-key", str(tls.key), "--api-keys", str(keys)]
-    command += ["--receive-timeout", str(_RECEIVE_S), "--stream-idle", str(_IDLE_S)]
-    command += ["--max-unseen", "16384"]  # as of a server that strangers reach; the rest is as it comes
+    command += ["--receive-timeout", str(_RECEIVE_S), "--stream-idle", str(_IDLE_S)]  # the rest is as it comes
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:

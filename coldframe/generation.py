@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
 )
 _FILES = (INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT)
 _DECIDES_NOTHING = {REPORT}
+# Files that are read at the same time to be verified: the two large ones.
+_READERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +224,11 @@ def _corrupt(directory: Path, file: str, what: str) -> CorruptGeneration:
 def verify(directory: Path) -> Manifest:
     """Compares every file with the manifest. Raises CorruptGeneration that names the first that differs."""
     manifest = Manifest.read(directory)
+    with ThreadPoolExecutor(_READERS) as pool:  # checksums leave Python to others
+        described = {name: pool.submit(_describe_file, directory / name) for name in manifest.files}
     for name, expected in manifest.files.items():
         try:
-            found = _describe_file(directory / name)
+            found = described[name].result()
         except OSError as error:
             raise _corrupt(directory, name, "is missing or cannot be read") from error
         if found["size"] != expected["size"]:

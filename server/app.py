@@ -74,7 +74,7 @@ class Server:
         self._guard.gate.ended = witness.ended
         interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up, self._door, witness)]
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
-        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options())
+        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options(keys=self._guard.keys() is not None))
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
         self._health = HealthServicer()
         self._register()

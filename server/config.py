@@ -101,7 +101,9 @@ class Config:
     max_unseen: Annotated[
         int,
         typer.Option(
-            min=1, help="Calls that wait to be looked at; more are cancelled without a word (docs/operations.md)."
+            min=0,
+            help="Calls that wait to be looked at; more are cancelled without a word (docs/operations.md). 0: 256, or "
+            "16,384 where callers need keys.",
         ),
     ] = Limits.unseen
     max_streams: Annotated[int, typer.Option(min=1, help="Streams open at once.")] = Limits.streams

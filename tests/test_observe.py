@@ -306,7 +306,7 @@ def test_a_server_tells_machines_all_its_life_long(newsroom: Path, tmp_path: Pat
             assert get(port, "/readyz")[0] == get(port, "/livez")[0] == 200
             # A call is counted when it is over, a moment after its caller has the answer.
             counted = labels(method=SEARCH, code="OK")
-            wait_until(lambda: read(get(port, "/metrics")[1])["coldframe_requests_total"].get(counted) == 1)
+            wait_until(lambda: read(get(port, "/metrics")[1]).get("coldframe_requests_total", {}).get(counted) == 1)
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(30) == 0
         lines = [json.loads(line) for line in server.errors().splitlines()]

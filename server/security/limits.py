@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _WAIT_S = 1.0
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
+_UNSEEN, _UNSEEN_STRANGERS = 256, 16_384
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
 
 
@@ -37,10 +38,11 @@ class Limits:
     streams_per_connection: int = 1_000
     """Calls of any kind, which are streams to HTTP/2: a client waits with more of them."""
     connections: int = 4_096
-    unseen: int = 256
-    """That came and were not looked at yet. Above it gRPC cancels some by lot, and above twice as many all: those of
-    good callers among them, and none hears why. Where more calls come than the event loop can refuse, all others wait
-    behind those that it has not seen: the more there may be, the longer."""
+    unseen: int = 0
+    """That came and were not looked at yet; 0 for 256, and 16,384 where callers need keys. Above it gRPC cancels some
+    by lot, and above twice as many all: those of good callers among them, and none hears why. Where more calls come
+    than the event loop can refuse, all others wait behind those that it has not seen: the more, the longer.
+    Strangers come in crowds, and each must hear why it is refused; who needs no key is known, and must not wait."""
     receive_s: float = 30.0
     """Until the one message of a call must be there."""
     idle_s: float = 300.0
@@ -51,15 +53,16 @@ class Limits:
     connection_age_s: float = 0.0
     """After which a connection is asked to begin anew, with the certificate of that time; 0 for never."""
 
-    def options(self) -> list[tuple[str, int]]:
-        """What of it gRPC itself sees to."""
+    def options(self, *, keys: bool) -> list[tuple[str, int]]:
+        """What of it gRPC itself sees to; keys: whether callers need one."""
+        unseen = self.unseen or (_UNSEEN_STRANGERS if keys else _UNSEEN)
         options = [
             ("grpc.max_receive_message_length", self.message_bytes),
             ("grpc.max_send_message_length", self.message_bytes),
             ("grpc.max_concurrent_streams", self.streams_per_connection),
             ("grpc.max_allowed_incoming_connections", self.connections),
-            ("grpc.server.max_pending_requests", self.unseen),
-            ("grpc.server.max_pending_requests_hard_limit", 2 * self.unseen),
+            ("grpc.server.max_pending_requests", unseen),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * unseen),
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
             ("grpc.max_connection_idle_ms", _ms(self.connection_idle_s)),
             # A caller that vanished without a word holds its streams no longer than this.
