@@ -160,7 +160,7 @@ class _Pressing:
 
 
 def by_the_clock(order: dict[str, Any], method: str, write: Callable[[], bytes]) -> Answers:
-    """So many calls a second, whether or not others are answered; those that never are have no status."""
+    """So many calls a second, whether or not others are answered; those that never are count as UNANSWERED."""
     answers, begun = Answers(), time.perf_counter()
 
     def ended(code: str, due: float) -> None:

@@ -186,7 +186,7 @@ def _recovery(server: Running, kind: str, callers: int, pace: float) -> float:
 
 def _judge_overload(at_capacity: Answers, pressed: Answers, recovered: float, growth: float) -> bool:
     times = pressed.p(99) / at_capacity.p(99)
-    refused = max(pressed.p(50, code) for code in _REFUSED if code in pressed.took)
+    refused = max((pressed.p(50, code) for code in _REFUSED if code in pressed.took), default=float("nan"))
     others = {code for code in pressed.took if code not in {"OK", "RESOURCE_EXHAUSTED"}}
     return all(
         [

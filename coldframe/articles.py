@@ -217,26 +217,24 @@ class _Rows:
         self._keys, self._items = _Texts(attributes.keys), _Texts(attributes.items)
         self._digests = _values(batch.column("text_digest"), "B", 16 * len(batch))
         names = ("cluster", "tokens_seen", "tokens_used", "story")
-        self._integers = [_values(batch.column(name), "i") for name in names]
-        self._clusters, _, _, self._stories = self._integers
+        self._clusters, self._seen, self._used, self._stories = (_values(batch.column(name), "i") for name in names)
         self._similarities, self._outliers = _values(batch.column("similarity"), "f"), _Bits(batch.column("outlier"), 1)
 
     def read(self, place: int) -> ArticleRow:
         """One row."""
         start, end = self._entries[place], self._entries[place + 1]
         dated = self._dated is None or self._dated[place]
-        cluster, seen, used, story = (values[place] for values in self._integers)
         return ArticleRow(
             id=self.ids[place],
             title=self._titles[place],
             excerpt=self._excerpts[place],
             published_at=_EPOCH + timedelta(microseconds=self._dates[place]) if dated else None,
             attributes=dict(zip(self._keys.some(start, end), self._items.some(start, end), strict=True)),
-            cluster=cluster,
-            tokens_seen=seen,
-            tokens_used=used,
+            cluster=self._clusters[place],
+            tokens_seen=self._seen[place],
+            tokens_used=self._used[place],
             text_digest=bytes(self._digests[16 * place : 16 * place + 16]),
-            story=story,
+            story=self._stories[place],
             similarity=self._similarities[place],
             outlier=self._outliers[place],
         )

@@ -53,8 +53,9 @@ MAX_COMING_CHARS = 8_000_000
 _SOON_S, _LEAST_ROOM = 0.2, QUICK_TOKENS
 _BATCH_S, _LEAST_BATCH = 0.1, 128
 _WAIT_S = 0.002
-# Of a token: more than any text has, until one was seen.
-_MANY_CHARS = 64.0
+# Of a token: more than any text has, until one was seen; and never fewer, or texts of a letter would make all others
+# look too long.
+_MANY_CHARS, _FEW_CHARS = 64.0, 4.0
 _TOKEN_S = 0.001
 _QUICK_SHARE = 3
 
@@ -199,7 +200,7 @@ class EmbedQueue:
         chars = sum(map(len, texts))
         # No text has more tokens than characters, but for the two at its ends.
         quick = not bulk and chars + 2 * len(texts) <= QUICK_TOKENS
-        if quick and not self.quick.takes(2 * len(texts) + int(chars / self._chars_per_token)):
+        if quick and not self.quick.takes(2 * len(texts) + int(chars / max(_FEW_CHARS, self._chars_per_token))):
             raise self._refusal(self.quick)
         if self._coming_chars and self._coming_chars + chars > MAX_COMING_CHARS:
             raise self._refusal(self.bulk)

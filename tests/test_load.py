@@ -48,6 +48,15 @@ def test_overload_is_refused_and_over_when_it_is_over(server: Running) -> None:
     assert set(after.took) == {"OK"}, "nothing is left of it"
 
 
+def test_calls_by_the_clock_are_made_and_answered(server: Running) -> None:
+    """By `benchmarks.storm`, over sockets: what it is told is what a client of grpc's hears."""
+    answers = server.crowds.press(server.order("vector", 2.0, rate=40))[0]
+    assert set(answers.took) == {"OK"}
+    assert answers.count == pytest.approx(80, abs=4)
+    upserts = server.crowds.press(server.order("upsert", 1.0, rate=5))[0]
+    assert set(upserts.took) == {"OK"}
+
+
 def test_seed_texts_and_searches_are_answered_beside_long_articles(server: Running) -> None:
     orders = [server.order(kind, 3.0, callers=n) for kind, n in (("article", 2), ("text", 1), ("vector", 1))]
     articles, texts, vectors = server.crowds.press(*orders)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from server.security.keys import Key
 
 _WAIT_S = 1.0
-# Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _UNSEEN, _UNSEEN_STRANGERS = 256, 16_384
+# Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
 
 
