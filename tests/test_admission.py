@@ -301,6 +301,21 @@ def test_a_full_line_of_texts_refuses_and_the_other_line_does_not() -> None:
     lines.close()
 
 
+def test_texts_of_a_letter_do_not_make_others_look_too_long(lines: Lines) -> None:
+    async def run() -> None:
+        for _ in range(1_000):
+            lines.queue.noticed(["a"], [text_of(3)])
+        first = asyncio.create_task(lines.embed(200))
+        await asyncio.sleep(0.005)
+        waiting = asyncio.create_task(lines.embed(20))
+        await asyncio.sleep(0)
+        with lines.queue.expecting(["word " * 40]):  # some 50 tokens
+            pass
+        await asyncio.gather(first, waiting)
+
+    asyncio.run(run())
+
+
 def test_a_text_that_is_late_or_given_up_is_dropped_counted_and_makes_room(lines: Lines) -> None:
     async def run() -> None:
         first = asyncio.create_task(lines.embed(256))  # 26 ms
