@@ -49,8 +49,9 @@ class Base:
         self.rows = RowSet.of(np.ones(len(self), np.bool_), self.columns.clusters, len(generation.clusters))
         self._filtered: OrderedDict[bytes, RowSet] = OrderedDict()
         self._lock = threading.Lock()
-        self.summaries: dict[int, bytes] = {}
-        """What replies show of rows, as they write it; they keep it here, with the generation that it is of."""
+        self.hits: dict[int, tuple[int, bytes]] = {}
+        """How replies write rows, and the row of the first of the story that this says; they keep it here, with the
+        generation that it is of."""
 
     def __len__(self) -> int:
         return len(self.generation.index)

@@ -9,6 +9,7 @@ from coldframe.live import Delete, LiveArticle, Upsert
 from coldframe.text import article_text
 from coldframe.v1 import article_service_pb2 as pb
 from coldframe.v1 import article_service_pb2_grpc
+from coldframe.v1.search_service_pb2 import SearchResponse
 from server import clusters
 from server.engine import Timing
 from server.search import neighbours
@@ -16,6 +17,7 @@ from server.seeds import Usage
 from server.streaming import Turns, in_order
 from server.view import View, rows_of
 from server.wire import replies, requests
+from server.wire.hits import WHOLE, add_hits, summary
 from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied, holds, outcome
 
 if TYPE_CHECKING:
@@ -170,7 +172,7 @@ def _results(
 def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
     article, (cluster_limit, neighbour_limit) = view.article(row), limits
     result = pb.UpsertResult(
-        article=replies.summary(view, row), usage=replies.usage(Usage(article.tokens_seen, article.tokens_used))
+        article=summary(view, row), usage=replies.usage(Usage(article.tokens_seen, article.tokens_used))
     )
     vector = view.vector(row)
     if cluster_limit:
@@ -178,5 +180,7 @@ def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
         result.clusters.extend(replies.cluster_matches(view, numbers[0], similarities[0], shares[0]))
     if neighbour_limit:
         found = neighbours(view, vector, frozenset({row}), neighbour_limit)
-        replies.add_hits(result.neighbors, view, found, replies.WHOLE)
+        nearest = SearchResponse()
+        add_hits(nearest, view, found, WHOLE)
+        result.neighbors.extend(nearest.hits)
     return result

@@ -13,6 +13,7 @@ from server import clusters
 from server.columns import microseconds
 from server.engine import Timing
 from server.wire import paging, replies, requests
+from server.wire.hits import summary
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -50,7 +51,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
     ) -> pb.ListClustersResponse:
         clock, served = Timing(), self._engine.served()
         size = requests.count(request, "page_size", 100)
-        start = paging.read_page_token(served, request, request.page_token)
+        start = paging.Asked(served, request).start(request.page_token)
         view, put_in_order = served.view, _ORDERS.get(request.order)
         if put_in_order is None:
             raise _no_order(request.order, pb.ClusterOrder.keys())
@@ -80,14 +81,14 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         clock, served = Timing(), self._engine.served()
         number = _number(served, request.cluster_id)
         size = requests.count(request, "page_size", 100)
-        start = paging.read_page_token(served, request, request.page_token)
+        start = paging.Asked(served, request).start(request.page_token)
         view, put_in_order = served.view, _ARTICLE_ORDERS.get(request.order)
         if put_in_order is None:
             raise _no_order(request.order, pb.ArticleOrder.keys())
         rows = await self._engine.searching(lambda: put_in_order(view, number))
         page = rows[start : start + size].tolist()
         return pb.ListClusterArticlesResponse(
-            articles=await self._engine.searching(lambda: [replies.summary(view, row) for row in page]),
+            articles=await self._engine.searching(lambda: [summary(view, row) for row in page]),
             next_page_token=_next(served, request, start + size, len(rows)),
             total_size=len(rows),
             served_by=replies.served_by(served),
@@ -135,7 +136,7 @@ def _no_order(order: int, names: list[str]) -> InvalidArgument:
 
 
 def _next(served: Served, request: Any, end: int, total: int) -> str:
-    return paging.PageToken(served, request).at(end) if end < total else ""
+    return paging.Asked(served, request).at(end) if end < total else ""
 
 
 def _described(view: View, number: int, limit: int) -> pb.GetClusterResponse:

@@ -15,8 +15,8 @@ from server.search import Taste, recommend, search
 from server.seeds import missing, resolve, unknown
 from server.streaming import in_order
 from server.wire import paging, replies, requests, tastes
+from server.wire.hits import Parts, add_hits
 from server.wire.ranking import ask
-from server.wire.replies import Parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,8 +47,9 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         requests.entries(request.requests, requests.MAX_SEARCHES, "requests")
         # At the same time, so that their texts are embedded together, and all from one state of the index.
         results = await asyncio.gather(*(self._search_within(served, one) for one in request.requests))
+        attribution = paging.attribution(served, request)
         return pb.BatchSearchResponse(
-            results=results, served_by=replies.served_by(served, request), timing=replies.timing(clock)
+            results=results, served_by=replies.served_by(served, attribution), timing=replies.timing(clock)
         )
 
     async def _search_within(self, served: Served, request: pb.SearchRequest) -> pb.BatchSearchResult:
@@ -74,18 +75,18 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         seed = requests.seed(request.seed)
         asked = ask(request.ranking, served, requests.count(request, "limit", 10), request.effort)
         parts = Parts.of(request.ranking.read_mask)
-        start = paging.read_page_token(served, request, request.page_token)
+        page = paging.Asked(served, request)
+        start = page.start(request.page_token)
         point = (await resolve(self._engine, served, [seed], clock))[0]
         if point is None:
             raise unknown(seed)
         response = pb.SearchResponse(usage=replies.usage(point.usage))
         finding = self._find(lambda: search(view, point, asked, start), response, view, parts, clock)
-        replies.write_served_by(response.served_by, served, request)
-        next_page = paging.PageToken(served, request)
+        replies.write_served_by(response.served_by, served, page.attribution())
         found = await finding
         response.missing_ids.extend(found.missing)
         if found.more:
-            response.next_page_token = next_page.at(start + len(found.rows))
+            response.next_page_token = page.at(start + len(found.rows))
         replies.write_timing(response.timing, clock)
         return response
 
@@ -94,7 +95,8 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         seeds, view = tastes.seeds(request), served.view
         asked = ask(request.ranking, served, requests.count(request, "limit", 10))
         parts, shape = Parts.of(request.ranking.read_mask), tastes.shape(request)
-        start = paging.read_page_token(served, request, request.page_token)
+        page = paging.Asked(served, request)
+        start = page.start(request.page_token)
         points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
         taste = Taste(points, [seed.weight for seed in seeds], shape)
         response = pb.RecommendResponse(
@@ -107,13 +109,12 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             return found
 
         finding = self._find(work, response, view, parts, clock)
-        replies.write_served_by(response.served_by, served, request)
-        next_page = paging.PageToken(served, request)
+        replies.write_served_by(response.served_by, served, page.attribution())
         found = await finding
         gone = missing([seed.seed for seed in seeds], points)
         response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
         if found.more:
-            response.next_page_token = next_page.at(start + len(found.rows))
+            response.next_page_token = page.at(start + len(found.rows))
         replies.write_timing(response.timing, clock)
         return response
 
@@ -132,7 +133,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         def run() -> Found:
             start = time.perf_counter()
             found = work()
-            replies.add_hits(response.hits, view, found, parts)
+            add_hits(response, view, found, parts)
             clock.search_ms += found.search_ms
             clock.rank_ms += 1e3 * (time.perf_counter() - start) - found.search_ms
             return found

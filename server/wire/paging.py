@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
@@ -14,53 +15,64 @@ if TYPE_CHECKING:
 
     from server.serving import Served
 
+_OF_A_PAGE = ("page_token", "page_size", "limit")
+
 
 def _digest(request: Message) -> str:
     """16 hex digits, equal for equal requests."""
     return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=8).hexdigest()
 
 
-def _asked(request: Message) -> str:
-    """What a request asks for, whichever of its pages and however long they are."""
-    bare = type(request)()
-    bare.CopyFrom(request)
-    for field in ("page_token", "page_size", "limit"):
-        if field in bare.DESCRIPTOR.fields_by_name:
-            bare.ClearField(field)
-    return _digest(bare)
-
-
 def attribution(served: Served, request: Message) -> str:
     """Ties an answer to the state of the index, the model and the request."""
-    view, fingerprint = served.view, served.encoder.fingerprint
-    return f"{served.generation.name}.{view.sequence}.{fingerprint[:12]}.{_digest(request)}"
+    return _attribution(served, _digest(request))
 
 
-class PageToken:
-    """Names places of what a request asks for, in this generation."""
+def _attribution(served: Served, digest: str) -> str:
+    return f"{served.generation.name}.{served.view.sequence}.{served.encoder.fingerprint[:12]}.{digest}"
+
+
+class Asked:
+    """What a request asks for, whichever of its pages and however long they are, of one generation."""
 
     def __init__(self, served: Served, request: Message) -> None:
-        self._asked = f"{served.generation.name}:{_asked(request)}"
+        self._served, self._request = served, request
+
+    @cached_property
+    def _digest(self) -> str:
+        bare = type(self._request)()
+        bare.CopyFrom(self._request)
+        for field in _OF_A_PAGE:
+            if field in bare.DESCRIPTOR.fields_by_name:
+                bare.ClearField(field)
+        return _digest(bare)
+
+    def attribution(self) -> str:
+        """As that of the whole request; it is not digested a second time."""
+        page = [str(getattr(self._request, field, "")) for field in _OF_A_PAGE]
+        digest = hashlib.blake2b(" ".join([self._digest, *page]).encode(), digest_size=8)
+        return _attribution(self._served, digest.hexdigest())
 
     def at(self, start: int) -> str:
         """The token of the page that begins at a place."""
-        return base64.urlsafe_b64encode(f"{self._asked}:{start}".encode()).decode()
+        return base64.urlsafe_b64encode(f"{self._served.generation.name}:{self._digest}:{start}".encode()).decode()
 
-
-def read_page_token(served: Served, request: Message, token: str) -> int:
-    """The place that a token names; 0 for an empty one."""
-    if not token:
-        return 0
-    try:
-        name, asked, start = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":")
-        place = int(start)
-    except (binascii.Error, ValueError) as error:
-        raise _refused("is none of this server's") from error
-    if name != served.generation.name:
-        raise _refused("belongs to an index that is no longer served")
-    if asked != _asked(request) or place < 0:
-        raise _refused("belongs to another request; send the one that it came with; only the number of hits may differ")
-    return place
+    def start(self, token: str) -> int:
+        """The place that a token names; 0 for an empty one."""
+        if not token:
+            return 0
+        try:
+            name, asked, start = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":")
+            place = int(start)
+        except (binascii.Error, ValueError) as error:
+            raise _refused("is none of this server's") from error
+        if name != self._served.generation.name:
+            raise _refused("belongs to an index that is no longer served")
+        if asked != self._digest or place < 0:
+            raise _refused(
+                "belongs to another request; send the one that it came with; only the number of hits may differ"
+            )
+        return place
 
 
 def _refused(why: str) -> InvalidArgument:
