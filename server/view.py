@@ -46,7 +46,8 @@ class Base:
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
         self.columns = BaseColumns(generation.articles)
-        self.rows = RowSet.of(np.ones(len(self), np.bool_), self.columns.clusters, len(generation.clusters))
+        self.size = len(generation.index)
+        self.rows = RowSet.of(np.ones(self.size, np.bool_), self.columns.clusters, len(generation.clusters))
         self._filtered: OrderedDict[bytes, RowSet] = OrderedDict()
         self._lock = threading.Lock()
         self.hits: dict[int, tuple[int, bytes]] = {}
@@ -54,7 +55,7 @@ class Base:
         generation that it is of."""
 
     def __len__(self) -> int:
-        return len(self.generation.index)
+        return self.size
 
     @cached_property
     def centralities(self) -> Floats:
@@ -164,7 +165,7 @@ class View:
 
     def is_live(self, row: int) -> bool:
         """Whether a row came after the generation was built."""
-        return row >= len(self.base)
+        return row >= self.base.size
 
     def article(self, row: int) -> ArticleRow:
         """What is known of a row; `story` is a row of this view, too."""
@@ -199,6 +200,13 @@ class View:
         dates = self.microseconds(rows)
         late = np.where(dates == UNDATED, np.iinfo(np.int64).max, dates)
         return int(rows[self.by_score(rows, -late)[0]])
+
+    def firsts_of_stories(self, rows: Rows) -> list[int]:
+        """`first_of_story` of each."""
+        if len(self.replaced) or len(self.alive):
+            return [self.first_of_story(row) for row in rows.tolist()]
+        leaders: list[int] = self.base.columns.stories[rows].tolist()
+        return leaders  # as it was built, which all of them outlived
 
     def id_of(self, row: int) -> str:
         """The article id of a row."""

@@ -116,36 +116,29 @@ def _written(view: View, found: Found) -> bytes:
     News is asked for again and again: to put together what was written before costs a tenth of writing it from the
     columns, and a third of reading it into one message after the other.
     """
-    scores = found.ranked.score.astype("<f4").tobytes()
+    scores, kept = found.ranked.score.astype("<f4").tobytes(), view.base.hits
+    firsts = view.firsts_of_stories(found.rows)
     parts: list[bytes] = []
-    for place, row in enumerate(found.rows.tolist()):
-        parts += _hit(view, row), scores[_SCORE_BYTES * place : _SCORE_BYTES * (place + 1)]
+    for place, (row, first) in enumerate(zip(found.rows.tolist(), firsts, strict=True)):
+        before = kept.get(row)
+        # Of the generation's rows nothing changes but which article of a story comes first.
+        raw = before[1] if before is not None and before[0] == first else _write(view, row, first)
+        parts += raw, scores[_SCORE_BYTES * place : _SCORE_BYTES * (place + 1)]
     return b"".join(parts)
 
 
-def _hit(view: View, row: int) -> bytes:
-    """A hit as a field of a reply, but for the bytes of its score, which end it."""
-    first = view.first_of_story(row)
-    if view.is_live(row):
-        return _write(view, row, first)
-    kept = view.base.hits.get(row)
-    # Of the generation's rows nothing changes but which article of a story comes first.
-    if kept is not None and kept[0] == first:
-        return kept[1]
-    raw = _write(view, row, first)
-    if len(raw) <= _HIT_BYTES:
-        if len(view.base.hits) >= _HITS_KEPT:
-            view.base.hits.clear()
-        view.base.hits[row] = first, raw
-    return raw
-
-
 def _write(view: View, row: int, first: int) -> bytes:
+    """A hit as a field of a reply, but for the bytes of its score, which end it."""
     reply = search_service_pb2.SearchResponse()
     hit = reply.hits.add()
     _describe(hit.article, view, row, first)
     hit.score = 1.0  # any but 0, of which nothing would be written
-    return reply.SerializeToString()[:-_SCORE_BYTES]
+    raw = reply.SerializeToString()[:-_SCORE_BYTES]
+    if len(raw) <= _HIT_BYTES and not view.is_live(row):
+        if len(view.base.hits) >= _HITS_KEPT:
+            view.base.hits.clear()
+        view.base.hits[row] = first, raw
+    return raw
 
 
 def _explanation(view: View, found: Found, place: int) -> types_pb2.Explanation:
