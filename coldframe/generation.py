@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-FORMAT = 4
-# Those before had no margin: a search of theirs visits the same number of lists whatever is asked.
-_READ = frozenset({3, FORMAT})
+FORMAT = 5
+# Those of format 3 have no margin: a search of theirs visits the same number of lists whatever is asked. No list of
+# those of format 4 is of rabitq.
+_READ = range(3, FORMAT + 1)
 MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
     "manifest.json",
     "index.faiss",
@@ -83,7 +84,7 @@ class Parameters:
     probes: int
     """Lists that a balanced search visits."""
     storage: str
-    """How the lists hold their vectors: flat, fp16, sq8 or pq<M>."""
+    """How the lists hold their vectors: rabitq, flat, fp16, sq8 or pq<M>."""
     story_similarity: float
     """Articles at least so similar may tell one story."""
     story_window_days: float
@@ -178,7 +179,7 @@ class Manifest:
         if found not in _READ:
             raise CorruptGeneration(
                 f"{MANIFEST} of generation {directory.name} has format {found}, this Coldframe reads the formats "
-                f"{' and '.join(map(str, sorted(_READ)))}; rebuild it, or serve it with the Coldframe that built it"
+                f"{min(_READ)} to {FORMAT}; rebuild it, or serve it with the Coldframe that built it"
             )
         try:
             del document["sha256"]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Scores that differ by less may come in either order from fp32: candidates this close to the cut are looked at too.
 _FP32_NOISE = 1e-5
 _SPARE_ROWS = 4
+# Where codes propose more than so many times as many as are wanted, fp32 tells first which of them may be.
+_FEW_MORE = 1.5
 _SPARE_CENTROIDS = 2
 _BLOCK = 2_048
 _SCAN_BLOCK = 16_384
@@ -45,15 +47,23 @@ class ClusterIndex:
 
     def __init__(self, ivf: faiss.IndexIVF, vectors: NDArray[np.float32], storage: str) -> None:
         self._ivf = ivf
-        self._quantizer = cast("faiss.IndexFlat", faiss.downcast_index(ivf.quantizer))
+        self.centroids: NDArray[np.float32] = cast(
+            "faiss.IndexFlat", faiss.downcast_index(ivf.quantizer)
+        ).reconstruct_n(0, ivf.nlist)
+        self._quantizer = faiss.IndexFlatIP(ivf.d)
+        self._quantizer.add(self.centroids)
+        self._rotation = kinds.rotation(storage, ivf.d)
+        self._turn()
         self._overfetch = kinds.overfetch(storage, ivf.d)
         # What is picked of a mapped array is one, too, and that costs as much as to read it.
         self._plain = np.asarray(vectors)
         self.vectors = vectors
         """The stored vectors, by row; a mapped file where the index was read."""
-        self.centroids: NDArray[np.float32] = self._quantizer.reconstruct_n(0, ivf.nlist)
         self.storage = storage
-        """How the lists keep their vectors: "flat", "fp16", "sq8" or "pq<M>"."""
+        """How the lists keep their vectors: "flat", "fp16", "sq8", "pq<M>" or "rabitq"."""
+        # They travel with the call: those of the index are shared by all threads. A search changes nothing of them, and
+        # to make them takes as long as to look at a list.
+        self._visiting = lru_cache(lambda lists: kinds.parameters(storage, lists))
 
     @classmethod
     def build(
@@ -68,14 +78,23 @@ class ClusterIndex:
 
         `seed` draws the sample that pq learns from. Raises InvalidArgument for a storage that cannot be.
         """
-        ivf = kinds.new_lists(storage, centroids)
+        ivf, rotation = kinds.new_lists(storage, centroids), kinds.rotation(storage, centroids.shape[1])
+        if rotation is not None:
+            kinds.set_centroids(ivf, rotation(centroids))
         kinds.fit_codes(ivf, centroids, vectors, assignment, seed)
         _reserve(ivf, np.bincount(assignment, minlength=len(centroids)))
         for start, block in kinds.blocks(vectors, _BLOCK):
             lists = np.ascontiguousarray(assignment[start : start + len(block)])
+            kept = block if rotation is None else rotation(block)
             # add() would assign again, by another code path; 1 row in 100 then disagrees about its list.
-            ivf.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(lists))
+            ivf.add_core(len(block), faiss.swig_ptr(kept), None, faiss.swig_ptr(lists))
+        kinds.set_centroids(ivf, centroids)
         return cls(ivf, vectors, storage)
+
+    def _turn(self) -> None:
+        """Gives lists whose codes are of turned vectors the turned centroids. Their file has the others."""
+        if self._rotation is not None:
+            kinds.set_centroids(self._ivf, self._rotation(self.centroids))
 
     @classmethod
     def read(cls, path: Path, vectors: NDArray[np.float32]) -> ClusterIndex:
@@ -95,7 +114,9 @@ class ClusterIndex:
 
     def write(self, path: Path) -> None:
         """Writes the index; the vectors are the generation's own file."""
+        kinds.set_centroids(self._ivf, self.centroids)
         faiss.write_index(self._ivf, str(path))
+        self._turn()
 
     def warm(self) -> None:
         """Touches every page of what is mapped. Else the first search of each list and row pays for it."""
@@ -167,7 +188,7 @@ class ClusterIndex:
                 margin = None
             elif len(rows) < wanted and probes < self.clusters:
                 probes *= 2
-            elif len(rows) == fetch < len(self) and tie:
+            elif tie and fetch < len(self):
                 fetch *= 4
             else:
                 break
@@ -200,11 +221,11 @@ class ClusterIndex:
         fetch = self._overfetch * limit + _SPARE_ROWS
         lists, coarse = self._lists_for(vector, probes, allowed, fetch)
         selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
-        parameters = faiss.SearchParametersIVF(nprobe=len(lists), sel=selector)  # type: ignore[call-arg]
+        parameters = kinds.parameters(self.storage, len(lists), selector)
         while True:
             found, proposed = self._visit(vector, lists, coarse, min(fetch, len(allowed)), parameters)
             rows, scores, tie = self._rescored(found, proposed, vector, wanted)
-            if not (len(rows) == fetch < len(allowed) and tie):
+            if not tie or len(found) < fetch or fetch >= len(allowed):
                 return rows[:wanted], scores[:wanted]
             fetch *= 4
 
@@ -231,7 +252,8 @@ class ClusterIndex:
         parameters: faiss.SearchParametersIVF,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Up to `fetch` rows of these lists, and their scores as the codes tell them."""
-        query, found, scores = np.ascontiguousarray(vector), np.empty(fetch, np.int64), np.empty(fetch, np.float32)
+        query = np.ascontiguousarray(vector) if self._rotation is None else self._rotation(vector)
+        found, scores = np.empty(fetch, np.int64), np.empty(fetch, np.float32)
         arrays = (faiss.swig_ptr(array) for array in (lists, coarse, scores, found))
         # The wrapper takes no parameters; the method that it wraps does.
         run = self._ivf.search_preassigned_c  # type: ignore[attr-defined]
@@ -255,11 +277,12 @@ class ClusterIndex:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
         """Rows by score, their scores, and whether rows that were not fetched could tie with those wanted."""
         if margin is None or probes >= self.clusters:
-            found, proposed = self._propose(vector[None], fetch, probes)
+            found, proposed = self._propose(vector, fetch, probes)
         else:
             lists, coarse = self._within(vector, REACH * probes, margin)
-            found, proposed = self._visit(vector, lists, coarse, fetch, _visiting(len(lists)))
-        return self._rescored(found, proposed, vector, wanted)
+            found, proposed = self._visit(vector, lists, coarse, fetch, self._visiting(len(lists)))
+        rows, scores, tie = self._rescored(found, proposed, vector, wanted)
+        return rows, scores, tie and len(found) == fetch
 
     def _within(
         self, vector: NDArray[np.float32], most: int, margin: float
@@ -276,24 +299,35 @@ class ClusterIndex:
         vector: NDArray[np.float32],
         wanted: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
-        """What was proposed, by its score in fp64; as `_candidates`."""
+        """What was proposed, by its score in fp64, those wanted at least; and whether one of them was proposed last."""
+        last = proposed.min(initial=np.inf)
+        if 0 < _FEW_MORE * wanted < len(found):
+            near = self._near(found, vector, wanted)
+            found, proposed = found[near], proposed[near]
         scores = dots(self._plain, found, vector)
         order = np.lexsort((found, -scores))  # rows are in the order of ids
         # Equal vectors have equal codes: only what was proposed last can have equals that were not fetched.
-        tie = 0 < wanted <= len(found) and bool(proposed[order[:wanted]].min() - proposed.min() < _FP32_NOISE)
+        tie = 0 < wanted <= len(found) and bool(proposed[order[:wanted]].min() - last < _FP32_NOISE)
         return found[order], scores[order], tie
 
+    def _near(self, found: NDArray[np.int64], vector: NDArray[np.float32], wanted: int) -> NDArray[np.bool_]:
+        """Which of some rows may be those wanted, by fp32 products: fp64's take twice as long, and a copy of each."""
+        guesses, query = np.empty(len(found), np.float32), np.ascontiguousarray(vector)
+        arrays = [faiss.swig_ptr(array) for array in (guesses, query, self._plain, found)]
+        faiss.fvec_inner_products_by_idx(*arrays, self.dim, 1, len(found))  # type: ignore[attr-defined]
+        near: NDArray[np.bool_] = guesses >= np.partition(guesses, -wanted)[-wanted] - _FP32_NOISE
+        return near
+
     def _propose(
-        self, query: NDArray[np.float32], fetch: int, probes: int
+        self, vector: NDArray[np.float32], fetch: int, probes: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Up to `fetch` rows of the lists visited, and their scores as the codes tell them."""
+        query = np.ascontiguousarray(vector)[None]
         if probes >= self.clusters and self.storage != "flat":
             found, scores = self.nearest_rows(query, fetch)
-        else:
-            # Parameters travel with the call: index.nprobe is shared by all threads.
-            parameters = _visiting(min(probes, self.clusters))
-            scores, found = self._ivf.search(np.ascontiguousarray(query), fetch, params=parameters)
-        return _there(found[0], scores[0])
+            return _there(found[0], scores[0])
+        coarse, lists = self._quantizer.search(query, min(probes, self.clusters))
+        return self._visit(vector, lists[0], coarse[0], fetch, self._visiting(lists.shape[1]))
 
     def nearest_rows(self, queries: NDArray[np.float32], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest rows by brute force over the stored vectors, (q, limit), -1 where there are none.
@@ -341,12 +375,6 @@ def _there(found: NDArray[np.int64], scores: NDArray[np.float32]) -> tuple[NDArr
         there = found >= 0
         return found[there], scores[there]
     return found, scores
-
-
-@lru_cache
-def _visiting(probes: int) -> faiss.SearchParametersIVF:
-    """To visit so many lists. A search changes nothing of it, and to make one takes as long as to look at a list."""
-    return faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
 
 
 def _lists(ivf: faiss.IndexIVF) -> faiss.InvertedLists:

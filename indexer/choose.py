@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_MEMORY = 4 * 2**30
-"""Bytes for the lists where no budget is given: two and a half million articles of dimension 768 stay fp16."""
+"""Bytes for the lists where no budget is given: two and a half million articles of dimension 768 may be fp16."""
+MANY_ROWS = 50_000
+"""Of fewer a scan of fp16 takes no longer than one of rabitq, which costs a fixed time for each list."""
 NOT_NEEDED = "not needed"
 """Why a storage was not even built: a better one keeps within the budgets."""
 _COMPONENTS_PER_CODE = (4, 8, 16)
@@ -75,7 +77,8 @@ def storages(rows: int, dim: int, budgets: Budgets) -> list[str]:
 
 def _kinds(rows: int, dim: int) -> list[str]:
     short = [f"pq{dim // part}" for part in _COMPONENTS_PER_CODE if dim % part == 0]
-    return [*FAITHFUL, "sq8", *(short if rows >= LEAST_PQ_ROWS else [])]
+    fastest = ["rabitq"] if rows >= MANY_ROWS else []
+    return [*fastest, *FAITHFUL, "sq8", *(short if rows >= LEAST_PQ_ROWS else [])]
 
 
 def choose(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coldframe.errors import InvalidArgument
 from coldframe.index import ClusterIndex
 from coldframe.storage import storage_bytes
-from indexer.choose import DEFAULT_MEMORY, Budgets, Choice, choose, storages
+from indexer.choose import DEFAULT_MEMORY, MANY_ROWS, Budgets, Choice, choose, storages
 from indexer.measure import measure
 from indexer.train import assign, train
 from tests.test_index import random_units
@@ -71,9 +71,11 @@ def test_kinds_that_fit_come_the_best_first(place: int) -> None:
 def test_without_a_memory_budget_a_large_corpus_gets_smaller_codes() -> None:
     most = DEFAULT_MEMORY // storage_bytes("fp16", 1, 768)
     assert most > 2_500_000
-    assert storages(most, 768, Budgets())[0] == "fp16"
-    assert storages(most + 1, 768, Budgets())[0] == "sq8"
-    assert storages(4 * most, 768, Budgets())[0] == "pq192"
+    assert storages(MANY_ROWS - 1, 768, Budgets())[0] == "fp16"
+    assert storages(MANY_ROWS, 768, Budgets())[:2] == ["rabitq", "fp16"]
+    assert storages(most, 768, Budgets())[:2] == ["rabitq", "fp16"]
+    assert storages(most + 1, 768, Budgets())[:2] == ["rabitq", "sq8"]
+    assert storages(4 * most, 768, Budgets())[:2] == ["rabitq", "pq192"]
 
 
 def test_few_articles_and_odd_dimensions_get_no_codebooks() -> None:
@@ -106,6 +108,29 @@ def test_without_budgets_lists_are_fp16_and_nothing_is_measured(choice: Any) -> 
     assert chosen.bytes == room_for("fp16")
     assert [kind["storage"] for kind in chosen.considered] == ALL
     assert [kind["reason"] for kind in chosen.considered] == ["", *["not needed"] * 5]
+
+
+def test_many_articles_get_signs_where_those_find_enough(
+    choice: Any, vectors: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.choose.MANY_ROWS", ROWS)
+    chosen = choice()
+    measured = measure(ClusterIndex.read(tmp_path / "index.faiss", vectors), 0.99, 0)
+    assert (chosen.storage, chosen.bytes) == ("rabitq", room_for("rabitq"))
+    assert (chosen.probes, chosen.recall) == (measured.probes, measured.recall)
+    assert chosen.recall >= 0.99
+    assert [kind["storage"] for kind in chosen.considered] == ["rabitq", *ALL]
+
+
+def test_many_articles_that_signs_do_not_tell_apart_stay_fp16(
+    choice: Any, vectors: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.choose.MANY_ROWS", ROWS)
+    monkeypatch.setattr("coldframe.storage._RABITQ_BITS", DIM)
+    chosen = choice()
+    assert chosen.storage == "fp16"
+    assert chosen.considered[0]["reason"] == "finds too few"
+    assert ClusterIndex.read(tmp_path / "index.faiss", vectors).storage == "fp16"
 
 
 def test_whoever_wants_all_neighbours_gets_lists_that_round_nothing(choice: Any) -> None:
