@@ -10,9 +10,8 @@ All of it runs on the event loop and counts with plain numbers: it must cost a s
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,8 +26,6 @@ _T = TypeVar("_T")
 
 MAX_SEARCHES = 64
 """Searches that wait or run: a tenth of a second of work for two cores. More of them would only wait longer."""
-PRESSED_S = 0.5
-"""So long after a call was refused it counts as a time of pressure."""
 BUSY_S = 1.0
 AT_ONCE = 4
 """Searches of one batch or stream in the line."""
@@ -78,10 +75,12 @@ class Company:
         self._moved = asyncio.Condition()
 
     @asynccontextmanager
-    async def tokens(self, line: str, count: int, most: int) -> AsyncIterator[None]:
-        """Has room for some tokens in a line, of which all parts together have `most`, or one part alone more."""
+    async def tokens(self, line: str, count: int, most: Callable[[], int]) -> AsyncIterator[None]:
+        """Has room for some tokens in a line, of which all parts together have `most`, or one part alone more. As much
+        as a line takes at this moment: it may have become shorter while a part waited.
+        """
         async with self._moved:
-            await self._moved.wait_for(lambda: not (held := self._tokens.get(line, 0)) or held + count <= most)
+            await self._moved.wait_for(lambda: not (held := self._tokens.get(line, 0)) or held + count <= most())
             self._tokens[line] = self._tokens.get(line, 0) + count
         try:
             yield
@@ -101,30 +100,19 @@ _ADMITTED: ContextVar[bool] = ContextVar("admitted", default=False)
 class Counts:
     """What became of work that was not done. `dropped` is by reason: "deadline" or "gone"."""
 
-    __slots__ = ("_pressed_until", "dropped", "refused")
+    __slots__ = ("dropped", "refused")
 
     def __init__(self) -> None:
         self.refused = 0
         self.dropped = {"deadline": 0, "gone": 0}
-        self._pressed_until = 0.0
 
     def refuse(self) -> None:
         """Counts a call that was not let in."""
         self.refused += 1
-        self._pressed_until = time.monotonic() + PRESSED_S
-
-    @property
-    def pressed(self) -> bool:
-        """Whether calls were refused a moment ago."""
-        return time.monotonic() < self._pressed_until
 
 
 class SearchLine:
-    """The line before the search threads.
-
-    While calls are refused, one search runs at a time. Python runs one thread at a time in any case, and those that
-    search keep the one that answers the door waiting: callers would then queue up inside gRPC, where none is counted.
-    """
+    """The line before the search threads."""
 
     def __init__(self, most: int = MAX_SEARCHES) -> None:
         self.most = most
@@ -132,7 +120,6 @@ class SearchLine:
         """Works that wait or run."""
         self.counts = Counts()
         self._searched = 0.0
-        self._alone = threading.Lock()
 
     @property
     def full(self) -> bool:
@@ -170,15 +157,6 @@ class SearchLine:
             return self._begin(threads, work, call)
         return self._in_turn(call.company, threads, work, call)
 
-    def _carefully(self, work: Callable[[], _T], call: Call) -> _T:
-        """Does a work that is to be alone, or whose time is to be noted."""
-        with self._alone if self.counts.pressed else nullcontext():
-            start = time.perf_counter()
-            try:
-                return work()
-            finally:
-                call.spent("search", start)
-
     async def _in_turn(self, company: Company, threads: Threads, work: Callable[[], _T], call: Call) -> _T:
         async with company.searches:
             return await self._begin(threads, work, call)
@@ -191,9 +169,13 @@ class SearchLine:
             nonlocal begun
             begun = True
             call.require_time()
-            if self.counts.pressed or call.spans is not None:
-                return self._carefully(work, call)
-            return work()
+            if call.spans is None:
+                return work()
+            start = time.perf_counter()
+            try:
+                return work()
+            finally:
+                call.spent("search", start)
 
         def ended(future: asyncio.Future[_T]) -> None:
             self.waiting -= 1

@@ -232,7 +232,7 @@ class EmbedQueue:
         line = self.bulk if bulk or tokens > QUICK_TOKENS else self.quick
         if call.company is None:
             return await self._through(line, texts, tokens)
-        async with call.company.tokens(line.name, tokens, line.room // 2):
+        async with call.company.tokens(line.name, tokens, lambda: line.room // 2):
             return await self._through(line, texts, tokens)
 
     async def _through(self, line: Line, texts: Sequence[Tokens], tokens: int) -> Embedded:

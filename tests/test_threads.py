@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -83,3 +84,57 @@ def test_every_thread_is_prepared_before_it_works() -> None:
     assert asyncio.run(ask()) in prepared
     pool.shutdown()
     assert sorted(prepared) == ["ready_0", "ready_1"]
+
+
+def spin(seconds: float) -> str:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+    return threading.current_thread().name
+
+
+def test_short_works_are_all_done_by_one_thread() -> None:
+    async def ask() -> list[str]:
+        return await asyncio.gather(*(pool.run(lambda: threading.current_thread().name) for _ in range(500)))
+
+    pool = threads(4)
+    assert set(asyncio.run(ask())) == {"test_0"}
+    pool.shutdown()
+
+
+def test_while_one_work_takes_long_others_are_done_all_the_same() -> None:
+    async def ask() -> set[str]:
+        free = threading.Event()
+        waits = [pool.run(lambda: free.wait(60)) for _ in range(2)]  # those two are in the way
+        done = await asyncio.wait_for(asyncio.gather(*(pool.run(lambda: spin(0)) for _ in range(20))), 60)
+        free.set()
+        assert all(await asyncio.gather(*waits))
+        again = await asyncio.gather(*(pool.run(lambda: spin(0)) for _ in range(100)))
+        assert set(again) <= {"test_0", "test_1", "test_2"}
+        return set(done)
+
+    pool = threads(3)
+    assert len(asyncio.run(ask())) == 1, "by the one that was left"
+    pool.shutdown()
+
+
+def test_long_works_are_shared() -> None:
+    async def ask() -> list[str]:
+        return await asyncio.gather(*(pool.run(lambda: spin(0.02)) for _ in range(40)))
+
+    pool = threads(3)
+    assert set(asyncio.run(ask())) == {"test_0", "test_1", "test_2"}
+    pool.shutdown()
+
+
+def test_helpers_end_with_works_in_line() -> None:
+    done: list[str] = []
+
+    async def leave() -> None:
+        for _ in range(30):
+            pool.run(lambda: done.append(spin(0.005)))
+
+    pool = threads(3)
+    asyncio.run(leave())
+    pool.shutdown()
+    assert len(done) == 30
