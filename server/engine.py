@@ -4,7 +4,7 @@ Torch and FAISS run on threads, never on the event loop:
 
     compute     all that torch does, loading included: a second thread that computes would halve the speed of both
                 (docs/decisions/0008-one-thread-computes.md)
-    aside       long texts while there are searches: at a low priority, on half of the cores
+    aside       long texts while there are searches: when nobody else wants the core, and on half of them only
     tokenize    short texts to token ids; long ones have a thread of their own, which short ones need not wait for
     search      filters, searches, ranking; one OpenMP thread each: under load the searches themselves fill the cores
     write       changes to live articles, and the exchange of one generation for another: one after the other
@@ -50,7 +50,6 @@ _T = TypeVar("_T")
 _log = logging.getLogger("coldframe.server")
 
 _QUICK_CHARS = 4_096
-_NICE = 19
 _PR_SET_TIMERSLACK = 29
 NO_GENERATION = (
     "nothing has been published in this server's store yet; build a generation (python -m indexer build), and the "
@@ -274,6 +273,10 @@ def _be_on_time() -> None:
 
 
 def _stand_back() -> None:
-    """Lets the system prefer every other thread to this one."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process that stands back
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    """Lets the system prefer every other thread to this one and to those that it starts, and keeps them to half of the
+    cores: where they go about, whoever wakes on their core may wait for the next tick of the clock, of 4 ms.
+    """
+    if sys.platform == "linux":
+        thread, cores = threading.get_native_id(), sorted(os.sched_getaffinity(0))
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setaffinity(thread, cores[len(cores) // 2 :])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from coldframe.longformer import Longformer
 from coldframe.store import Store
@@ -14,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    import pytest
     import torch
 
     from coldframe.recipe import Recipe
@@ -45,3 +48,36 @@ def test_all_that_torch_computes_it_computes_on_one_thread(store_path: Path, mon
     asyncio.run(ask())
     assert len(names) >= 2, "it was warmed, and asked"
     assert set(names) == {"compute_0"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_long_texts_beside_searches_are_computed_where_nobody_else_wants_the_core(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int, set[int]]] = []
+    forward = Longformer.forward
+
+    def spied(self: Longformer, *asked: Any) -> list[torch.Tensor]:
+        thread = threading.get_native_id()
+        name = threading.current_thread().name.partition("_")[0]
+        seen.append((name, os.sched_getscheduler(thread), os.sched_getaffinity(thread)))
+        return forward(self, *asked)
+
+    monkeypatch.setattr(Longformer, "forward", spied)
+    engine = Engine(Store(store_path), precision="fp32")
+    cores = sorted(os.sched_getaffinity(0))
+
+    async def ask() -> None:
+        await asyncio.to_thread(engine.load)
+        seen.clear()
+        await engine.searching(lambda: None)
+        await engine.embed(engine.served(), ["storm " * 700], Timing(), bulk=True)
+        await asyncio.sleep(1.1)  # nobody has searched for a while
+        await engine.embed(engine.served(), ["flood " * 700], Timing(), bulk=True)
+        await engine.close()
+
+    asyncio.run(ask())
+    assert seen == [
+        ("compute-aside", os.SCHED_IDLE, set(cores[len(cores) // 2 :])),
+        ("compute", os.SCHED_OTHER, set(cores)),
+    ]
