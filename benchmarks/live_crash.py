@@ -49,7 +49,6 @@ _PRELOADED = (
     "server.__main__",
     "coldframe.longformer",
     "coldframe.models",
-    "torch._dynamo",  # which torch imports when the first module is made
     "indexer.build",
     "indexer.report.page",
 )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from coldframe.linear import Linear
 from coldframe.recipe import Pooler, Recipe
@@ -338,6 +339,18 @@ _LAYER_MODULES = {
 }
 
 
+class _Undrawn(TorchFunctionMode):
+    """Modules without first weights, which are about to be given. To draw them torch would import its compiler."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
 def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) -> Longformer:
     """A model with the weights of a reference state dict. Raises KeyError for a name that is missing, ValueError for
     a tensor of another shape.
@@ -358,7 +371,7 @@ def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) ->
             )
             state[f"{ours}local.qkv.{kind}"] = torch.cat([query * scale, key, value])
         state[f"{ours}global_.key.weight"] = reference[f"{theirs}attention.self.key_global.weight"]
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = Longformer(config)
     expected = model.state_dict()
     for name, tensor in state.items():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from server.security.certificates import CertificateFiles
 
 _SOON = timedelta(days=14)
+_LAST_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,32 @@ def _address(config: Config) -> Iterator[tuple[str, str]]:
     yield "ok", f"{address} is free"
 
 
+def _operators(config: Config) -> Iterator[tuple[str, str]]:
+    from server.address import Address, require_free, taken
+
+    if config.traces:
+        from server.observe.traces import require_telemetry
+
+        require_telemetry()
+    if config.metrics is None:
+        yield "ok", "no metrics or probes by HTTP"
+        return
+    first = Address.parse(config.metrics, flag="metrics")
+    ports = range(first.port, first.port + config.workers) if first.port else range(1)
+    if ports[-1] > _LAST_PORT:
+        raise InvalidArgument(
+            f"--metrics is {first}, and each of {config.workers} workers takes a port, the first this one; give one of "
+            f"at most {_LAST_PORT - config.workers + 1}",
+            field="metrics",
+        )
+    for address in map(first.at, ports):
+        try:
+            require_free(address)
+        except InvalidArgument as error:
+            raise taken(address, "metrics") from error
+    yield "ok", f"{first} is free" if len(ports) == 1 else f"{first} to {ports[-1]} are free, one for each worker"
+
+
 _LOOKS: tuple[tuple[str, Callable[[Config], Iterator[tuple[str, str]]]], ...] = (
     ("configuration", _settings),
     ("store", _store),
@@ -194,4 +221,5 @@ _LOOKS: tuple[tuple[str, Callable[[Config], Iterator[tuple[str, str]]]], ...] = 
     ("API keys", _keys),
     ("audit log", _audit),
     ("address", _address),
+    ("operators", _operators),
 )

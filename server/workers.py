@@ -50,7 +50,6 @@ PRELOADED = (
     "server.engine",
     "coldframe.longformer",
     "coldframe.models",
-    "torch._dynamo",  # which torch imports when the first module is made
 )
 """What every worker imports, and none of which starts a thread or a connection."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import socket
+import sys
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,18 @@ def test_a_server_that_would_start(say: Say, tls: Files, newsroom: Path, tmp_pat
     code, lines, _ = say("check", "--store", newsroom, "--listen", "0.0.0.0:0", "--precision", "fp32", *flags)
     assert code == 0, lines
     assert marks(lines) == dict.fromkeys(
-        ["configuration", "store", "model", "live articles", "certificate", "API keys", "audit log", "address"], "ok"
+        [
+            "configuration",
+            "store",
+            "model",
+            "live articles",
+            "certificate",
+            "API keys",
+            "audit log",
+            "address",
+            "operators",
+        ],
+        "ok",
     )
     said = "\n".join(lines)
     assert "120 articles, every file as it was published" in said
@@ -178,12 +190,32 @@ def test_every_thing_that_is_wrong_is_said_at_once(say: Say, tls: Files, own_new
         )
     assert code == 1
     found = marks(lines)
-    assert found == {"configuration": "ok", "live articles": "ok"} | dict.fromkeys(
+    assert found == {"configuration": "ok", "live articles": "ok", "operators": "ok"} | dict.fromkeys(
         ["store", "model", "certificate", "API keys", "audit log", "address"], "FAIL"
     )
     said = "\n".join(lines)
     for why in ("clusters.json of generation", "no-model", "has expired: CN=old", '"version": 1', "the port is taken"):
         assert why in said
+
+
+def test_a_port_for_operators_that_one_of_the_workers_cannot_have(
+    say: Say, newsroom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--store", newsroom, "--listen", "localhost:0", "--precision", "fp32"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, lines, _ = say("check", *flags, "--metrics", f"127.0.0.1:{port - 1}", "--workers", 2)
+    assert (code, marks(lines)["operators"]) == (1, "FAIL")
+    assert f"cannot listen on 127.0.0.1:{port}: " in "\n".join(lines)
+    assert "--metrics HOST:PORT" in "\n".join(lines)
+    code, lines, _ = say("check", *flags, "--metrics", "127.0.0.1:65535", "--workers", 2)
+    assert (code, marks(lines)["operators"]) == (1, "FAIL")
+    code, lines, _ = say("check", *flags, "--metrics", "127.0.0.1:0", "--workers", 2)
+    assert (code, marks(lines)["operators"]) == (0, "ok")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    code, lines, _ = say("check", *flags, "--traces")
+    assert (code, marks(lines)["operators"]) == (1, "FAIL")
+    assert "coldframe[server,telemetry]" in "\n".join(lines)
 
 
 def test_another_model_than_the_generations_is_found(say: Say, newsroom: Path) -> None:

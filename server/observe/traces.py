@@ -78,17 +78,25 @@ def _parts(timing: Any, call: Call) -> list[tuple[str, float, float]]:
     return spans
 
 
-def tracer() -> Tracer:
-    """Sends spans by OTLP over HTTP. Raises InvalidArgument where the extra is not installed."""
+def require_telemetry() -> None:
+    """Raises InvalidArgument where the extra is not installed."""
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401 - whether it is there
     except ImportError as error:
         raise InvalidArgument(
             "--traces needs OpenTelemetry; install it: pip install 'coldframe[server,telemetry]'", field="traces"
         ) from error
+
+
+def tracer() -> Tracer:
+    """Sends spans by OTLP over HTTP. Raises InvalidArgument where the extra is not installed."""
+    require_telemetry()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     provider = TracerProvider(resource=Resource.create({"service.name": "coldframe"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracer(provider)
