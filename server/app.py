@@ -91,10 +91,16 @@ class Server:
             self._reflect()
 
     def _reflect(self) -> None:
-        server = cast("grpc.aio.Server", _ByName(self._server))
-        names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, _REFLECTION_V1)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
-        _enable_reflection_v1(server, (*names, reflection.SERVICE_NAME))
+        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        # grpcio-reflection speaks v1alpha only; v1 has the same messages under another service name.
+        own = (reflection.SERVICE_NAME, _REFLECTION_V1)
+        handler = grpc.stream_stream_rpc_method_handler(
+            reflection.aio.ReflectionServicer((*SERVICES, health, *own)).ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        methods = {"ServerReflectionInfo": handler}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, methods) for name in own])
 
     async def start(self, address: Address) -> Address:
         """Listens, and returns the address with the port that was taken. Raises InvalidArgument where it cannot."""
@@ -153,19 +159,6 @@ class _ByName:
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
         """Does nothing."""
-
-
-def _enable_reflection_v1(server: grpc.aio.Server, names: tuple[str, ...]) -> None:
-    """grpcio-reflection speaks v1alpha only; v1 has the same messages under another service name."""
-    servicer = reflection.aio.ReflectionServicer(names)
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler}),)
-    )
 
 
 async def serve(

@@ -200,10 +200,9 @@ class EmbedQueue:
         chars = sum(map(len, texts))
         # No text has more tokens than characters, but for the two at its ends.
         quick = not bulk and chars + 2 * len(texts) <= QUICK_TOKENS
-        least = 2 * len(texts) + 1
-        if CALL.get().company is None:  # the parts of a batch or a stream wait for each other after this
-            least = max(least, 2 * len(texts) + int(chars / max(_FEW_CHARS, self._chars_per_token)))
-        if quick and not self.quick.takes(least):
+        least = 2 * len(texts) + max(1, int(chars / max(_FEW_CHARS, self._chars_per_token)))
+        # The parts of a batch or a stream wait for each other after this, however short the line has become.
+        if quick and CALL.get().company is None and not self.quick.takes(least):
             raise self._refusal(self.quick)
         if self._coming_chars and self._coming_chars + chars > MAX_COMING_CHARS:
             raise self._refusal(self.bulk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from coldframe.errors import DeadlineExceeded, Overloaded, Unavailable
 from coldframe.longformer import Longformer
 from coldframe.requests import search_request
 from server.admission import CALL, Call, SearchLine
-from server.embed_queue import MAX_QUICK_TOKENS, QUICK_TOKENS, EmbedQueue
+from server.embed_queue import MAX_QUICK_TOKENS, QUICK_TOKENS, EmbedQueue, Line
 from tests.newsroom import opened, piece, words
 from tests.waiting import wait_until
 
@@ -119,6 +120,24 @@ def test_a_batch_and_a_stream_are_not_refused_for_their_own_company(served: tupl
     assert all(len(result.response.hits) == 3 for result in client.batch_search(texts).results)
     assert engine.searches.counts.refused == refused
     assert [line.counts.refused for line in (engine.served().queue.quick, engine.served().queue.bulk)] == [0, 0]
+
+
+def test_a_stream_is_not_refused_where_the_line_becomes_shorter_on_its_way(
+    served: tuple[Client, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, engine = served
+    line = engine.served().queue.quick
+    refused = line.counts.refused
+
+    def slow(line: Line, _pace: float) -> None:
+        line.pace = 1.0
+
+    monkeypatch.setattr(Line, "noticed", slow)
+    monkeypatch.setattr(line, "pace", math.inf)  # as before anything was computed
+    texts = [search_request(words(f"seed {n}", 100), limit=3) for n in range(40)]
+    assert [len(reply.response.hits) for reply in client.stream_search(texts)] == [3] * 40
+    assert line.room < 300
+    assert line.counts.refused == refused
 
 
 def test_a_batch_in_a_crowd_is_refused_search_by_search(served: tuple[Client, Engine], background: Background) -> None:
