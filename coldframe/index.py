@@ -88,7 +88,8 @@ class ClusterIndex:
             kept = block if rotation is None else rotation(block)
             # add() would assign again, by another code path; 1 row in 100 then disagrees about its list.
             ivf.add_core(len(block), faiss.swig_ptr(kept), None, faiss.swig_ptr(lists))
-        kinds.set_centroids(ivf, centroids)
+        if rotation is not None:
+            kinds.set_centroids(ivf, centroids)
         return cls(ivf, vectors, storage)
 
     def _turn(self) -> None:
@@ -114,7 +115,8 @@ class ClusterIndex:
 
     def write(self, path: Path) -> None:
         """Writes the index; the vectors are the generation's own file."""
-        kinds.set_centroids(self._ivf, self.centroids)
+        if self._rotation is not None:
+            kinds.set_centroids(self._ivf, self.centroids)
         faiss.write_index(self._ivf, str(path))
         self._turn()
 

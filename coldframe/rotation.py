@@ -1,9 +1,10 @@
 """A rotation that spreads what a vector says evenly over its components, for codes of their signs.
 
-Signs tell the same of every component. Those of an embedding differ: some vary ten times as much as others, and half of
-the neighbours that signs find are lost to that. Gao and Long 2024 (arXiv:2405.12497) turn all vectors at random; here
-signs are drawn once for all and a cosine transform mixes the components (Ailon and Chazelle 2006), in two dimensions:
-768 numbers as 24 x 32 take 43,000 products instead of 590,000, and codes find as much.
+Signs tell the same of every component. Those of an embedding differ: some vary several times as much as others, and
+signs miss two to four times as many neighbours for that (docs/decisions/0027-codes-of-signs.md). Gao and Long 2024
+(arXiv:2405.12497) turn all vectors at random; here signs are drawn once for all and a cosine transform mixes the
+components (Ailon and Chazelle 2006), in two dimensions: 768 numbers as 24 x 32 take 43,000 products instead of 590,000,
+and codes find as much.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Torch and FAISS run on threads, never on the event loop:
                 (docs/decisions/0008-one-thread-computes.md)
     aside       long texts while there are searches: when nobody else wants the core, and on half of them only
     tokenize    short texts to token ids; long ones have a thread of their own, which short ones need not wait for
-    search      filters, searches, ranking; one OpenMP thread each: under load the searches themselves fill the cores
+    search      filters, searches, ranking; one OpenMP thread each; short ones by one thread, long ones by several
     write       changes to live articles, and the exchange of one generation for another: one after the other
     load        a new generation, beside the one that answers
 """
