@@ -84,7 +84,7 @@ def together(answers: list[Answers]) -> Answers:
 
 
 # A server that would rather hang up than keep anybody waiting (docs/operations.md).
-_SHORT = ("--max-unseen", "32")
+_SHORT = ("--max-unseen", "64")
 
 
 @contextmanager

@@ -20,7 +20,6 @@ import asyncio
 import heapq
 import itertools
 import math
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -59,7 +58,6 @@ _WAIT_S = 0.002
 _MANY_CHARS, _FEW_CHARS = 64.0, 4.0
 _TOKEN_S = 0.001
 _QUICK_SHARE = 3
-_SWITCH_S = 0.00003
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,8 +362,7 @@ class EmbedQueue:
             return
         started = time.perf_counter()
         try:
-            with _HASTE:
-                vectors = self._encoder.embed_ids([item.ids for item in batch], *between)
+            vectors = self._encoder.embed_ids([item.ids for item in batch], *between)
         except Exception as error:  # noqa: BLE001, RUF100  # whatever it is, the callers must hear of it
             self._loop.call_soon_threadsafe(_fail, batch, error)
             return
@@ -381,34 +378,6 @@ class EmbedQueue:
         """Serves who still waits."""
         while (task := self._aside or self._worker) is not None and not task.done():
             await task
-
-
-class _Haste:
-    """Has threads that want Python wait less for it, while any thread is in it.
-
-    Each of the some hundred steps of a text asks for Python anew: while the event loop is busy saying no, a text would
-    take a second. Searches fare better where nobody breaks in on them.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._usual_s = threading.Lock(), 0, 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._usual_s = sys.getswitchinterval()
-                sys.setswitchinterval(_SWITCH_S)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                sys.setswitchinterval(self._usual_s)
-
-
-_HASTE = _Haste()
-"""The interval is the process's, and so is this."""
 
 
 def _use_cores(count: int) -> None:

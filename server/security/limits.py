@@ -39,10 +39,10 @@ class Limits:
     """Calls of any kind, which are streams to HTTP/2: a client waits with more of them."""
     connections: int = 4_096
     unseen: int = 0
-    """That came and were not looked at yet; 0 for 256, and 16,384 where callers need keys. Above it gRPC cancels some
-    by lot, and a quarter above it all: those of good callers among them, and none hears why. Where more calls come
-    than the event loop can refuse, all others wait behind those that it has not seen: the more, the longer.
-    Strangers come in crowds, and each must hear why it is refused; who needs no key is known, and must not wait."""
+    """That came and were not looked at yet; 0 for 256, and 16,384 where callers need keys. gRPC cancels what comes
+    above it, calls of good callers among them, and none hears why. Where more calls come than the event loop can
+    refuse, all others wait behind those that it has not seen: the more, the longer. Strangers come in crowds, and each
+    must hear why it is refused; who needs no key is known, and must not wait."""
     receive_s: float = 30.0
     """Until the one message of a call must be there."""
     idle_s: float = 300.0
@@ -62,7 +62,7 @@ class Limits:
             ("grpc.max_concurrent_streams", self.streams_per_connection),
             ("grpc.max_allowed_incoming_connections", self.connections),
             ("grpc.server.max_pending_requests", unseen),
-            ("grpc.server.max_pending_requests_hard_limit", 5 * unseen // 4),
+            ("grpc.server.max_pending_requests_hard_limit", unseen),
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
             ("grpc.max_connection_idle_ms", _ms(self.connection_idle_s)),
             # A caller that vanished without a word holds its streams no longer than this.
