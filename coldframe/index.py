@@ -8,6 +8,7 @@ search equals brute force to the last place.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -30,13 +31,17 @@ _FP32_NOISE = 1e-5
 _SPARE_ROWS = 4
 # Where codes propose more than so many times as many as are wanted, fp32 tells first which of them may be.
 _FEW_MORE = 1.5
+# What was not proposed is taken for less near than what was, if it would have to be so many times as wrong as the codes
+# are about what was proposed.
+_SURE = 1.5
 _SPARE_CENTROIDS = 2
 _BLOCK = 2_048
 _SCAN_BLOCK = 16_384
 # So few rows are scored one by one: to read them out of their lists costs more.
 _FEW_ROWS = 512
-# So many times as many rows and lists are visited with a filter: a question may lie far from all that it keeps, where
-# lists are chosen less well than for questions like the articles, by which the lists to visit were measured.
+# So many times as many rows and lists are visited with a filter, and as many rows proposed: a question may lie far from
+# all that it keeps, where lists and codes tell less well what is nearest than for questions like the articles, by which
+# they were measured.
 _WIDER = 4
 # With a margin so many times as many lists may be visited as without one.
 REACH = 2
@@ -185,12 +190,12 @@ class ClusterIndex:
         wanted = min(limit + len(hidden), len(self))
         fetch = self._overfetch * limit + len(hidden) + _SPARE_ROWS
         while True:
-            rows, scores, tie = self._candidates(vector, min(fetch, len(self)), wanted, probes, margin)
+            rows, scores, unsure = self._candidates(vector, min(fetch, len(self)), wanted, probes, margin)
             if len(rows) < wanted and margin is not None:
                 margin = None
             elif len(rows) < wanted and probes < self.clusters:
                 probes *= 2
-            elif tie and fetch < len(self):
+            elif unsure and fetch < len(self):
                 fetch *= 4
             else:
                 break
@@ -220,14 +225,14 @@ class ClusterIndex:
         exact = probes >= self.clusters
         if len(allowed) <= max(_FEW_ROWS, 4 * limit) or (exact and self.storage != "flat"):
             return self._best_of(allowed.rows(), vector, wanted)
-        fetch = self._overfetch * limit + _SPARE_ROWS
+        fetch = _WIDER * self._overfetch * limit + _SPARE_ROWS
         lists, coarse = self._lists_for(vector, probes, allowed, fetch)
         selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
         parameters = kinds.parameters(self.storage, len(lists), selector)
         while True:
             found, proposed = self._visit(vector, lists, coarse, min(fetch, len(allowed)), parameters)
-            rows, scores, tie = self._rescored(found, proposed, vector, wanted)
-            if not tie or len(found) < fetch or fetch >= len(allowed):
+            rows, scores, unsure = self._rescored(found, proposed, vector, wanted)
+            if not unsure or len(found) < fetch or fetch >= len(allowed):
                 return rows[:wanted], scores[:wanted]
             fetch *= 4
 
@@ -277,14 +282,14 @@ class ClusterIndex:
     def _candidates(
         self, vector: NDArray[np.float32], fetch: int, wanted: int, probes: int, margin: float | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
-        """Rows by score, their scores, and whether rows that were not fetched could tie with those wanted."""
+        """Rows by score, their scores, and whether rows that were not fetched could be among those wanted."""
         if margin is None or probes >= self.clusters:
             found, proposed = self._propose(vector, fetch, probes)
         else:
             lists, coarse = self._within(vector, REACH * probes, margin)
             found, proposed = self._visit(vector, lists, coarse, fetch, self._visiting(len(lists)))
-        rows, scores, tie = self._rescored(found, proposed, vector, wanted)
-        return rows, scores, tie and len(found) == fetch
+        rows, scores, unsure = self._rescored(found, proposed, vector, wanted)
+        return rows, scores, unsure and len(found) == fetch
 
     def _within(
         self, vector: NDArray[np.float32], most: int, margin: float
@@ -301,24 +306,29 @@ class ClusterIndex:
         vector: NDArray[np.float32],
         wanted: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
-        """What was proposed, by its score in fp64, those wanted at least; and whether one of them was proposed last."""
-        last = proposed.min(initial=np.inf)
-        if 0 < _FEW_MORE * wanted < len(found):
-            near = self._near(found, vector, wanted)
+        """What was proposed, by its score in fp64, those wanted at least; and whether what was not proposed could be
+        among those wanted.
+        """
+        last, unsure = proposed.min(initial=np.inf), False
+        if 0 < wanted < len(found) and (self._overfetch > 1 or _FEW_MORE * wanted < len(found)):
+            guesses = self._guesses(found, vector)
+            least = np.partition(guesses, -wanted)[-wanted]
+            errors = proposed - guesses
+            unsure = bool(least - last < _SURE * math.sqrt(errors @ errors / len(errors)))
+            near = guesses >= least - _FP32_NOISE
             found, proposed = found[near], proposed[near]
         scores = dots(self._plain, found, vector)
         order = np.lexsort((found, -scores))  # rows are in the order of ids
         # Equal vectors have equal codes: only what was proposed last can have equals that were not fetched.
         tie = 0 < wanted <= len(found) and bool(proposed[order[:wanted]].min() - last < _FP32_NOISE)
-        return found[order], scores[order], tie
+        return found[order], scores[order], unsure or tie
 
-    def _near(self, found: NDArray[np.int64], vector: NDArray[np.float32], wanted: int) -> NDArray[np.bool_]:
-        """Which of some rows may be those wanted, by fp32 products: fp64's take twice as long, and a copy of each."""
-        guesses, query = np.empty(len(found), np.float32), np.ascontiguousarray(vector)
-        arrays = [faiss.swig_ptr(array) for array in (guesses, query, self._plain, found)]
-        faiss.fvec_inner_products_by_idx(*arrays, self.dim, 1, len(found))  # type: ignore[attr-defined]
-        near: NDArray[np.bool_] = guesses >= np.partition(guesses, -wanted)[-wanted] - _FP32_NOISE
-        return near
+    def _guesses(self, rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Products of some rows in fp32, (n,): those in fp64 take twice as long, and a copy of each."""
+        guesses, query = np.empty(len(rows), np.float32), np.ascontiguousarray(vector)
+        arrays = [faiss.swig_ptr(array) for array in (guesses, query, self._plain, rows)]
+        faiss.fvec_inner_products_by_idx(*arrays, self.dim, 1, len(rows))  # type: ignore[attr-defined]
+        return guesses
 
     def _propose(
         self, vector: NDArray[np.float32], fetch: int, probes: int

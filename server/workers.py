@@ -94,11 +94,22 @@ def work(config: Config, number: int, page: Path, told: Connection) -> None:
 
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
+    _keep_to_share(number, config.workers)
     try:
         run(config, Place(number, page, supervisor.sentinel), told.send)
     except ColdframeError as error:
         typer.echo(f"error: {error.message}", err=True)
         sys.exit(2 if isinstance(error, InvalidArgument) else 1)
+
+
+def _keep_to_share(number: int, workers: int) -> None:
+    """Keeps a worker to its share of the cores, before it starts threads: those that hand a call on to each other wake
+    each other on the same core, or on one near by, and not on one that sleeps.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    first, last = (len(cores) * edge // workers for edge in (number, number + 1))
+    if first < last:
+        os.sched_setaffinity(0, cores[first:last])
 
 
 def _forks() -> ForkServerContext:

@@ -119,6 +119,16 @@ def test_what_one_worker_was_told_every_worker_shows_at_once(crew: Crew) -> None
             assert crew.shown("told") == [""] * CONNECTIONS
 
 
+def test_workers_share_out_the_cores(crew: Crew) -> None:
+    cores = os.sched_getaffinity(0)
+    first, second = (os.sched_getaffinity(pid) for pid in crew.workers)
+    if len(cores) == 1:
+        assert (first, second) == (cores, cores)
+    else:
+        assert first | second == cores
+        assert not first & second
+
+
 def test_workers_that_write_at_once_lose_nothing_and_agree(crew: Crew, own_newsroom: Path) -> None:
     turns = 25
 
