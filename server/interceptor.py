@@ -78,14 +78,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(self._guarded_stream(handler.stream_stream, name), *codecs)
         return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, name), *codecs)
 
-    def _begin(self, context: _Context, *, parts: bool) -> Call:
+    def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
         left, metadata = context.time_remaining(), context.invocation_metadata() or ()
         call = Call(None if left is None else time.monotonic() + left, self._witness.request_id(metadata))
         if parts:
             call.company = Company()
-        elif self._witness.tracer is not None:
-            self._witness.tracer.begin(call, metadata)
+        if self._witness.tracer is not None:
+            self._witness.tracer.begin(call, metadata, stream=stream)
         CALL.set(call)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
@@ -118,10 +118,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 yield _whole(request, name)
 
         async def answer(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
-            self._begin(context, parts=True)
+            call = self._begin(context, parts=True, stream=True)
             try:
                 async for reply in method(whole(requests), context):
-                    witness.streamed(tally, reply)
+                    witness.streamed(tally, reply, call)
                     yield reply
             except Exception as error:
                 await refuse(context, error, name)

@@ -23,6 +23,7 @@ from coldframe import Client
 from coldframe.errors import InvalidArgument, UnknownArticle
 from coldframe.requests import search_request
 from coldframe.store import Store
+from coldframe.v1.search_service_pb2 import BatchSearchRequest, StreamSearchRequest
 from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 from server.address import Address
 from server.admission import MAX_SEARCHES
@@ -276,6 +277,41 @@ def test_spans_follow_each_other_inside_the_callers_trace(background: Background
     assert moments == sorted(moments)
     assert whole.start_time <= moments[1]
     assert moments[-1] <= whole.end_time <= time.time_ns()
+
+
+def test_a_batch_has_the_spans_of_its_parts_and_a_stream_those_of_each_reply(
+    background: Background, own_newsroom: Path
+) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(memory))
+    searches = [search_request(words(f"seed {n}"), limit=3) for n in range(3)]
+    parent = [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
+    for server in observed(background, own_newsroom, Witness(tracer=Tracer(provider))):
+        with grpc.insecure_channel(server.client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
+            stub: Any = SearchServiceStub(channel)
+            stub.BatchSearch(BatchSearchRequest(requests=searches), metadata=parent)
+            asked = (StreamSearchRequest(correlation_id=str(n), request=one) for n, one in enumerate(searches))
+            assert len(list(stub.StreamSearch(asked, metadata=parent))) == 3
+    spans = memory.get_finished_spans()
+
+    def below(span: Any) -> list[Any]:
+        return [other for other in spans if other.parent.span_id == span.context.span_id]
+
+    whole = {name: [span for span in spans if span.name.endswith(name)] for name in ("BatchSearch", "StreamSearch")}
+    assert [len(found) for found in whole.values()] == [1, 3]
+    parts = [span.name for span in below(whole["BatchSearch"][0])]
+    assert parts.count("search") == parts.count("tokenize") == 3
+    for span in [*whole["BatchSearch"], *whole["StreamSearch"]]:
+        assert f"{span.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"
+        assert f"{span.parent.span_id:x}" == "b7ad6b7169203331"
+    for span in whole["StreamSearch"]:
+        inside = below(span)
+        assert [part.name for part in inside] == ["tokenize", "queue", "embed", "search", "rank"]
+        assert span.start_time <= inside[0].start_time
+        assert inside[-1].end_time <= span.end_time
 
 
 def test_traces_without_the_extra_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

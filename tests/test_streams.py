@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,7 @@ def test_so_many_requests_are_under_way_and_no_more(
     _, engine = served
     queue, asked = engine.served().queue, Asked()
     held = Barrier(engine._compute)
+    queue.quick.pace = math.inf  # or the line would be short where tests before were slow
     call = EmbeddingServiceStub(channel).StreamEmbed(iter(asked), timeout=60)
     wait_until(lambda: queue.quick.texts >= IN_FLIGHT - 10)
     time.sleep(0.3)

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from server.observe.drift import Drift, drift
-from server.observe.witness import STAGES
+from server.tally import STAGES
 from server.writer import MAX_WAITING
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
 """OpenTelemetry: a span for each answered call, and below it tokenize, queue, embed, search and rank, as they were.
 
 Spans are made once the call has its answer, from the times that were noted on its way, so that nothing of OpenTelemetry
-runs while it is worked on. The extra `telemetry` brings it; where spans go is for OpenTelemetry's own variables
-(OTEL_EXPORTER_OTLP_ENDPOINT and the like), and which are kept for its sampler.
+runs while it is worked on. Parts of a batch overlap, and a stream has a span for each of its replies. The extra
+`telemetry` brings it; where spans go is for OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and the like),
+and which are kept for its sampler.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from coldframe.errors import InvalidArgument
+from server.tally import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,14 +35,29 @@ class Tracer:
         self._propagator = TraceContextTextMapPropagator()
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
 
-    def begin(self, call: Call, metadata: Iterable[tuple[str, Any]]) -> None:
-        """Lets a call note its times, and remember whose part it is."""
+    def begin(self, call: Call, metadata: Iterable[tuple[str, Any]], *, stream: bool) -> None:
+        """Remembers whose part a call is, and lets it note its times; a stream, which may never end, notes none."""
         call.began = time.perf_counter()
-        call.spans = []
+        call.spans = None if stream else []
         call.parent = {key: value for key, value in metadata if key in {"traceparent", "tracestate"}}
 
     def finish(self, method: str, timing: Any, call: Call) -> None:
         """Makes the spans of a call that was answered."""
+        self._tell(method, call, call.began, _parts(timing, call))
+
+    def replied(self, method: str, timing: Any, call: Call) -> None:
+        """Makes the spans of a reply of a stream. How long its parts took is known, and their order; so they follow
+        each other from its beginning on.
+        """
+        began = start = time.perf_counter() - 1e-3 * timing.total_ms
+        parts = []
+        for stage in STAGES:
+            if spent := 1e-3 * getattr(timing, f"{stage}_ms"):
+                parts.append((stage, start, start + spent))
+                start += spent
+        self._tell(method, call, began, parts)
+
+    def _tell(self, method: str, call: Call, began: float, parts: Iterable[tuple[str, float, float]]) -> None:
         from opentelemetry.trace import set_span_in_context
 
         parent = self._propagator.extract(call.parent) if call.parent else None
@@ -48,11 +65,11 @@ class Tracer:
             method.removeprefix("/"),
             context=parent,
             kind=self._kind,
-            start_time=self._ns(call.began),
+            start_time=self._ns(began),
             attributes={"rpc.system": "grpc", "coldframe.request_id": call.request_id},
         )
         inside = set_span_in_context(span)
-        for name, start, end in _parts(timing, call):
+        for name, start, end in parts:
             part = self._tracer.start_span(name, context=inside, start_time=self._ns(start))
             part.end(end_time=self._ns(end))
         span.end(end_time=self._ns(time.perf_counter()))

@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from server.tally import Histogram
+from server.tally import STAGES, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from server.security import audit
 
 _slow = logging.getLogger("coldframe.slow")
-STAGES = ("tokenize", "queue", "embed", "search", "rank")
 REQUEST_ID = "x-request-id"
 _MOST_ID = 128
 
@@ -86,14 +85,16 @@ class Witness:
         if call.spans is not None and self.tracer is not None:
             self.tracer.finish(tally.name, timing, call)
 
-    def streamed(self, tally: MethodTally, reply: Any) -> None:
-        """Counts a reply of a stream."""
+    def streamed(self, tally: MethodTally, reply: Any, call: Call) -> None:
+        """Counts a reply of a stream, and notes where its time went."""
         failed = reply.HasField("error")
         code = reply.error.code if failed else "OK"
         tally.items[code] = tally.items.get(code, 0) + 1
         if not failed:
-            inside = getattr(reply, "response", reply)
-            tally.staged(inside.timing)
+            timing = getattr(reply, "response", reply).timing
+            tally.staged(timing)
+            if self.tracer is not None:
+                self.tracer.replied(tally.name, timing, call)
 
 
 def tell_slow(method: str, timing: Any, request_id: str) -> None:
