@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coldframe import checksums
 from coldframe.articles import Articles
 from coldframe.clusters import Cluster, ClusterTable, read_clusters
 from coldframe.errors import CorruptGeneration, FingerprintMismatch
@@ -46,7 +46,6 @@ MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
 _FILES = (INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT)
 _DECIDES_NOTHING = {REPORT}
 # Files that are read at the same time to be verified: the two large ones.
-_READERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ class Manifest:
         held: Sequence[str] = (),
     ) -> Manifest:
         """Takes checksums of the files in `directory`, names the generation and writes its manifest there."""
-        files = {name: _describe_file(directory / name) for name in sorted(_FILES) if (directory / name).exists()}
+        files = {name: checksums.describe(directory / name) for name in sorted(_FILES) if (directory / name).exists()}
         created_at = datetime.now(UTC).replace(microsecond=0)
         digest = _digest(
             {
@@ -210,11 +209,6 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _corrupt(directory: Path, file: str, what: str) -> CorruptGeneration:
     return CorruptGeneration(
         f"{file} of generation {directory.name} {what}; activate another generation "
@@ -225,8 +219,7 @@ def _corrupt(directory: Path, file: str, what: str) -> CorruptGeneration:
 def verify(directory: Path) -> Manifest:
     """Compares every file with the manifest. Raises CorruptGeneration that names the first that differs."""
     manifest = Manifest.read(directory)
-    with ThreadPoolExecutor(_READERS) as pool:  # checksums leave Python to others
-        described = {name: pool.submit(_describe_file, directory / name) for name in manifest.files}
+    described = checksums.described(directory, manifest.files)
     for name, expected in manifest.files.items():
         try:
             found = described[name].result()

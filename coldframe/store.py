@@ -24,6 +24,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coldframe import checksums
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Store:
         """Opens and verifies a generation, the current one by default. Raises NoGeneration or CorruptGeneration."""
         from coldframe.generation import Generation
 
+        return Generation(self.find(name))
+
+    def find(self, name: str | None = None) -> Path:
+        """Where a generation lies, the current one by default. Raises as `open` does."""
         chosen = name or self.current()
         if chosen is None:
             raise NoGeneration(
@@ -99,7 +104,12 @@ class Store:
                 f"CURRENT names the generation {chosen!r}, which is not in the store; activate another one: "
                 f"python -m indexer list, activate"
             )
-        return Generation(self.directory(chosen))
+        return self.directory(chosen)
+
+    def read_ahead(self) -> None:
+        """Begins to read the files of the current generation, which `open` will verify."""
+        if (name := self.current()) is not None:
+            checksums.read_ahead(self._generations / name)
 
     # --- which one is served -----------------------------------------------------------------------------------------
 

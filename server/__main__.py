@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -70,15 +71,23 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
 def _serve(
     config: Config, address: Address, guard: Guard, place: Place | None, announce: Callable[[str], None]
 ) -> None:
+    from coldframe.store import Store
+    from server.threads import SWITCH_S
+
+    # Each of the some hundred steps of a short text asks for Python anew. While the event loop is busy saying no, each
+    # would wait 5 ms for it, and the text a second.
+    sys.setswitchinterval(SWITCH_S)
+    store = Store(config.folder())
+    store.read_ahead()
+
     import uvloop
 
-    from coldframe.store import Store
     from server.app import serve
     from server.engine import Engine
     from server.place import Latest
 
     engine = Engine(
-        Store(config.folder()),
+        store,
         model=config.model,
         precision=config.precision,  # type: ignore[arg-type]  # checked there
         device=config.device,  # type: ignore[arg-type]

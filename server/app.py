@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 import signal
-import sys
 from typing import TYPE_CHECKING, cast
 
 import grpc
@@ -54,7 +53,6 @@ _PROTOS = (embedding_service_pb2, search_service_pb2, cluster_service_pb2, artic
 SERVICES = tuple(
     descriptor.full_name for module in _PROTOS for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
-_SWITCH_S = 0.00003
 _YOUNG = 10_000
 """Objects that are made before the collector looks for cycles among them; calls leave next to none."""
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -178,9 +176,6 @@ async def serve(
     """
     # A product of a vector wakes no team of threads: what it waits for costs more than what it saves.
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
-    # Each of the some hundred steps of a short text asks for Python anew. While the event loop is busy saying no, each
-    # would wait 5 ms for it, and the text a second.
-    sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(_YOUNG, 10, 10)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

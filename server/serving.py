@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from coldframe.encoder import Device, Encoder, Precision
 from coldframe.errors import FailedPrecondition
+from coldframe.generation import Generation, Manifest
 from coldframe.live import Embedded, Upsert
 from coldframe.text import article_text
 from server.embed_queue import EmbedQueue
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
-    from coldframe.generation import Generation
     from coldframe.live import Entry, LiveStore
     from coldframe.store import Store
 
@@ -65,20 +65,27 @@ class Loader:
 
         Keeps the encoder of what was served `before` where that is the same. Raises what makes it impossible to serve.
         """
-        generation = self.store.open(name)
-        encoder, queue = self._encoder(generation, before)
+        directory = self.store.find(name)
+        loaded = self._encoder(Manifest.read(directory), before)
+        generation = Generation(directory)  # whose files are verified while the model is loaded
+        encoder, queue = loaded()
         generation.require(encoder.fingerprint)
         generation.warm()
         return Served(self.replay(View.of(Base(generation)), encoder), encoder, queue)
 
-    def _encoder(self, generation: Generation, before: Served | None) -> tuple[Encoder, EmbedQueue]:
-        if before is not None and before.encoder.fingerprint == generation.manifest.model.fingerprint:
-            return before.encoder, before.queue
-        encoder = self.compute.submit(self._load_encoder, generation).result()
-        return encoder, EmbedQueue(encoder, self.compute, aside=self.aside, busy=self.busy)
+    def _encoder(self, manifest: Manifest, before: Served | None) -> Callable[[], tuple[Encoder, EmbedQueue]]:
+        """Begins to load the encoder of a generation, where another one was served before; gives who waits for it."""
+        if before is not None and before.encoder.fingerprint == manifest.model.fingerprint:
+            return lambda: (before.encoder, before.queue)
+        loading = self.compute.submit(self._load_encoder, manifest)
 
-    def _load_encoder(self, generation: Generation) -> Encoder:
-        manifest = generation.manifest
+        def wait() -> tuple[Encoder, EmbedQueue]:
+            encoder = loading.result()
+            return encoder, EmbedQueue(encoder, self.compute, aside=self.aside, busy=self.busy)
+
+        return wait
+
+    def _load_encoder(self, manifest: Manifest) -> Encoder:
         encoder = Encoder.load(self.model or manifest.source, manifest.model.recipe, self.precision, self.device)
         encoder.embed(["warm"])
         return encoder

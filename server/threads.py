@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Item = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", "Callable[[], Any]"]
 
+SWITCH_S = 0.00003
+"""How long a thread of a server waits before it takes Python from another one."""
 _LONG_S = 0.001
 """Of works that several threads share."""
 _LOOK_S = 0.002
