@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Described = dict[str, Any]
 
+# The two large ones of a generation at the same time.
 _READERS = 2
 _BLOCK = 2**23
 """A thread asks for Python twice a block."""
@@ -41,8 +42,9 @@ def read_ahead(directory: Path) -> None:
 
 
 def described(directory: Path, names: Iterable[str]) -> dict[str, Future[Described]]:
-    """Of each file, in the future. What was read ahead counts once: whoever asks again has it read again."""
-    found = {name: ahead for name in names if (ahead := _ahead.pop(directory / name, None)) is not None}
+    """Of each file, in the future. What was read ahead counts now or never: later it may have changed."""
+    found = {name: ahead for name in names if (ahead := _ahead.get(directory / name)) is not None}
+    _ahead.clear()
     others = [name for name in names if name not in found]
     return found | dict(zip(others, _submit([directory / name for name in others], _READERS), strict=True))
 

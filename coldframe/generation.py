@@ -45,7 +45,6 @@ MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
 )
 _FILES = (INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT)
 _DECIDES_NOTHING = {REPORT}
-# Files that are read at the same time to be verified: the two large ones.
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Scores that differ by less may come in either order from fp32: candidates this close to the cut are looked at too.
 _FP32_NOISE = 1e-5
 _SPARE_ROWS = 4
-# Where codes propose more than so many times as many as are wanted, fp32 tells first which of them may be.
+# Where codes err, or propose more than so many times as many as are wanted, fp32 tells first which of them may be.
 _FEW_MORE = 1.5
 # What was not proposed is taken for less near than what was, if it would have to be so many times as wrong as the codes
 # are about what was proposed.

@@ -66,9 +66,10 @@ class Loader:
         Keeps the encoder of what was served `before` where that is the same. Raises what makes it impossible to serve.
         """
         directory = self.store.find(name)
-        loaded = self._encoder(Manifest.read(directory), before)
-        generation = Generation(directory)  # whose files are verified while the model is loaded
-        encoder, queue = loaded()
+        # While files are verified; beside others that are served it would take their thread for what may be corrupt.
+        ahead = self._encoder(Manifest.read(directory), None) if before is None else None
+        generation = Generation(directory)
+        encoder, queue = (ahead or self._encoder(generation.manifest, before))()
         generation.require(encoder.fingerprint)
         generation.warm()
         return Served(self.replay(View.of(Base(generation)), encoder), encoder, queue)

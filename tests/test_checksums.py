@@ -47,6 +47,13 @@ def test_what_was_read_ahead_is_the_same_and_counts_once(folder: Path) -> None:
     assert found(folder) == now
 
 
+def test_what_was_read_ahead_and_not_asked_for_is_forgotten(folder: Path, tmp_path: Path) -> None:
+    checksums.read_ahead(folder)
+    checksums.described(tmp_path, [])
+    (folder / "large").write_bytes(b"another")
+    assert found(folder)["large"]["size"] == 7
+
+
 def test_what_cannot_be_read_is_told_when_it_is_asked_for(folder: Path) -> None:
     checksums.read_ahead(folder / "nothing")
     checksums.read_ahead(folder / "small")

@@ -254,14 +254,20 @@ def test_a_form_of_log_that_there_is_not_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------------------- traces
 
 
-def test_spans_follow_each_other_inside_the_callers_trace(background: Background, own_newsroom: Path) -> None:
+def tracing() -> tuple[Tracer, Any]:
+    """A tracer, and the exporter that remembers its spans."""
     sdk = pytest.importorskip("opentelemetry.sdk.trace")
     export = pytest.importorskip("opentelemetry.sdk.trace.export")
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
     provider = sdk.TracerProvider()
     provider.add_span_processor(export.SimpleSpanProcessor(memory))
+    return Tracer(provider), memory
+
+
+def test_spans_follow_each_other_inside_the_callers_trace(background: Background, own_newsroom: Path) -> None:
+    tracer, memory = tracing()
     before = time.time_ns()
-    for server in observed(background, own_newsroom, Witness(tracer=Tracer(provider))):
+    for server in observed(background, own_newsroom, Witness(tracer=tracer)):
         with grpc.insecure_channel(server.client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
             call: Any = SearchServiceStub(channel).Search
             parent = [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
@@ -282,14 +288,10 @@ def test_spans_follow_each_other_inside_the_callers_trace(background: Background
 def test_a_batch_has_the_spans_of_its_parts_and_a_stream_those_of_each_reply(
     background: Background, own_newsroom: Path
 ) -> None:
-    sdk = pytest.importorskip("opentelemetry.sdk.trace")
-    export = pytest.importorskip("opentelemetry.sdk.trace.export")
-    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
-    provider = sdk.TracerProvider()
-    provider.add_span_processor(export.SimpleSpanProcessor(memory))
+    tracer, memory = tracing()
     searches = [search_request(words(f"seed {n}"), limit=3) for n in range(3)]
     parent = [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
-    for server in observed(background, own_newsroom, Witness(tracer=Tracer(provider))):
+    for server in observed(background, own_newsroom, Witness(tracer=tracer)):
         with grpc.insecure_channel(server.client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
             stub: Any = SearchServiceStub(channel)
             stub.BatchSearch(BatchSearchRequest(requests=searches), metadata=parent)
