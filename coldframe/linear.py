@@ -12,11 +12,6 @@ from torch import Tensor, nn
 
 # Weights are laid out for products of about so many rows; other numbers of rows use the same layout.
 _ROWS = 512
-_ZERO_POINT = 128  # int8 activations are stored as 1 to 255: VNNI multiplies unsigned by signed
-_LEVELS = 127
-# A float of this size has no room for a fraction: the sum rounds, and its last byte is the result. Converting floats to
-# bytes instead takes three times as long.
-_PLACE = 2.0**23 + _ZERO_POINT
 
 
 class Linear(nn.Linear):
@@ -57,43 +52,42 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """int8 products summed in int32: one scale per output for the weights, one per token for the activations.
 
-    Dettmers et al. 2022 (arXiv:2208.07339), section 2, call this vector-wise quantisation. Bias, GELU and residual
-    stay in the precision of `x`.
+    Dettmers et al. 2022 (arXiv:2208.07339), section 2, call this vector-wise quantisation. What goes in and comes out
+    is bf16; bias, GELU and residual are added in fp32 before that.
     """
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
+        from coldframe import kernels  # compiles them
+
+        self.kernels = kernels
         weight = linear.weight.detach().float()  # (outputs, inputs)
-        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / _LEVELS  # (outputs,)
+        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / kernels.LEVELS  # (outputs,)
         rounded = (weight / scales[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
         self.scales, self.zeros = scales, torch.zeros(len(scales), dtype=torch.int32)
-        self.bias = linear.bias
+        self.bias = linear.bias.detach().float()
         self.gelu = linear.gelu
-        self.place = torch.full((weight.shape[1],), _PLACE)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(rows, inputs) -> (rows, outputs)."""
-        rounded, step = _round_rows(x, self.place)
+        rounded, steps = self.kernels.round_rows(x)
         product = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, _ZERO_POINT, self.packed, self.scales, self.zeros, None, 1.0, 0, x.dtype, "none", [], ""
+            rounded,
+            1.0,
+            self.kernels.ZERO_POINT,
+            self.packed,
+            self.scales,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.bfloat16,
+            "none",
+            [],
+            "",
         )  # (rows, outputs)
-        y = torch.addcmul(self.bias, product, step)
-        if self.gelu:
-            y = F.gelu(y)
-        return y if residual is None else y.add_(residual)
-
-
-def _round_rows(x: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as unsigned bytes around `_ZERO_POINT`, (rows, inputs), and the size of a step in each, (rows, 1).
-
-    `place` is `_PLACE`, (inputs,): a row of it costs less to add than the number.
-    """
-    wide = x.float()  # (rows, inputs)
-    # The step as it will be multiplied with, in the precision of x: rounded later it would be wrong for the whole row.
-    step = (wide.abs().amax(dim=-1, keepdim=True) * (1 / _LEVELS)).clamp_min_(1e-8).to(x.dtype)
-    placed = torch.addcmul(place, wide, step.float().reciprocal())
-    return placed.view(torch.int32).to(torch.uint8), step
+        return self.kernels.scale_rows(product, steps, self.bias, gelu=self.gelu, residual=residual)
 
 
 def multiplies_bytes() -> bool:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -35,11 +36,14 @@ if TYPE_CHECKING:
 Bounds = list[tuple[int, int]]
 """Where each packed document starts and ends, (start, end) rows of the token matrix."""
 
-# Measured, see docs/decisions/0003-banded-attention-in-blocks.md: queries per block of the band; documents up to
-# DENSE tokens are one block; and what follows attention goes by ROWS tokens, which stay in the processor's cache.
-BLOCK = 128
-DENSE = 600
-ROWS = 512
+Corners = list[tuple[slice, slice, Tensor]]
+"""What is hidden of a block of attention: queries, keys, and the mask to add to their scores."""
+
+# Measured, see docs/decisions/0003-banded-attention-in-blocks.md: what follows attention goes by at most ROWS tokens,
+# which stay in the processor's cache.
+ROWS = 384
+# Documents up to SHORT tokens go through attention together.
+SHORT = 128
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,65 @@ class Embeddings(nn.Module):
         return normed
 
 
+@dataclass(frozen=True)
+class Group:
+    """Documents that lie side by side and go through attention at once: one, or several short ones of like length.
+
+    Only these are padded, and only there: a dozen seed texts one after the other cost more to ask for than to compute.
+    """
+
+    rows: slice
+    """Of the token matrix."""
+    documents: int
+    length: int
+    """Tokens of the longest."""
+    index: Tensor | None = None
+    """Of several: the row of `rows` for each place, (documents * length,); a padded place repeats the last token."""
+    places: Tensor | None = None
+    """And the place of each row, (tokens,)."""
+    padding: Tensor | None = None
+    """What to add to scores: -inf where there is no token, (documents, 1, 1, length)."""
+
+    @classmethod
+    def of(cls, bounds: Bounds, dtype: torch.dtype) -> Group:
+        first, last = bounds[0][0], bounds[-1][1]
+        if len(bounds) == 1:
+            return cls(slice(first, last), 1, last - first)
+        starts, ends = torch.tensor(bounds).sub_(first).unbind(1)  # (documents,) each
+        length = int((ends - starts).max())
+        rows = starts[:, None] + torch.arange(length)  # (documents, length)
+        missing = rows >= ends[:, None]
+        padding = torch.zeros(missing.shape, dtype=dtype).masked_fill_(missing, -torch.inf)[:, None, None]
+        places = (~missing).flatten().nonzero().flatten()
+        index = torch.minimum(rows, ends[:, None] - 1).flatten()
+        return cls(slice(first, last), len(bounds), length, index, places, padding)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(all tokens, ...) -> (documents, length, ...)."""
+        own = x[self.rows]
+        return (own if self.index is None else own[self.index]).unflatten(0, (self.documents, self.length))
+
+    def packed(self, x: Tensor) -> Tensor:
+        """(documents, length, ...) -> (tokens, ...), without the padding."""
+        return x.flatten(0, 1) if self.places is None else x.flatten(0, 1)[self.places]
+
+
+def alike(bounds: Bounds, reach: int) -> list[Bounds]:
+    """Documents in groups: short ones, none much longer than another, in which all tokens see each other; or one alone."""
+    short = min(SHORT, reach + 1)
+    groups: list[Bounds] = []
+    low = high = 0
+    for start, end in bounds:
+        length = end - start
+        low, high = min(low, length), max(high, length)
+        if groups and high <= short and 4 * high <= 5 * low + 16:
+            groups[-1].append((start, end))
+        else:
+            groups.append([(start, end)])
+            low = high = length
+    return groups
+
+
 class LocalAttention(nn.Module):
     """The sliding window and the global columns, for every token of every document."""
 
@@ -89,55 +152,94 @@ class LocalAttention(nn.Module):
         self.reach = window // 2
         self.qkv = Linear(config.hidden, 3 * config.hidden)  # queries come scaled, see `from_reference`
 
-    def forward(self, x: Tensor, bounds: Bounds, fused: Fused | None = None) -> Tensor:
+    def forward(self, x: Tensor, groups: Sequence[Group], fused: Fused | None = None) -> Tensor:
         qkv = self.qkv(x).view(-1, 3, self.heads, self.head_dim)  # (tokens, 3, heads, head_dim)
         if fused is not None:
             q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # each (1, heads, tokens, head_dim)
             mask = fused.windows[self.reach]
             return fused_attention(x.device.type)(q, k, v, block_mask=mask, scale=1.0)[0].transpose(0, 1).flatten(1)
         out = torch.empty_like(x).view(-1, self.heads, self.head_dim)  # (tokens, heads, head_dim)
-        for start, end in bounds:
-            q, k, v = qkv[start:end].permute(1, 2, 0, 3).contiguous()  # each (heads, length, head_dim)
-            rows = out[start:end].transpose(0, 1)  # (heads, length, head_dim), a view to write through
-            if end - start <= max(DENSE, self.reach + 1):
-                self._dense(q, k, v, rows)
-            else:
-                self._band(q, k, v, rows)
+        way = way_of(x.dtype)
+        for group in groups:
+            q, k, v = way.laid(group.spread(qkv).permute(2, 0, 3, 1, 4))  # each (documents, heads, length, head_dim)
+            attend = self._dense if group.length <= max(way.dense, self.reach + 1) else self._band
+            out[group.rows] = group.packed(attend(way, q, k, v, group.padding).transpose(1, 2))
         return out.view_as(x)  # (tokens, hidden)
 
-    def _dense(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
         """All queries against all keys; what lies beyond the window is masked."""
-        length = q.shape[1]
-        scores = torch.bmm(q, k.transpose(1, 2))  # (heads, length, length)
-        beyond = length - self.reach - 1  # queries whose window does not reach the last key
+        corners: Corners = []
+        beyond = q.shape[2] - self.reach - 1  # queries whose window does not reach the last key
         if beyond > 0:
             # Keys 0 and length - 1 are global: the first column is left out, the last one is beyond no query.
             behind, ahead = triangles(beyond, q.dtype, q.device)
-            scores[:, -beyond:, 1 : beyond + 1] += behind
-            scores[:, : beyond - 1, self.reach + 1 : -1] += ahead[:-1, :-1]
-        torch.softmax(scores, dim=-1, out=scores)
-        out.copy_(torch.bmm(scores, v))  # (heads, length, head_dim)
+            corners.append((slice(-beyond, None), slice(1, beyond + 1), behind))
+            corners.append((slice(0, beyond - 1), slice(self.reach + 1, -1), ahead[:-1, :-1]))
+        if padding is not None:
+            corners.append((slice(None), slice(None), padding))
+        return way.attend(q, k, v, corners)  # (documents, heads, length, head_dim)
 
-    def _band(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor, _: Tensor | None) -> Tensor:
         """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
-        length, reach = q.shape[1], self.reach
-        behind, ahead = triangles(reach + 2 * BLOCK, q.dtype, q.device)
+        length, reach, out = q.shape[2], self.reach, torch.empty_like(q)
+        behind, ahead = triangles(reach + 2 * way.block, q.dtype, q.device)
         ends = [0, length - 1]
-        k_ends, v_ends = k[:, ends], v[:, ends]  # (heads, 2, head_dim)
-        for first in range(0, length, BLOCK):
-            last = min(first + BLOCK, length)
+        k_ends, v_ends = k[:, :, ends], v[:, :, ends]  # (1, heads, 2, head_dim)
+        for first in range(0, length, way.block):
+            last = min(first + way.block, length)
             # The global keys have columns of their own; the band leaves them out, so that each counts once.
             low, high = max(first - reach, 1), min(last + reach, length - 1)
-            keys = torch.cat([k_ends, k[:, low:high]], dim=1)  # (heads, 2 + span, head_dim)
-            scores = torch.bmm(q[:, first:last], keys.transpose(1, 2))  # (heads, block, 2 + span)
+            corners: Corners = []
             late, early = last - 1 - reach - low, first + reach + 1 - low  # columns that some query may not see
             if late > 0:
                 shift = low - (first - reach)
-                scores[..., 2 : 2 + late] += behind[: last - first, shift : shift + late]
+                corners.append((slice(None), slice(2, 2 + late), behind[: last - first, shift : shift + late]))
             if early < high - low:
-                scores[..., 2 + early :] += ahead[: last - first, : high - low - early]
-            torch.softmax(scores, dim=-1, out=scores)
-            out[:, first:last] = torch.bmm(scores, torch.cat([v_ends, v[:, low:high]], dim=1))
+                corners.append((slice(None), slice(2 + early, None), ahead[: last - first, : high - low - early]))
+            keys = torch.cat([k_ends, k[:, :, low:high]], dim=2)  # (1, heads, 2 + span, head_dim)
+            values = torch.cat([v_ends, v[:, :, low:high]], dim=2)
+            out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, corners)
+        return out
+
+
+@dataclass(frozen=True)
+class Way:
+    """How queries meet keys on a CPU. Measured, see docs/decisions/0003-banded-attention-in-blocks.md."""
+
+    attend: Callable[[Tensor, Tensor, Tensor, Corners], Tensor]
+    """(documents, heads, queries, head_dim), then keys and values -> (documents, heads, queries, head_dim)."""
+    laid: Callable[[Tensor], Tensor]
+    """Queries, keys and values of a document as `attend` reads them fastest."""
+    dense: int
+    """Documents of at most so many tokens are one block."""
+    block: int
+    """Queries in a block of the band."""
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
+    """Two products and a softmax in place: the fastest where the processor multiplies vectors."""
+    scores = q @ k.transpose(2, 3)  # (documents, heads, queries, keys)
+    for queries, keys, mask in corners:
+        scores[:, :, queries, keys] += mask
+    return torch.softmax(scores, dim=-1, out=scores) @ v
+
+
+def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
+    """torch's fused kernel, Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
+    mask = q.new_zeros(len(q), 1, q.shape[2], k.shape[2]) if corners else None
+    for queries, keys, corner in corners:
+        mask[:, :, queries, keys] += corner
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+PRODUCTS = Way(by_products, torch.Tensor.contiguous, dense=600, block=128)
+TILES = Way(by_tiles, lambda qkv: qkv, dense=800, block=256)
+
+
+@functools.cache
+def way_of(dtype: torch.dtype) -> Way:
+    """The faster of the two on this processor."""
+    return TILES if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16") else PRODUCTS
 
 
 def triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -216,23 +318,28 @@ class GlobalAttention(nn.Module):
         self.key = nn.Linear(config.hidden, config.hidden, bias=False)
         self.value = nn.Linear(config.hidden, config.hidden)
 
-    def forward(self, x: Tensor, bounds: Bounds, rows: Tensor, fused: Fused | None = None) -> Tensor:
+    def forward(self, x: Tensor, groups: Sequence[Group], rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
         split = (self.heads, self.head_dim, self.hidden)
         q = self.query(x[rows]).view(-1, self.heads, self.head_dim).transpose(0, 1)  # (heads, 2 docs, head_dim)
         probes = torch.bmm(q, self.key.weight.view(split))  # (heads, 2 docs, hidden)
-        seen = self._by_document(x, bounds, probes) if fused is None else self._at_once(x, fused.own, probes)
+        seen = self._by_group(x, groups, probes) if fused is None else self._at_once(x, fused.own, probes)
         out = torch.bmm(seen, self.value.weight.view(split).transpose(1, 2))  # (heads, 2 docs, head_dim)
         return out.transpose(0, 1).flatten(1) + self.value.bias  # (2 docs, hidden)
 
-    def _by_document(self, x: Tensor, bounds: Bounds, probes: Tensor) -> Tensor:
+    def _by_group(self, x: Tensor, groups: Sequence[Group], probes: Tensor) -> Tensor:
         """The mean of each document's states, weighted by what each probe makes of them, (heads, 2 docs, hidden)."""
-        seen = torch.empty_like(probes)
-        for document, (start, end) in enumerate(bounds):
-            pair = slice(2 * document, 2 * document + 2)
-            states = x[start:end]  # (length, hidden)
-            weights = torch.softmax(probes[:, pair].flatten(0, 1) @ states.T, dim=-1)  # (2 heads, length)
-            seen[:, pair] = (weights @ states).view(self.heads, 2, self.hidden)
+        shape = (self.heads, -1, 2, self.hidden)
+        seen, first = torch.empty_like(probes), 0
+        for group in groups:
+            pairs = slice(first, first := first + 2 * group.documents)
+            states = group.spread(x)  # (documents, length, hidden)
+            asked = probes[:, pairs].view(shape).transpose(0, 1).flatten(1, 2)  # (documents, 2 heads, hidden)
+            scores = torch.bmm(asked, states.transpose(1, 2))  # (documents, 2 heads, length)
+            if group.padding is not None:
+                scores += group.padding[:, 0]
+            found = torch.bmm(torch.softmax(scores, dim=-1), states)  # (documents, 2 heads, hidden)
+            seen[:, pairs] = found.view(-1, self.heads, 2, self.hidden).transpose(0, 1).flatten(1, 2)
         return seen
 
     def _at_once(self, x: Tensor, own: Tensor, probes: Tensor) -> Tensor:
@@ -257,21 +364,30 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        bounds: Bounds,
+        groups: Sequence[Group],
         global_rows: Tensor,
         fused: Fused | None = None,
         between: Callable[[], None] | None = None,
     ) -> Tensor:
         """Writes the next hidden state over `x`, (tokens, hidden)."""
-        attended = self.local(x, bounds, fused)  # (tokens, hidden)
-        attended[global_rows] = self.global_(x, bounds, global_rows, fused)
-        size = ROWS if fused is None else len(x)
+        attended = self.local(x, groups, fused)  # (tokens, hidden)
+        attended[global_rows] = self.global_(x, groups, global_rows, fused)
+        size = even(len(x), ROWS) if fused is None else len(x)
         for rows, part in zip(torch.split(x, size), torch.split(attended, size), strict=True):
             mixed = self.attention_norm(self.attention_out(part, rows))  # (rows, hidden)
             rows.copy_(self.feed_norm(self.feed_out(self.feed_in(mixed), mixed)))
             if between is not None:
                 between()
         return x
+
+
+def even(rows: int, most: int) -> int:
+    """The size of as many parts as are needed, none larger than `most`, so that the last is no stub.
+
+    A multiple of 32, since tiles have 16 rows and go in pairs; `most` is one.
+    """
+    parts = -(-rows // most)
+    return -(-rows // (32 * parts)) * 32
 
 
 class Longformer(nn.Module):
@@ -303,10 +419,11 @@ class Longformer(nn.Module):
         fused = Fused.of(bounds, reaches, device) if device.type == "cuda" else None
         poolers = [Pooler(recipe, bounds, total_states=1 + len(self.layers), ids=ids) for recipe in recipes]
         x = self.embeddings(ids, bounds)  # (tokens, hidden)
+        groups = [] if fused else [Group.of(part, x.dtype) for part in alike(bounds, min(reaches))]
         for pooler in poolers:
             pooler.see(x)
         for layer in self.layers:
-            x = layer(x, bounds, global_rows, fused, between)
+            x = layer(x, groups, global_rows, fused, between)
             for pooler in poolers:
                 pooler.see(x)
         return [pooler.vectors() for pooler in poolers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,18 @@ from hypothesis import strategies as st
 from coldframe import longformer, models
 from coldframe.encoder import Encoder
 from coldframe.linear import runs
-from coldframe.longformer import Fused, Layer, LongformerConfig, pack, triangles
+from coldframe.longformer import (
+    PRODUCTS,
+    TILES,
+    Fused,
+    Group,
+    Layer,
+    LongformerConfig,
+    Way,
+    alike,
+    pack,
+    triangles,
+)
 from coldframe.recipe import RECIPES
 from tests.models import VOCABULARY, longformer_directory
 from tests.oracle import LENGTHS, Reference, cosine, dense_attention, relative_error
@@ -114,14 +126,17 @@ def test_a_gpu_computes_what_the_reference_computes(minilm_case: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 120), min_size=1, max_size=8),
     window=st.sampled_from([2, 4, 16, 64]),
     dense=st.sampled_from([0, 40, 600]),
     block=st.sampled_from([8, 32, 128]),
+    way=st.sampled_from([PRODUCTS, TILES]),
 )
-def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], window: int, dense: int, block: int) -> None:
+def test_any_pack_of_documents_equals_the_dense_oracle(
+    lengths: list[int], window: int, dense: int, block: int, way: Way
+) -> None:
     config = LongformerConfig(50, 32, 1, 4, 64, 200, 1, (window,), 1e-5)
     torch.manual_seed(0)
     layer = Layer(config, window).eval().requires_grad_(False)
@@ -132,15 +147,15 @@ def test_any_pack_of_documents_equals_the_dense_oracle(lengths: list[int], windo
         scale = (config.hidden // config.heads) ** 0.5 if part == "query" else 1  # the fast code's queries come scaled
         weights |= {f"{part}.weight": weight * scale, f"{part}.bias": bias * scale}
     x, bounds = torch.randn(sum(lengths), config.hidden), pack(lengths)
+    groups = [Group.of(part, x.dtype) for part in alike(bounds, window // 2)]
     rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(longformer, "DENSE", dense)
-        patch.setattr(longformer, "BLOCK", block)
-        found = layer.local(x, bounds)
-    found[rows] = layer.global_(x, bounds, rows)
+        patch.setattr(longformer, "way_of", lambda _dtype: replace(way, dense=dense, block=block))
+        found = layer.local(x, groups)
+    found[rows] = layer.global_(x, groups, rows)
     fused = Fused.of(bounds, {window // 2}, x.device)  # as on a GPU
-    at_once = layer.local(x, bounds, fused)
-    at_once[rows] = layer.global_(x, bounds, rows, fused)
+    at_once = layer.local(x, [], fused)
+    at_once[rows] = layer.global_(x, [], rows, fused)
     wanted = torch.cat([dense_attention(x[start:end], weights, config.heads, window) for start, end in bounds])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(at_once, wanted, rtol=1e-4, atol=1e-5)
