@@ -218,7 +218,8 @@ class Encoder:
         """
 
         def run(batch: list[int]) -> list[Tensor]:
-            return self._longformer([documents[n] for n in batch], recipes, between)
+            found: list[Tensor] = self._longformer([documents[n] for n in batch], recipes, between)
+            return found
 
         lengths = [len(ids) for ids in documents]
         if self.device == "cuda":
@@ -296,11 +297,12 @@ def on_cores(run: Callable[[Part], Result], parts: Sequence[Part], cores: int) -
 
     The threads are new ones, so that they have the caller's cores and priority.
     """
-    with ThreadPoolExecutor(min(cores, len(parts)), "embed", torch.set_num_threads, (1,)) as pool:
-        results = pool.map(run, parts)
-        yield next(results)
-        torch.set_num_threads(cores)  # it is the number of every thread that has yet to ask, too
-        yield from results
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(cores, len(parts)), "embed", torch.set_num_threads, (1,)) as pool:
+            yield from pool.map(run, parts)
+    finally:
+        torch.set_num_threads(before)  # one that is set is the number of every thread that has yet to ask, too
 
 
 def _build(model: models.Model, precision: str, device: str) -> Longformer:

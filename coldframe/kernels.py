@@ -24,10 +24,11 @@ _PLACE = np.float32(2.0**23 + ZERO_POINT)
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _SIGNLESS = np.uint16(0x7FFF)
 
-# GELU(x) = x (1/2 + t P(t^2)), t being x kept to +-4.25: a least-maximum fit, within 1e-4 of the exact one.
+# GELU(x) = x (1/2 + t P(t^2)), t being x kept to +-4.25: a least-maximum fit, within 1e-4 of the exact one, whose
+# bracket is 0 and 1 at the ends of the reach.
 _REACH = np.float32(4.25)
-_P0, _P1, _P2, _P3 = map(np.float32, (0.3984569, -0.065513514, 0.009290238, -0.00094862597))
-_P4, _P5, _P6, _P7 = map(np.float32, (6.6617618e-05, -3.0179476e-06, 7.866138e-08, -8.903671e-10))
+_P0, _P1, _P2, _P3 = map(np.float32, (0.39841992, -0.065453343, 0.0092577487, -0.00094043073))
+_P4, _P5, _P6, _P7 = map(np.float32, (6.5525062e-05, -2.9386679e-06, 7.570371e-08, -8.4597684e-10))
 
 # Sums may be contracted to multiply-add; nothing here is infinite or no number.
 _FAST = {"contract", "nnan", "ninf", "nsz"}
@@ -117,8 +118,10 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return rounded, steps
 
 
-def scale_rows(product: Tensor, steps: Tensor, bias: Tensor, *, gelu: bool, residual: Tensor | None) -> Tensor:
-    """Writes product * step + bias over the product, (rows, n) in bf16, then GELU of it or with the residual added.
+def scale_rows(
+    product: Tensor, steps: Tensor, bias: Tensor, *, gelu: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """Writes product * step + bias over the product, (rows, n) in bf16; GELU of it, or the residual added to it.
 
     `steps`, (rows,), and `bias`, (n,), are fp32; so are the sums, until they are written.
     """

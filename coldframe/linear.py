@@ -87,6 +87,8 @@ class Int8Linear(nn.Module):
             [],
             "",
         )  # (rows, outputs)
+        if residual is not None and self.gelu:
+            return self.kernels.scale_rows(product, steps, self.bias, gelu=True).add_(residual)
         return self.kernels.scale_rows(product, steps, self.bias, gelu=self.gelu, residual=residual)
 
 

@@ -119,8 +119,8 @@ class Group:
 
     def spread(self, x: Tensor) -> Tensor:
         """(all tokens, ...) -> (documents, length, ...)."""
-        own = x[self.rows]
-        return (own if self.index is None else own[self.index]).unflatten(0, (self.documents, self.length))
+        own = x[self.rows] if self.index is None else x[self.rows][self.index]
+        return own.view(self.documents, self.length, *x.shape[1:])
 
     def packed(self, x: Tensor) -> Tensor:
         """(documents, length, ...) -> (tokens, ...), without the padding."""
@@ -128,7 +128,7 @@ class Group:
 
 
 def alike(bounds: Bounds, reach: int) -> list[Bounds]:
-    """Documents in groups: short ones, none much longer than another, in which all tokens see each other; or one alone."""
+    """Documents in groups: short ones, in which all tokens see each other, none much longer than another; or one."""
     short = min(SHORT, reach + 1)
     groups: list[Bounds] = []
     low = high = 0
@@ -225,11 +225,13 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
 
 
 def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
-    """torch's fused kernel, Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
-    mask = q.new_zeros(len(q), 1, q.shape[2], k.shape[2]) if corners else None
-    for queries, keys, corner in corners:
-        mask[:, :, queries, keys] += corner
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    """The fused kernel of Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
+    if not corners:
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    hidden = q.new_zeros(len(q), 1, q.shape[2], k.shape[2])  # one for all heads
+    for queries, keys, mask in corners:
+        hidden[:, :, queries, keys] += mask
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=1.0)
 
 
 PRODUCTS = Way(by_products, torch.Tensor.contiguous, dense=600, block=128)

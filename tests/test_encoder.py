@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coldframe import Encoder, InvalidArgument, models
-from coldframe.encoder import PrecisionWarning, TruncationWarning, plan_batches
+from coldframe.encoder import TOKENS_PER_BATCH, PrecisionWarning, TruncationWarning, on_cores, plan_batches, plan_cores
 from coldframe.linear import runs
 from coldframe.recipe import RECIPES, Placement, unit
-from tests.models import longformer_directory
+from tests.models import VOCABULARY, longformer_directory
 from tests.oracle import cosine, relative_error
 
 if TYPE_CHECKING:
@@ -196,3 +198,49 @@ def test_batches_hold_every_document_once_within_the_budget(lengths: list[int], 
     batches = list(plan_batches(lengths, budget))
     assert sorted(n for batch in batches for n in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or sum(lengths[n] for n in batch) <= budget for batch in batches)
+
+
+@given(st.lists(st.integers(1, 4096), max_size=60), st.integers(1, 8))
+def test_cores_share_all_documents_and_none_is_left_alone_with_a_long_one(lengths: list[int], cores: int) -> None:
+    together, apart = plan_cores(lengths, cores)
+    assert sorted(n for batch in together + apart for n in batch) == list(range(len(lengths)))
+    tokens = [sum(lengths[n] for n in batch) for batch in apart]
+    assert tokens == sorted(tokens, reverse=True)
+    assert all(count <= TOKENS_PER_BATCH or len(batch) == 1 for count, batch in zip(tokens, apart, strict=True))
+    if apart:  # taken in this order, each by the first core that is free
+        busy = [0] * cores
+        for count in tokens:
+            busy[busy.index(min(busy))] += count
+        assert max(busy) <= sum(tokens) / cores * 1.15 + max(tokens[-1], 1)
+
+
+def test_one_core_and_few_tokens_are_not_split() -> None:
+    assert plan_cores([300, 300], 1) == ([[0, 1]], [])
+    assert plan_cores([20] * 10, 2) == ([list(range(10))], [])
+    assert plan_cores([4096], 2) == ([[0]], [])
+    assert plan_cores([4096, 20, 20], 2) == ([[0], [1, 2]], [])
+    assert plan_cores([600, 600], 2) == ([], [[0], [1]])
+
+
+def test_cores_keep_the_order_and_leave_the_number_of_threads_alone() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    later: list[int] = []
+
+    def run(part: int) -> int:
+        seen.append(torch.get_num_threads())
+        return part * part
+
+    assert list(on_cores(run, range(20), 3)) == [n * n for n in range(20)]
+    assert set(seen) == {1}
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *later] == [before, before]
+
+
+def test_many_documents_have_the_vectors_that_they_have_alone(encoder: Encoder) -> None:
+    rng = np.random.default_rng(3)
+    docs = [rng.integers(4, VOCABULARY, n).tolist() for n in (500, 3, 9, 400, 3, 250, 31, 8, 8, 410, 120)]
+    alone = np.concatenate([encoder.embed_ids([ids]) for ids in docs])
+    np.testing.assert_allclose(encoder.embed_ids(docs), alone, rtol=1e-4, atol=1e-5)
