@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from coldframe import models
 from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.linear import multiplies_bf16, prepare, runs
-from coldframe.longformer import Longformer, from_reference
 from coldframe.recipe import Recipe, named, unit
+from coldframe.reference import from_reference
 from coldframe.text import MAX_TEXT_CHARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from coldframe.longformer import Longformer
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")

@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from coldframe.linear import Linear
-from coldframe.recipe import Pooler, Recipe
+from coldframe.recipe import Pooler, Recipe, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +43,8 @@ Corners = list[tuple[slice, slice, Tensor]]
 ROWS = 384
 # Documents up to SHORT tokens go through attention together.
 SHORT = 128
+# Products have multiples of EVEN rows: oneDNN compiles one for every other shape, and keeps it, 400 KB each.
+EVEN = 32
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
 
     def forward(self, ids: Tensor, bounds: Bounds) -> Tensor:
-        positions = torch.cat([torch.arange(end - start, device=ids.device) for start, end in bounds])  # (tokens,)
+        _, positions = places(bounds, ids.device)  # (tokens,)
         x = self.word(ids) + self.position(positions + self.first_position) + self.token_type.weight[0]
         normed: Tensor = self.norm(x)  # (tokens, hidden)
         return normed
@@ -95,32 +96,43 @@ class Group:
     """Of the token matrix."""
     documents: int
     length: int
-    """Tokens of the longest."""
+    """Tokens of the longest, a few more where there are several."""
+    hidden: Tensor
+    """What to add to scores of `seen`: -inf where there is no token of the document, (documents, 1, length)."""
+    around: slice
+    """Of one document: its rows and a few others, an even number of them."""
     index: Tensor | None = None
     """Of several: the row of `rows` for each place, (documents * length,); a padded place repeats the last token."""
     places: Tensor | None = None
     """And the place of each row, (tokens,)."""
-    padding: Tensor | None = None
-    """What to add to scores: -inf where there is no token, (documents, 1, 1, length)."""
 
     @classmethod
-    def of(cls, bounds: Bounds, dtype: torch.dtype) -> Group:
-        first, last = bounds[0][0], bounds[-1][1]
+    def of(cls, bounds: Bounds, x: Tensor) -> Group:
+        """The group of consecutive documents of the token matrix."""
+        start, end = bounds[0][0], bounds[-1][1]
         if len(bounds) == 1:
-            return cls(slice(first, last), 1, last - first)
-        starts, ends = torch.tensor(bounds).sub_(first).unbind(1)  # (documents,) each
-        length = int((ends - starts).max())
+            width = min(evened(end - start), len(x))
+            low = min(start, len(x) - width)
+            hidden = x.new_full((1, 1, width), -torch.inf)
+            hidden[..., start - low : end - low] = 0
+            return cls(slice(start, end), 1, end - start, hidden, slice(low, low + width))
+        starts, ends = torch.tensor(bounds).sub_(start).unbind(1)  # (documents,) each
+        length = evened(int((ends - starts).max()))
         rows = starts[:, None] + torch.arange(length)  # (documents, length)
         missing = rows >= ends[:, None]
-        padding = torch.zeros(missing.shape, dtype=dtype).masked_fill_(missing, -torch.inf)[:, None, None]
+        hidden = x.new_zeros(missing.shape).masked_fill_(missing, -torch.inf)[:, None]
         places = (~missing).flatten().nonzero().flatten()
         index = torch.minimum(rows, ends[:, None] - 1).flatten()
-        return cls(slice(first, last), len(bounds), length, index, places, padding)
+        return cls(slice(start, end), len(bounds), length, hidden, slice(start, end), index, places)
 
     def spread(self, x: Tensor) -> Tensor:
         """(all tokens, ...) -> (documents, length, ...)."""
         own = x[self.rows] if self.index is None else x[self.rows][self.index]
         return own.view(self.documents, self.length, *x.shape[1:])
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the global tokens see, but for what is `hidden`: (all tokens, ...) -> (documents, length, ...)."""
+        return x[None, self.around] if self.index is None else self.spread(x)
 
     def packed(self, x: Tensor) -> Tensor:
         """(documents, length, ...) -> (tokens, ...), without the padding."""
@@ -159,14 +171,15 @@ class LocalAttention(nn.Module):
             mask = fused.windows[self.reach]
             return fused_attention(x.device.type)(q, k, v, block_mask=mask, scale=1.0)[0].transpose(0, 1).flatten(1)
         out = torch.empty_like(x).view(-1, self.heads, self.head_dim)  # (tokens, heads, head_dim)
+        out[groups[-1].rows.stop :] = 0  # of no document
         way = way_of(x.dtype)
         for group in groups:
-            q, k, v = way.laid(group.spread(qkv).permute(2, 0, 3, 1, 4))  # each (documents, heads, length, head_dim)
+            q, k, v = group.spread(qkv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
             attend = self._dense if group.length <= max(way.dense, self.reach + 1) else self._band
-            out[group.rows] = group.packed(attend(way, q, k, v, group.padding).transpose(1, 2))
+            out[group.rows] = group.packed(attend(way, q, k, v, group).transpose(1, 2))
         return out.view_as(x)  # (tokens, hidden)
 
-    def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
+    def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
         """All queries against all keys; what lies beyond the window is masked."""
         corners: Corners = []
         beyond = q.shape[2] - self.reach - 1  # queries whose window does not reach the last key
@@ -175,11 +188,11 @@ class LocalAttention(nn.Module):
             behind, ahead = triangles(beyond, q.dtype, q.device)
             corners.append((slice(-beyond, None), slice(1, beyond + 1), behind))
             corners.append((slice(0, beyond - 1), slice(self.reach + 1, -1), ahead[:-1, :-1]))
-        if padding is not None:
-            corners.append((slice(None), slice(None), padding))
+        if group.index is not None:
+            corners.append((slice(None), slice(None), group.hidden[:, None]))
         return way.attend(q, k, v, corners)  # (documents, heads, length, head_dim)
 
-    def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor, _: Tensor | None) -> Tensor:
+    def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor, _: Group) -> Tensor:
         """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
         length, reach, out = q.shape[2], self.reach, torch.empty_like(q)
         behind, ahead = triangles(reach + 2 * way.block, q.dtype, q.device)
@@ -208,8 +221,6 @@ class Way:
 
     attend: Callable[[Tensor, Tensor, Tensor, Corners], Tensor]
     """(documents, heads, queries, head_dim), then keys and values -> (documents, heads, queries, head_dim)."""
-    laid: Callable[[Tensor], Tensor]
-    """Queries, keys and values of a document as `attend` reads them fastest."""
     dense: int
     """Documents of at most so many tokens are one block."""
     block: int
@@ -218,10 +229,22 @@ class Way:
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
     """Two products and a softmax in place: the fastest where the processor multiplies vectors."""
-    scores = q @ k.transpose(2, 3)  # (documents, heads, queries, keys)
-    for queries, keys, mask in corners:
-        scores[:, :, queries, keys] += mask
-    return torch.softmax(scores, dim=-1, out=scores) @ v
+    queries, keys = q.shape[2], k.shape[2]
+    q, k, v = laid_evenly(q), laid_evenly(k), laid_evenly(v)
+    scores = q @ k.transpose(2, 3)  # (documents, heads, queries and a few, keys and a few)
+    scores[..., keys:] = -torch.inf
+    for rows, columns, mask in corners:
+        scores[:, :, :queries, :keys][:, :, rows, columns] += mask
+    return (torch.softmax(scores, dim=-1, out=scores) @ v)[:, :, :queries]
+
+
+def laid_evenly(x: Tensor) -> Tensor:
+    """Head by head, and up to an even number of rows: (..., rows, head_dim) -> (..., rows and some zeros, head_dim)."""
+    rows = x.shape[2]
+    laid = x.new_empty(*x.shape[:2], evened(rows), x.shape[3])
+    laid[:, :, :rows] = x
+    laid[:, :, rows:] = 0
+    return laid
 
 
 def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
@@ -234,8 +257,8 @@ def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=1.0)
 
 
-PRODUCTS = Way(by_products, torch.Tensor.contiguous, dense=600, block=128)
-TILES = Way(by_tiles, lambda qkv: qkv, dense=800, block=256)
+PRODUCTS = Way(by_products, dense=600, block=128)
+TILES = Way(by_tiles, dense=800, block=256)
 
 
 @functools.cache
@@ -335,11 +358,9 @@ class GlobalAttention(nn.Module):
         seen, first = torch.empty_like(probes), 0
         for group in groups:
             pairs = slice(first, first := first + 2 * group.documents)
-            states = group.spread(x)  # (documents, length, hidden)
+            states = group.seen(x)  # (documents, length, hidden)
             asked = probes[:, pairs].view(shape).transpose(0, 1).flatten(1, 2)  # (documents, 2 heads, hidden)
-            scores = torch.bmm(asked, states.transpose(1, 2))  # (documents, 2 heads, length)
-            if group.padding is not None:
-                scores += group.padding[:, 0]
+            scores = torch.bmm(asked, states.transpose(1, 2)) + group.hidden  # (documents, 2 heads, length)
             found = torch.bmm(torch.softmax(scores, dim=-1), states)  # (documents, 2 heads, hidden)
             seen[:, pairs] = found.view(-1, self.heads, 2, self.hidden).transpose(0, 1).flatten(1, 2)
         return seen
@@ -374,7 +395,7 @@ class Layer(nn.Module):
         """Writes the next hidden state over `x`, (tokens, hidden)."""
         attended = self.local(x, groups, fused)  # (tokens, hidden)
         attended[global_rows] = self.global_(x, groups, global_rows, fused)
-        size = even(len(x), ROWS) if fused is None else len(x)
+        size = part_size(len(x), ROWS) if fused is None else len(x)
         for rows, part in zip(torch.split(x, size), torch.split(attended, size), strict=True):
             mixed = self.attention_norm(self.attention_out(part, rows))  # (rows, hidden)
             rows.copy_(self.feed_norm(self.feed_out(self.feed_in(mixed), mixed)))
@@ -383,13 +404,15 @@ class Layer(nn.Module):
         return x
 
 
-def even(rows: int, most: int) -> int:
-    """The size of as many parts as are needed, none larger than `most`, so that the last is no stub.
+def evened(rows: int) -> int:
+    """So many rows or a few more: a multiple of EVEN, or of a quarter of it where they are few."""
+    step = EVEN if rows > 2 * EVEN else EVEN // 4
+    return -(-rows // step) * step
 
-    A multiple of 32, since tiles have 16 rows and go in pairs; `most` is one.
-    """
-    parts = -(-rows // most)
-    return -(-rows // (32 * parts)) * 32
+
+def part_size(rows: int, most: int) -> int:
+    """The size, an even one, of as many parts as are needed, none larger than `most`, so that the last is no stub."""
+    return evened(-(-rows // -(-rows // most)))
 
 
 class Longformer(nn.Module):
@@ -414,20 +437,24 @@ class Longformer(nn.Module):
         shorter, and nothing here notices. Returns fp32 vectors for each recipe, (documents, recipe.dim(hidden)).
         """
         device = self.embeddings.word.weight.device
-        ids = moved(torch.tensor([i for document in documents for i in document], dtype=torch.long), device)
-        bounds = pack([len(document) for document in documents])
+        lengths = [len(document) for document in documents]
+        bounds, tokens = pack(lengths), sum(lengths)
+        filler = 0 if device.type == "cuda" else evened(tokens) - tokens  # rows that belong to no document
+        ids = torch.tensor([i for document in documents for i in document] + [self.config.pad_id] * filler)
+        ids = moved(ids, device)
         global_rows = moved(torch.tensor([row for start, end in bounds for row in (start, end - 1)]), device)
         reaches = {window // 2 for window in self.config.windows}
         fused = Fused.of(bounds, reaches, device) if device.type == "cuda" else None
-        poolers = [Pooler(recipe, bounds, total_states=1 + len(self.layers), ids=ids) for recipe in recipes]
-        x = self.embeddings(ids, bounds)  # (tokens, hidden)
-        groups = [] if fused else [Group.of(part, x.dtype) for part in alike(bounds, min(reaches))]
+        total = 1 + len(self.layers)
+        poolers = [Pooler(recipe, bounds, total_states=total, ids=ids[:tokens]) for recipe in recipes]
+        x = self.embeddings(ids, pack([*lengths, filler]))  # (tokens and filler, hidden)
+        groups = [] if fused else [Group.of(part, x) for part in alike(bounds, min(reaches))]
         for pooler in poolers:
-            pooler.see(x)
+            pooler.see(x[:tokens])
         for layer in self.layers:
             x = layer(x, groups, global_rows, fused, between)
             for pooler in poolers:
-                pooler.see(x)
+                pooler.see(x[:tokens])
         return [pooler.vectors() for pooler in poolers]
 
 
@@ -438,63 +465,3 @@ def pack(lengths: Sequence[int]) -> Bounds:
         bounds.append((start, start + length))
         start += length
     return bounds
-
-
-# Our names on the left, the reference's (transformers.LongformerModel) on the right.
-_EMBEDDING_KEYS = {
-    "embeddings.word.weight": "embeddings.word_embeddings.weight",
-    "embeddings.position.weight": "embeddings.position_embeddings.weight",
-    "embeddings.norm.weight": "embeddings.LayerNorm.weight",
-    "embeddings.norm.bias": "embeddings.LayerNorm.bias",
-}
-_LAYER_MODULES = {
-    "global_.query": "attention.self.query_global",
-    "global_.value": "attention.self.value_global",
-    "attention_out": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "feed_in": "intermediate.dense",
-    "feed_out": "output.dense",
-    "feed_norm": "output.LayerNorm",
-}
-
-
-class _Undrawn(TorchFunctionMode):
-    """Modules without first weights, which are about to be given. To draw them torch would import its compiler."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == nn.init.__name__:
-            return kwargs.get("tensor", args[0] if args else None)
-        return func(*args, **kwargs)
-
-
-def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) -> Longformer:
-    """A model with the weights of a reference state dict. Raises KeyError for a name that is missing, ValueError for
-    a tensor of another shape.
-    """
-    state = {ours: reference[theirs] for ours, theirs in _EMBEDDING_KEYS.items()}
-    # Attention divides its scores by the root of the head size: done here, once, to the queries.
-    scale = (config.hidden // config.heads) ** -0.5
-    # Documents are all of token type 0; sentence encoders bring a second row that is never read.
-    state["embeddings.token_type.weight"] = reference["embeddings.token_type_embeddings.weight"][:1]
-    for n in range(config.layers):
-        ours, theirs = f"layers.{n}.", f"encoder.layer.{n}."
-        for kind in ("weight", "bias"):
-            for module, name in _LAYER_MODULES.items():
-                state[f"{ours}{module}.{kind}"] = reference[f"{theirs}{name}.{kind}"]
-            state[f"{ours}global_.query.{kind}"] = state[f"{ours}global_.query.{kind}"] * scale
-            query, key, value = (
-                reference[f"{theirs}attention.self.{part}.{kind}"] for part in ("query", "key", "value")
-            )
-            state[f"{ours}local.qkv.{kind}"] = torch.cat([query * scale, key, value])
-        state[f"{ours}global_.key.weight"] = reference[f"{theirs}attention.self.key_global.weight"]
-    with torch.device("meta"), _Undrawn():
-        model = Longformer(config)
-    expected = model.state_dict()
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False)

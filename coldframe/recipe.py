@@ -36,6 +36,7 @@ WORDS_SHARE = 0.125
 """What the word sketch adds to the cosine of two texts, the token states adding the rest. Once the corpus mean is
 removed it is more: the mean holds most of what token states have in common, and little of the words."""
 _BUCKETS = 8
+_PIECES = 2**31  # more than any vocabulary has
 # The variance of unit vectors under which they are one direction and rounding.
 _ONE_DIRECTION = 1e-6
 MEAN = "mean.npy"
@@ -120,6 +121,7 @@ class Pooler:
     """The packed token ids, (tokens,); recipes with words need them."""
     _seen: int = 0
     _pooled: torch.Tensor | None = field(default=None)
+    _shares: torch.Tensor | None = field(default=None)
 
     def see(self, states: torch.Tensor) -> None:
         """Takes the next hidden state, (tokens, hidden)."""
@@ -135,13 +137,22 @@ class Pooler:
         if self.recipe.pooling == "first":
             firsts = [start for start, _ in self.bounds]
             return states[firsts].float()  # (documents, hidden)
+        if self._shares is None:
+            self._shares = self._weigh(states.device)
+        states = states.float()  # (tokens, hidden)
         if self.recipe.pooling == "lead":
-            return torch.stack([_lead_mean(states[start:end]) for start, end in self.bounds])
-        sums = torch.stack([states[start:end].sum(0, dtype=torch.float32) for start, end in self.bounds])
-        if self.recipe.pooling == "sum":
-            return sums
-        lengths = torch.tensor([end - start for start, end in self.bounds], device=states.device)
-        return sums / lengths[:, None]
+            states = torch.nn.functional.normalize(states, dim=-1)
+        return self._shares @ states  # (documents, hidden)
+
+    def _weigh(self, device: torch.device) -> torch.Tensor:
+        """What each token counts in each document, (documents, tokens)."""
+        import torch
+
+        document, place = places(self.bounds, device)  # (tokens,) each
+        weights = lead_weights(place) if self.recipe.pooling == "lead" else torch.ones_like(place, dtype=torch.float32)
+        own = document == torch.arange(len(self.bounds), device=device)[:, None]
+        shares = own * weights  # (documents, tokens)
+        return shares if self.recipe.pooling == "sum" else shares / shares.sum(1, keepdim=True)
 
     def vectors(self) -> torch.Tensor:
         """The pooled vectors, fp32, (documents, recipe.dim(hidden))."""
@@ -158,19 +169,18 @@ class Pooler:
         return torch.cat([states * math.sqrt(1 - WORDS_SHARE), sketch * math.sqrt(WORDS_SHARE)], dim=-1)
 
 
-def lead_weights(length: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The weight of each token, (length,), 1 for the first."""
+def places(bounds: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """The document of each packed token and its place there, (tokens,) each."""
     import torch
 
-    return LEAD / (LEAD + torch.arange(length, dtype=torch.float32, device=device))
+    starts, ends = torch.tensor(bounds, device=device).unbind(1)  # (documents,) each
+    document = torch.arange(len(bounds), device=device).repeat_interleave(ends - starts)
+    return document, torch.arange(len(document), device=device) - starts[document]
 
 
-def _lead_mean(states: torch.Tensor) -> torch.Tensor:
-    """The weighted mean of one document's states, (length, hidden), each at unit length first."""
-    import torch
-
-    weights = lead_weights(len(states), states.device)
-    return weights @ torch.nn.functional.normalize(states.float(), dim=-1) / weights.sum()
+def lead_weights(place: torch.Tensor) -> torch.Tensor:
+    """The weight of tokens by their places in a document: 1 for the first, at place 0."""
+    return LEAD / (LEAD + place.float())
 
 
 def word_sketch(ids: torch.Tensor, bounds: Sequence[tuple[int, int]], width: int) -> torch.Tensor:
@@ -183,17 +193,23 @@ def word_sketch(ids: torch.Tensor, bounds: Sequence[tuple[int, int]], width: int
     """
     import torch
 
-    sketches = torch.zeros(len(bounds), width, dtype=torch.float64, device=ids.device)
-    for sketch, (start, end) in zip(sketches, bounds, strict=True):
-        pieces, inverse = torch.unique(ids[start + 1 : end - 1], return_inverse=True)  # (pieces,), (length - 2,)
-        lead = lead_weights(end - start, ids.device).double()[1 : end - start - 1]
-        counts = torch.zeros(len(pieces), dtype=torch.float64, device=ids.device).index_add_(0, inverse, lead)
-        rank = (pieces - COMMONEST_ID + 1).clamp(min=1).double()
-        weights = torch.log1p(counts) * rank / (rank + RARE)  # (pieces,)
-        hashed = _hash(pieces[:, None] * _BUCKETS + torch.arange(_BUCKETS, device=ids.device))  # (pieces, _BUCKETS)
-        signs = 1 - 2 * (hashed & 1).double()
-        sketch.index_add_(0, ((hashed >> 1) % width).flatten(), (weights[:, None] * signs).flatten())
-    return torch.nn.functional.normalize(sketches, dim=-1).float()
+    document, place = places(bounds, ids.device)  # (tokens,) each
+    words = torch.ones_like(place, dtype=torch.bool)
+    words[[row for start, end in bounds for row in (start, end - 1)]] = False
+    # A piece of one document is a number of its own, so that all documents are counted at once.
+    numbers = document[words] * _PIECES + ids[words]
+    numbers, inverse = torch.unique(numbers, return_inverse=True)  # (pieces,), (words,)
+    document, pieces = numbers // _PIECES, numbers % _PIECES
+    lead = lead_weights(place[words]).double()
+    counts = torch.zeros(len(pieces), dtype=torch.float64, device=ids.device).index_add_(0, inverse, lead)
+    rank = (pieces - COMMONEST_ID + 1).clamp(min=1).double()
+    weights = torch.log1p(counts) * rank / (rank + RARE)  # (pieces,)
+    hashed = _hash(pieces[:, None] * _BUCKETS + torch.arange(_BUCKETS, device=ids.device))  # (pieces, _BUCKETS)
+    signs = 1 - 2 * (hashed & 1).double()
+    rows = document[:, None] * width + (hashed >> 1) % width
+    sketches = torch.zeros(len(bounds) * width, dtype=torch.float64, device=ids.device)
+    sketches.index_add_(0, rows.flatten(), (weights[:, None] * signs).flatten())
+    return torch.nn.functional.normalize(sketches.view(-1, width), dim=-1).float()
 
 
 def _hash(keys: torch.Tensor) -> torch.Tensor:

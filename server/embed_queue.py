@@ -7,7 +7,7 @@ Torch never runs on the event loop; one thread computes, batch after batch, each
              of waiting only, so that a long article is overtaken for four seconds and then by nobody
 
 Quick ones overtake: they are computed between two bulk batches, and also in the middle of one, which is interrupted
-after every 512 tokens of a layer. They get three quarters of the time at most while bulk waits, so neither starves.
+after every 384 tokens of a layer. They get three quarters of the time at most while bulk waits, so neither starves.
 While the server is `busy` searching, long batches go `aside`, to a thread that is nobody's equal, on half of the cores.
 Texts of several callers at once are computed on half of them, too: a team of threads on cores that others need waits
 for its slowest one, and what takes 30 ms then takes 300.

@@ -147,7 +147,7 @@ def test_any_pack_of_documents_equals_the_dense_oracle(
         scale = (config.hidden // config.heads) ** 0.5 if part == "query" else 1  # the fast code's queries come scaled
         weights |= {f"{part}.weight": weight * scale, f"{part}.bias": bias * scale}
     x, bounds = torch.randn(sum(lengths), config.hidden), pack(lengths)
-    groups = [Group.of(part, x.dtype) for part in alike(bounds, window // 2)]
+    groups = [Group.of(part, x) for part in alike(bounds, window // 2)]
     rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(longformer, "way_of", lambda _dtype: replace(way, dense=dense, block=block))
