@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 QUICK_TOKENS = 256
 MAX_QUICK_TOKENS = 2_048
-"""About 100 seed texts, or fewer: no more wait than are computed in a fifth of a second, but `_LEAST_ROOM` always."""
+"""About 100 seed texts, or fewer: no more wait than are computed in `_SOON_S`, but `_LEAST_ROOM` always."""
 MAX_BULK_TOKENS = 64 * 1024
 """About half a minute of work for two cores and a base model; whoever comes later had better try elsewhere."""
 MAX_COMING_CHARS = 8_000_000
@@ -93,6 +93,8 @@ class Line:
         self.name, self.most = name, most
         self.tokens = 0
         self.texts = 0
+        self.computing = 0
+        """Tokens that are computed now: who comes waits for them, too. Written by the thread that computes."""
         self.counts = Counts()
         self.pace = math.inf
         """Tokens that are computed in a second, lately. Written by the thread that computes."""
@@ -101,11 +103,11 @@ class Line:
 
     def takes(self, tokens: int) -> bool:
         """Whether a call with so many tokens may join. One that finds nobody may, whatever its size."""
-        return not self.texts or self.tokens + tokens <= self.room
+        return not self.texts or self.tokens + self.computing + tokens <= self.room
 
     @property
     def room(self) -> int:
-        """Tokens that may wait: so many as are computed soon, at the pace of this moment."""
+        """Tokens that may wait or be computed: so many as are done soon, at the pace of this moment."""
         return int(min(self.most, max(_LEAST_ROOM, self.pace * _SOON_S)))
 
     def noticed(self, pace: float) -> None:
@@ -333,10 +335,12 @@ class EmbedQueue:
 
         To ask the loop what is next, which may be busy saying no, costs each batch as long as some of its texts.
         """
+        since = time.perf_counter()
         while batch:
             alone = self._aside is None and len(batch) == 1 and not self.quick.texts
             _use_cores(self._cores if alone else self._half)
-            self._embed(batch)
+            self._embed(batch, since=since)
+            since = time.perf_counter()
             batch = [] if self.bulk.texts else self._take(self.quick)
 
     def _embed_long(self, batch: list[_Waiting]) -> None:
@@ -357,21 +361,25 @@ class EmbedQueue:
 
         self._embed(batch, between)
 
-    def _embed(self, batch: list[_Waiting], *between: Callable[[], None]) -> None:
+    def _embed(self, batch: list[_Waiting], *between: Callable[[], None], since: float | None = None) -> None:
+        """Computes a batch. Its pace counts from `since`, when the one before was done, or from its own start."""
         if not batch:
             return
+        line, tokens = batch[0].line, sum(len(item.ids) for item in batch)
+        line.computing = tokens
         started = time.perf_counter()
         try:
             vectors = self._encoder.embed_ids([item.ids for item in batch], *between)
         except Exception as error:  # noqa: BLE001, RUF100  # whatever it is, the callers must hear of it
             self._loop.call_soon_threadsafe(_fail, batch, error)
             return
+        finally:
+            line.computing = 0
         finished = time.perf_counter()
-        tokens = sum(len(item.ids) for item in batch)
         self.batches.tokens.observe(tokens)
         self.batches.texts += len(batch)
-        if batch[0].line is self.quick:
-            self.quick.noticed(tokens / (finished - started))
+        if line is self.quick:
+            line.noticed(tokens / (finished - (since or started)))
         self._loop.call_soon_threadsafe(_settle, batch, vectors, started, finished)
 
     async def drain(self) -> None:

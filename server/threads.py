@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Item = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", "Callable[[], Any]"]
 
-SWITCH_S = 0.00003
+SWITCH_S = 0.000005
 """How long a thread of a server waits before it takes Python from another one."""
 _LONG_S = 0.001
 """Of works that several threads share."""

@@ -320,6 +320,15 @@ def test_a_full_line_of_texts_refuses_and_the_other_line_does_not() -> None:
     lines.close()
 
 
+def test_a_line_counts_what_is_being_computed_but_lets_in_who_finds_nobody() -> None:
+    line = Line("quick", 1000)
+    line.texts, line.tokens, line.computing = 1, 300, 500
+    assert line.takes(200)
+    assert not line.takes(201)
+    line.texts = line.tokens = 0
+    assert line.takes(900)
+
+
 def test_texts_of_a_letter_do_not_make_others_look_too_long(lines: Lines) -> None:
     async def run() -> None:
         for _ in range(1_000):
