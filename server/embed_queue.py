@@ -103,12 +103,12 @@ class Line:
 
     def takes(self, tokens: int) -> bool:
         """Whether a call with so many tokens may join. One that finds nobody may, whatever its size."""
-        return not self.texts or self.tokens + self.computing + tokens <= self.room
+        return not self.texts or self.tokens + tokens <= self.room
 
     @property
     def room(self) -> int:
-        """Tokens that may wait or be computed: so many as are done soon, at the pace of this moment."""
-        return int(min(self.most, max(_LEAST_ROOM, self.pace * _SOON_S)))
+        """Tokens that may wait: so many as are done soon, with those that are computed now, at the pace of this moment."""
+        return int(min(self.most, max(_LEAST_ROOM, self.pace * _SOON_S - self.computing)))
 
     def noticed(self, pace: float) -> None:
         """Remembers how fast a batch was, and forgets older ones."""

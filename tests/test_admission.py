@@ -320,13 +320,15 @@ def test_a_full_line_of_texts_refuses_and_the_other_line_does_not() -> None:
     lines.close()
 
 
-def test_a_line_counts_what_is_being_computed_but_lets_in_who_finds_nobody() -> None:
-    line = Line("quick", 1000)
-    line.texts, line.tokens, line.computing = 1, 300, 500
-    assert line.takes(200)
-    assert not line.takes(201)
-    line.texts = line.tokens = 0
-    assert line.takes(900)
+def test_who_comes_has_less_room_while_much_is_computed_but_some_always() -> None:
+    line = Line("quick", 2_048)
+    line.texts = 1
+    line.noticed(pace=5_000)  # a fifth of a second of it
+    assert (line.takes(1_000), line.takes(1_001)) == (True, False)
+    line.computing = 600
+    assert (line.takes(400), line.takes(401)) == (True, False)
+    line.computing = 990
+    assert (line.takes(256), line.takes(257)) == (True, False)
 
 
 def test_texts_of_a_letter_do_not_make_others_look_too_long(lines: Lines) -> None:
