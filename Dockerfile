@@ -27,7 +27,7 @@ RUN mkdir -p coldframe/v1 indexer/corpus indexer/evaluate indexer/report server/
 # never write it, and would compile torch and transformers at every start.
 RUN cd /opt/venv/lib/python3*/site-packages \
     && rm -rf torch/include torch/test torch/bin/*[Tt]est* torch/bin/protoc* \
-    && find numpy pyarrow scipy sklearn sympy -type d -name tests -prune -exec rm -rf {} +
+    && find numba numpy pyarrow scipy sklearn sympy -type d -name tests -prune -exec rm -rf {} +
 
 # The project goes to a folder of its own: a change of code makes a new layer of kilobytes, not one with torch in it.
 COPY README.md LICENSE ./

@@ -107,7 +107,7 @@ class Line:
 
     @property
     def room(self) -> int:
-        """Tokens that may wait: so many as are done soon, with those that are computed now, at the pace of this moment."""
+        """Tokens that may wait: so many as are done soon, after those that are computed now, at the present pace."""
         return int(min(self.most, max(_LEAST_ROOM, self.pace * _SOON_S - self.computing)))
 
     def noticed(self, pace: float) -> None:
