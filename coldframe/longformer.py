@@ -1,7 +1,7 @@
 """Longformer (Beltagy, Peters, Cohan 2020, arXiv:2004.05150) for inference, on packed tokens.
 
-Documents lie end to end in one (tokens, hidden) matrix: no padding, so linear layers, norms and GELU see every
-token once and nothing else. Only attention knows where documents begin and end.
+Documents lie end to end in one (tokens, hidden) matrix: no padding but a few rows at its end, so linear layers, norms
+and GELU see every token once and nothing else. Only attention knows where documents begin and end.
 
 Three kinds of attention, each key counted once:
 - a token attends to the tokens at most window/2 away in its document, and to the document's global tokens, its
@@ -97,7 +97,7 @@ class Group:
     documents: int
     length: int
     """Tokens of the longest, a few more where there are several."""
-    hidden: Tensor
+    mask: Tensor
     """What to add to scores of `seen`: -inf where there is no token of the document, (documents, 1, length)."""
     around: slice
     """Of one document: its rows and a few others, an even number of them."""
@@ -113,17 +113,17 @@ class Group:
         if len(bounds) == 1:
             width = min(evened(end - start), len(x))
             low = min(start, len(x) - width)
-            hidden = x.new_full((1, 1, width), -torch.inf)
-            hidden[..., start - low : end - low] = 0
-            return cls(slice(start, end), 1, end - start, hidden, slice(low, low + width))
+            mask = x.new_full((1, 1, width), -torch.inf)
+            mask[..., start - low : end - low] = 0
+            return cls(slice(start, end), 1, end - start, mask, slice(low, low + width))
         starts, ends = torch.tensor(bounds).sub_(start).unbind(1)  # (documents,) each
         length = evened(int((ends - starts).max()))
         rows = starts[:, None] + torch.arange(length)  # (documents, length)
         missing = rows >= ends[:, None]
-        hidden = x.new_zeros(missing.shape).masked_fill_(missing, -torch.inf)[:, None]
+        mask = x.new_zeros(missing.shape).masked_fill_(missing, -torch.inf)[:, None]
         places = (~missing).flatten().nonzero().flatten()
         index = torch.minimum(rows, ends[:, None] - 1).flatten()
-        return cls(slice(start, end), len(bounds), length, hidden, slice(start, end), index, places)
+        return cls(slice(start, end), len(bounds), length, mask, slice(start, end), index, places)
 
     def spread(self, x: Tensor) -> Tensor:
         """(all tokens, ...) -> (documents, length, ...)."""
@@ -131,7 +131,7 @@ class Group:
         return own.view(self.documents, self.length, *x.shape[1:])
 
     def seen(self, x: Tensor) -> Tensor:
-        """What the global tokens see, but for what is `hidden`: (all tokens, ...) -> (documents, length, ...)."""
+        """What the global tokens see where `mask` lets them: (all tokens, ...) -> (documents, length, ...)."""
         return x[None, self.around] if self.index is None else self.spread(x)
 
     def packed(self, x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class LocalAttention(nn.Module):
             corners.append((slice(-beyond, None), slice(1, beyond + 1), behind))
             corners.append((slice(0, beyond - 1), slice(self.reach + 1, -1), ahead[:-1, :-1]))
         if group.index is not None:
-            corners.append((slice(None), slice(None), group.hidden[:, None]))
+            corners.append((slice(None), slice(None), group.mask[:, None]))
         return way.attend(q, k, v, corners)  # (documents, heads, length, head_dim)
 
     def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor, _: Group) -> Tensor:
@@ -251,10 +251,10 @@ def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
     """The fused kernel of Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
     if not corners:
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    hidden = q.new_zeros(len(q), 1, q.shape[2], k.shape[2])  # one for all heads
-    for queries, keys, mask in corners:
-        hidden[:, :, queries, keys] += mask
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=1.0)
+    mask = q.new_zeros(len(q), 1, q.shape[2], k.shape[2])  # one for all heads
+    for queries, keys, corner in corners:
+        mask[:, :, queries, keys] += corner
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
 PRODUCTS = Way(by_products, dense=600, block=128)
@@ -360,7 +360,7 @@ class GlobalAttention(nn.Module):
             pairs = slice(first, first := first + 2 * group.documents)
             states = group.seen(x)  # (documents, length, hidden)
             asked = probes[:, pairs].view(shape).transpose(0, 1).flatten(1, 2)  # (documents, 2 heads, hidden)
-            scores = torch.bmm(asked, states.transpose(1, 2)) + group.hidden  # (documents, 2 heads, length)
+            scores = torch.bmm(asked, states.transpose(1, 2)) + group.mask  # (documents, 2 heads, length)
             found = torch.bmm(torch.softmax(scores, dim=-1), states)  # (documents, 2 heads, hidden)
             seen[:, pairs] = found.view(-1, self.heads, 2, self.hidden).transpose(0, 1).flatten(1, 2)
         return seen
@@ -411,7 +411,7 @@ def evened(rows: int) -> int:
 
 
 def part_size(rows: int, most: int) -> int:
-    """The size, an even one, of as many parts as are needed, none larger than `most`, so that the last is no stub."""
+    """The size, an even one, of as many parts as are needed, about equal and none larger than `most`."""
     return evened(-(-rows // -(-rows // most)))
 
 

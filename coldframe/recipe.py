@@ -173,9 +173,10 @@ def places(bounds: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
     """The document of each packed token and its place there, (tokens,) each."""
     import torch
 
-    starts, ends = torch.tensor(bounds, device=device).unbind(1)  # (documents,) each
-    document = torch.arange(len(bounds), device=device).repeat_interleave(ends - starts)
-    return document, torch.arange(len(document), device=device) - starts[document]
+    starts, ends = torch.tensor(bounds).unbind(1)  # (documents,) each
+    document = torch.arange(len(bounds)).repeat_interleave(ends - starts)  # on a GPU the host would wait for its size
+    place = torch.arange(len(document)) - starts[document]
+    return document.to(device), place.to(device)
 
 
 def lead_weights(place: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,9 @@ from coldframe import longformer, models
 from coldframe.encoder import Encoder
 from coldframe.linear import runs
 from coldframe.longformer import (
+    EVEN,
     PRODUCTS,
+    ROWS,
     TILES,
     Fused,
     Group,
@@ -23,7 +25,9 @@ from coldframe.longformer import (
     LongformerConfig,
     Way,
     alike,
+    evened,
     pack,
+    part_size,
     triangles,
 )
 from coldframe.recipe import RECIPES
@@ -173,6 +177,31 @@ def _global_tensors(layer: Layer) -> list[tuple[str, str, torch.Tensor]]:
         ("value", "weight", attention.value.weight),
         ("value", "bias", attention.value.bias),
     ]
+
+
+def test_products_keep_to_few_shapes() -> None:
+    sizes = {rows: evened(rows) for rows in range(1, 4097)}
+    assert all(rows <= size < rows + EVEN for rows, size in sizes.items())
+    assert len(set(sizes.values())) <= 8 + 4096 // EVEN
+    for rows in set(sizes.values()):
+        size = part_size(rows, ROWS)
+        assert size <= ROWS
+        assert -(-rows // size) == -(-rows // ROWS), "no more parts than are needed"
+
+
+@pytest.mark.parametrize("lengths", [[20] * 9, [8, 9, 12, 40, 41, 300, 5], [1], [128, 129, 130]])
+def test_groups_hold_every_document_in_its_order_and_lose_no_token(lengths: list[int]) -> None:
+    bounds = pack(lengths)
+    x = torch.arange(evened(sum(lengths)), dtype=torch.float32)[:, None]
+    groups = [Group.of(part, x) for part in alike(bounds, reach=256)]
+    assert sum(group.documents for group in groups) == len(lengths)
+    assert torch.equal(torch.cat([group.packed(group.spread(x)) for group in groups]), x[: sum(lengths)])
+    document = 0
+    for group in groups:  # the global tokens see their document, and nothing else
+        for seen, mask in zip(group.seen(x), group.mask.expand(group.documents, 1, -1), strict=True):
+            start, end = bounds[document]
+            assert seen[mask[0] == 0].flatten().tolist() == list(range(start, end))
+            document += 1
 
 
 def test_masks_leave_each_query_its_window() -> None:
