@@ -207,11 +207,8 @@ def test_cores_share_all_documents_and_none_is_left_alone_with_a_long_one(length
     tokens = [sum(lengths[n] for n in batch) for batch in apart]
     assert tokens == sorted(tokens, reverse=True)
     assert all(count <= TOKENS_PER_BATCH or len(batch) == 1 for count, batch in zip(tokens, apart, strict=True))
-    if apart:  # taken in this order, each by the first core that is free
-        busy = [0] * cores
-        for count in tokens:
-            busy[busy.index(min(busy))] += count
-        assert max(busy) <= sum(tokens) / cores * 1.15 + max(tokens[-1], 1)
+    # Whoever takes the longest has little more than a share, so that no core waits for it.
+    assert not apart or tokens[0] <= 1.15 * sum(tokens) / cores + 1
 
 
 def test_one_core_and_few_tokens_are_not_split() -> None:
