@@ -447,7 +447,8 @@ class Longformer(nn.Module):
         fused = Fused.of(bounds, reaches, device) if device.type == "cuda" else None
         total = 1 + len(self.layers)
         poolers = [Pooler(recipe, bounds, total_states=total, ids=ids[:tokens]) for recipe in recipes]
-        x = self.embeddings(ids, pack([*lengths, filler]))  # (tokens and filler, hidden)
+        # Filler stands at first positions: later ones a small model may not have.
+        x = self.embeddings(ids, pack([*lengths, *[1] * filler]))  # (tokens and filler, hidden)
         groups = [] if fused else [Group.of(part, x) for part in alike(bounds, min(reaches))]
         for pooler in poolers:
             pooler.see(x[:tokens])

@@ -22,6 +22,7 @@ from coldframe.longformer import (
     Fused,
     Group,
     Layer,
+    Longformer,
     LongformerConfig,
     Way,
     alike,
@@ -187,6 +188,12 @@ def test_products_keep_to_few_shapes() -> None:
         size = part_size(rows, ROWS)
         assert size <= ROWS
         assert -(-rows // size) == -(-rows // ROWS), "no more parts than are needed"
+
+
+def test_a_model_of_few_positions_reads_a_pack_of_many_documents() -> None:
+    """Rows that belong to no document are more than it has positions."""
+    model = Longformer(LongformerConfig(50, 32, 1, 4, 64, 18, 1, (4,), 1e-5)).eval()
+    assert model([[3] * 13] * 5, [SEED])[0].shape == (5, 32)
 
 
 @pytest.mark.parametrize("lengths", [[20] * 9, [8, 9, 12, 40, 41, 300, 5], [1], [128, 129, 130]])
