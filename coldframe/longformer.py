@@ -1,7 +1,7 @@
 """Longformer (Beltagy, Peters, Cohan 2020, arXiv:2004.05150) for inference, on packed tokens.
 
-Documents lie end to end in one (tokens, hidden) matrix: no padding but a few rows at its end, so linear layers, norms
-and GELU see every token once and nothing else. Only attention knows where documents begin and end.
+Documents lie end to end in one (tokens, hidden) matrix (`coldframe.packing`): linear layers, norms and GELU see every
+token once and little else. Only attention knows where documents begin and end.
 
 Three kinds of attention, each key counted once:
 - a token attends to the tokens at most window/2 away in its document, and to the document's global tokens, its
@@ -25,6 +25,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from coldframe.linear import Linear
+from coldframe.packing import Group, evened, lay_out, pack, part_size
 from coldframe.recipe import Pooler, Recipe, places
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 
     from torch.nn.attention.flex_attention import BlockMask
 
-Bounds = list[tuple[int, int]]
-"""Where each packed document starts and ends, (start, end) rows of the token matrix."""
+    from coldframe.packing import Bounds
 
 Corners = list[tuple[slice, slice, Tensor]]
 """What is hidden of a block of attention: queries, keys, and the mask to add to their scores."""
@@ -41,10 +41,6 @@ Corners = list[tuple[slice, slice, Tensor]]
 # Measured, see docs/decisions/0003-banded-attention-in-blocks.md: what follows attention goes by at most ROWS tokens,
 # which stay in the processor's cache.
 ROWS = 384
-# Documents up to SHORT tokens go through attention together.
-SHORT = 128
-# Products have multiples of EVEN rows: oneDNN compiles one for every other shape, and keeps it, 400 KB each.
-EVEN = 32
 
 
 @dataclass(frozen=True)
@@ -78,81 +74,11 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(1, config.hidden)
         self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
 
-    def forward(self, ids: Tensor, bounds: Bounds) -> Tensor:
-        _, positions = places(bounds, ids.device)  # (tokens,)
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Of tokens, (tokens,), and their places in their documents, (tokens,): (tokens, hidden)."""
         x = self.word(ids) + self.position(positions + self.first_position) + self.token_type.weight[0]
         normed: Tensor = self.norm(x)  # (tokens, hidden)
         return normed
-
-
-@dataclass(frozen=True)
-class Group:
-    """Documents that lie side by side and go through attention at once: one, or several short ones of like length.
-
-    Only these are padded, and only there: a dozen seed texts one after the other cost more to ask for than to compute.
-    """
-
-    rows: slice
-    """Of the token matrix."""
-    documents: int
-    length: int
-    """Tokens of the longest, a few more where there are several."""
-    mask: Tensor
-    """What to add to scores of `seen`: -inf where there is no token of the document, (documents, 1, length)."""
-    around: slice
-    """Of one document: its rows and a few others, an even number of them."""
-    index: Tensor | None = None
-    """Of several: the row of `rows` for each place, (documents * length,); a padded place repeats the last token."""
-    places: Tensor | None = None
-    """And the place of each row, (tokens,)."""
-
-    @classmethod
-    def of(cls, bounds: Bounds, x: Tensor) -> Group:
-        """The group of consecutive documents of the token matrix."""
-        start, end = bounds[0][0], bounds[-1][1]
-        if len(bounds) == 1:
-            width = min(evened(end - start), len(x))
-            low = min(start, len(x) - width)
-            mask = x.new_full((1, 1, width), -torch.inf)
-            mask[..., start - low : end - low] = 0
-            return cls(slice(start, end), 1, end - start, mask, slice(low, low + width))
-        starts, ends = torch.tensor(bounds).sub_(start).unbind(1)  # (documents,) each
-        length = evened(int((ends - starts).max()))
-        rows = starts[:, None] + torch.arange(length)  # (documents, length)
-        missing = rows >= ends[:, None]
-        mask = x.new_zeros(missing.shape).masked_fill_(missing, -torch.inf)[:, None]
-        places = (~missing).flatten().nonzero().flatten()
-        index = torch.minimum(rows, ends[:, None] - 1).flatten()
-        return cls(slice(start, end), len(bounds), length, mask, slice(start, end), index, places)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """(all tokens, ...) -> (documents, length, ...)."""
-        own = x[self.rows] if self.index is None else x[self.rows][self.index]
-        return own.view(self.documents, self.length, *x.shape[1:])
-
-    def seen(self, x: Tensor) -> Tensor:
-        """What the global tokens see where `mask` lets them: (all tokens, ...) -> (documents, length, ...)."""
-        return x[None, self.around] if self.index is None else self.spread(x)
-
-    def packed(self, x: Tensor) -> Tensor:
-        """(documents, length, ...) -> (tokens, ...), without the padding."""
-        return x.flatten(0, 1) if self.places is None else x.flatten(0, 1)[self.places]
-
-
-def alike(bounds: Bounds, reach: int) -> list[Bounds]:
-    """Documents in groups: short ones, in which all tokens see each other, none much longer than another; or one."""
-    short = min(SHORT, reach + 1)
-    groups: list[Bounds] = []
-    low = high = 0
-    for start, end in bounds:
-        length = end - start
-        low, high = min(low, length), max(high, length)
-        if groups and high <= short and 4 * high <= 5 * low + 16:
-            groups[-1].append((start, end))
-        else:
-            groups.append([(start, end)])
-            low = high = length
-    return groups
 
 
 class LocalAttention(nn.Module):
@@ -176,11 +102,13 @@ class LocalAttention(nn.Module):
         for group in groups:
             q, k, v = group.spread(qkv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
             attend = self._dense if group.length <= max(way.dense, self.reach + 1) else self._band
-            out[group.rows] = group.packed(attend(way, q, k, v, group).transpose(1, 2))
+            group.spread(out).copy_(attend(way, q, k, v, group).transpose(1, 2))
         return out.view_as(x)  # (tokens, hidden)
 
     def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
         """All queries against all keys; what lies beyond the window is masked."""
+        if group.hidden is not None:  # all tokens see each other
+            return way.attend(q, k, v, [], group.hidden)
         corners: Corners = []
         beyond = q.shape[2] - self.reach - 1  # queries whose window does not reach the last key
         if beyond > 0:
@@ -188,9 +116,7 @@ class LocalAttention(nn.Module):
             behind, ahead = triangles(beyond, q.dtype, q.device)
             corners.append((slice(-beyond, None), slice(1, beyond + 1), behind))
             corners.append((slice(0, beyond - 1), slice(self.reach + 1, -1), ahead[:-1, :-1]))
-        if group.index is not None:
-            corners.append((slice(None), slice(None), group.mask[:, None]))
-        return way.attend(q, k, v, corners)  # (documents, heads, length, head_dim)
+        return way.attend(q, k, v, corners, None)  # (documents, heads, length, head_dim)
 
     def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor, _: Group) -> Tensor:
         """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
@@ -211,7 +137,7 @@ class LocalAttention(nn.Module):
                 corners.append((slice(None), slice(2 + early, None), ahead[: last - first, : high - low - early]))
             keys = torch.cat([k_ends, k[:, :, low:high]], dim=2)  # (1, heads, 2 + span, head_dim)
             values = torch.cat([v_ends, v[:, :, low:high]], dim=2)
-            out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, corners)
+            out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, corners, None)
         return out
 
 
@@ -219,15 +145,18 @@ class LocalAttention(nn.Module):
 class Way:
     """How queries meet keys on a CPU. Measured, see docs/decisions/0003-banded-attention-in-blocks.md."""
 
-    attend: Callable[[Tensor, Tensor, Tensor, Corners], Tensor]
-    """(documents, heads, queries, head_dim), then keys and values -> (documents, heads, queries, head_dim)."""
+    attend: Callable[[Tensor, Tensor, Tensor, Corners, Tensor | None], Tensor]
+    """Queries, (documents, heads, queries, head_dim), keys, values, and what is hidden: corners, or of all queries
+    alike, (documents, 1, 1, keys) -> (documents, heads, queries, head_dim)."""
     dense: int
     """Documents of at most so many tokens are one block."""
     block: int
     """Queries in a block of the band."""
+    projected: int
+    """Of so many rows of short documents global keys and values are projected."""
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
+def by_products(q: Tensor, k: Tensor, v: Tensor, corners: Corners, hidden: Tensor | None) -> Tensor:
     """Two products and a softmax in place: the fastest where the processor multiplies vectors."""
     queries, keys = q.shape[2], k.shape[2]
     q, k, v = laid_evenly(q), laid_evenly(k), laid_evenly(v)
@@ -235,6 +164,8 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
     scores[..., keys:] = -torch.inf
     for rows, columns, mask in corners:
         scores[:, :, :queries, :keys][:, :, rows, columns] += mask
+    if hidden is not None:
+        scores[..., :keys] += hidden
     return (torch.softmax(scores, dim=-1, out=scores) @ v)[:, :, :queries]
 
 
@@ -247,18 +178,18 @@ def laid_evenly(x: Tensor) -> Tensor:
     return laid
 
 
-def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners) -> Tensor:
+def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners, hidden: Tensor | None) -> Tensor:
     """The fused kernel of Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
     if not corners:
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=1.0)
     mask = q.new_zeros(len(q), 1, q.shape[2], k.shape[2])  # one for all heads
     for queries, keys, corner in corners:
         mask[:, :, queries, keys] += corner
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
-PRODUCTS = Way(by_products, dense=600, block=128)
-TILES = Way(by_tiles, dense=800, block=256)
+PRODUCTS = Way(by_products, dense=600, block=128, projected=64)
+TILES = Way(by_tiles, dense=800, block=256, projected=512)
 
 
 @functools.cache
@@ -334,6 +265,9 @@ class GlobalAttention(nn.Module):
     q . (W_k x_j + b_k) = (W_k' q) . x_j + const, and softmax forgets the constant; since the weights p sum to one,
     sum_j p_j (W_v x_j + b_v) = W_v (sum_j p_j x_j) + b_v. Two hidden x hidden products per token become two
     products with one vector per head and global token. (`key.bias` therefore has no effect, and is not kept.)
+
+    But of a few short documents: there the weights take longer to read than to multiply by, and two products with all
+    tokens are fewer calls.
     """
 
     def __init__(self, config: LongformerConfig) -> None:
@@ -342,15 +276,29 @@ class GlobalAttention(nn.Module):
         self.query = Linear(config.hidden, config.hidden, exact=True)  # queries come scaled, as the local ones
         self.key = nn.Linear(config.hidden, config.hidden, bias=False)
         self.value = nn.Linear(config.hidden, config.hidden)
+        self.kv = Linear(config.hidden, 2 * config.hidden, exact=True)  # both once more, laid out for many rows
 
     def forward(self, x: Tensor, groups: Sequence[Group], rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
+        q = self.query(x[rows]).view(-1, self.heads, self.head_dim)  # (2 docs, heads, head_dim)
+        if groups and len(x) <= way_of(x.dtype).projected and all(group.hidden is not None for group in groups):
+            return self._projected(x, groups, q)
         split = (self.heads, self.head_dim, self.hidden)
-        q = self.query(x[rows]).view(-1, self.heads, self.head_dim).transpose(0, 1)  # (heads, 2 docs, head_dim)
-        probes = torch.bmm(q, self.key.weight.view(split))  # (heads, 2 docs, hidden)
+        probes = torch.bmm(q.transpose(0, 1), self.key.weight.view(split))  # (heads, 2 docs, hidden)
         seen = self._by_group(x, groups, probes) if fused is None else self._at_once(x, fused.own, probes)
         out = torch.bmm(seen, self.value.weight.view(split).transpose(1, 2))  # (heads, 2 docs, head_dim)
         return out.transpose(0, 1).flatten(1) + self.value.bias  # (2 docs, hidden)
+
+    def _projected(self, x: Tensor, groups: Sequence[Group], q: Tensor) -> Tensor:
+        """The outputs by keys and values of all tokens."""
+        kv, found, first = self.kv(x).view(-1, 2, self.heads, self.head_dim), [], 0  # (tokens, 2, heads, head_dim)
+        for group in groups:
+            pairs = slice(first, first := first + 2 * group.documents)
+            k, v = group.spread(kv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
+            asked = q[pairs].view(-1, 2, self.heads, self.head_dim).transpose(1, 2)  # (documents, heads, 2, head_dim)
+            out = way_of(x.dtype).attend(asked, k, v, [], group.hidden)  # (documents, heads, 2, head_dim)
+            found.append(out.transpose(1, 2).reshape(-1, self.hidden))
+        return found[0] if len(found) == 1 else torch.cat(found)  # (2 docs, hidden)
 
     def _by_group(self, x: Tensor, groups: Sequence[Group], probes: Tensor) -> Tensor:
         """The mean of each document's states, weighted by what each probe makes of them, (heads, 2 docs, hidden)."""
@@ -360,7 +308,7 @@ class GlobalAttention(nn.Module):
             pairs = slice(first, first := first + 2 * group.documents)
             states = group.seen(x)  # (documents, length, hidden)
             asked = probes[:, pairs].view(shape).transpose(0, 1).flatten(1, 2)  # (documents, 2 heads, hidden)
-            scores = torch.bmm(asked, states.transpose(1, 2)) + group.mask  # (documents, 2 heads, length)
+            scores = torch.bmm(asked, states.transpose(1, 2)) + group.own  # (documents, 2 heads, length)
             found = torch.bmm(torch.softmax(scores, dim=-1), states)  # (documents, 2 heads, hidden)
             seen[:, pairs] = found.view(-1, self.heads, 2, self.hidden).transpose(0, 1).flatten(1, 2)
         return seen
@@ -404,17 +352,6 @@ class Layer(nn.Module):
         return x
 
 
-def evened(rows: int) -> int:
-    """So many rows or a few more: a multiple of EVEN, or of a quarter of it where they are few."""
-    step = EVEN if rows > 2 * EVEN else EVEN // 4
-    return -(-rows // step) * step
-
-
-def part_size(rows: int, most: int) -> int:
-    """The size, an even one, of as many parts as are needed, about equal and none larger than `most`."""
-    return evened(-(-rows // -(-rows // most)))
-
-
 class Longformer(nn.Module):
     """The encoder without heads: packed token ids in, one vector per document and recipe out."""
 
@@ -438,31 +375,33 @@ class Longformer(nn.Module):
         """
         device = self.embeddings.word.weight.device
         lengths = [len(document) for document in documents]
-        bounds, tokens = pack(lengths), sum(lengths)
-        filler = 0 if device.type == "cuda" else evened(tokens) - tokens  # rows that belong to no document
-        ids = torch.tensor([i for document in documents for i in document] + [self.config.pad_id] * filler)
-        ids = moved(ids, device)
-        global_rows = moved(torch.tensor([row for start, end in bounds for row in (start, end - 1)]), device)
         reaches = {window // 2 for window in self.config.windows}
-        fused = Fused.of(bounds, reaches, device) if device.type == "cuda" else None
+        on_gpu = device.type == "cuda"
+        blocks = [] if on_gpu else lay_out(lengths, min(reaches))
+        bounds = pack(lengths) if on_gpu else [bound for block in blocks for bound in block.bounds]
+        rows = bounds[-1][1] if on_gpu else evened(blocks[-1].end)
+        ids, positions = self._laid(documents, bounds, rows)
+        global_rows = moved(torch.tensor([row for start, end in bounds for row in (start, end - 1)]), device)
+        fused = Fused.of(bounds, reaches, device) if on_gpu else None
         total = 1 + len(self.layers)
-        poolers = [Pooler(recipe, bounds, total_states=total, ids=ids[:tokens]) for recipe in recipes]
-        # Filler stands at first positions: later ones a small model may not have.
-        x = self.embeddings(ids, pack([*lengths, *[1] * filler]))  # (tokens and filler, hidden)
-        groups = [] if fused else [Group.of(part, x) for part in alike(bounds, min(reaches))]
+        poolers = [Pooler(recipe, bounds, total_states=total, ids=ids) for recipe in recipes]
+        x = self.embeddings(ids, positions)  # (rows, hidden)
+        groups = [Group.of(block, x) for block in blocks]
         for pooler in poolers:
-            pooler.see(x[:tokens])
+            pooler.see(x)
         for layer in self.layers:
             x = layer(x, groups, global_rows, fused, between)
             for pooler in poolers:
-                pooler.see(x[:tokens])
+                pooler.see(x)
         return [pooler.vectors() for pooler in poolers]
 
-
-def pack(lengths: Sequence[int]) -> Bounds:
-    """Bounds of documents that lie end to end."""
-    bounds, start = [], 0
-    for length in lengths:
-        bounds.append((start, start + length))
-        start += length
-    return bounds
+    def _laid(self, documents: Sequence[Sequence[int]], bounds: Bounds, rows: int) -> tuple[Tensor, Tensor]:
+        """Token ids and their places in their documents, (rows,) each. Rows of no token stand at first places: later
+        ones a small model may not have.
+        """
+        device = self.embeddings.word.weight.device
+        _, place, row = places(bounds)  # (tokens,) each
+        ids, positions = torch.full((rows,), self.config.pad_id), torch.zeros(rows, dtype=torch.int64)
+        ids[row] = torch.tensor([i for document in documents for i in document])
+        positions[row] = place
+        return moved(ids, device), moved(positions, device)

@@ -114,17 +114,17 @@ class Pooler:
 
     recipe: Recipe
     bounds: Sequence[tuple[int, int]]
-    """Where each document starts and ends in the packed tokens."""
+    """Where each document starts and ends in the token matrix."""
     total_states: int
     """How many hidden states will be seen: the embedding layer's and one per layer."""
     ids: torch.Tensor | None = None
-    """The packed token ids, (tokens,); recipes with words need them."""
+    """The token ids, (rows,); recipes with words need them."""
     _seen: int = 0
     _pooled: torch.Tensor | None = field(default=None)
     _shares: torch.Tensor | None = field(default=None)
 
     def see(self, states: torch.Tensor) -> None:
-        """Takes the next hidden state, (tokens, hidden)."""
+        """Takes the next hidden state, (rows, hidden)."""
         self._seen += 1
         if self._seen <= self.total_states - self.recipe.layers:
             return
@@ -138,20 +138,20 @@ class Pooler:
             firsts = [start for start, _ in self.bounds]
             return states[firsts].float()  # (documents, hidden)
         if self._shares is None:
-            self._shares = self._weigh(states.device)
-        states = states.float()  # (tokens, hidden)
+            self._shares = self._weigh(states)
+        states = states.float()  # (rows, hidden)
         if self.recipe.pooling == "lead":
             states = torch.nn.functional.normalize(states, dim=-1)
         return self._shares @ states  # (documents, hidden)
 
-    def _weigh(self, device: torch.device) -> torch.Tensor:
-        """What each token counts in each document, (documents, tokens)."""
+    def _weigh(self, states: torch.Tensor) -> torch.Tensor:
+        """What each row counts in each document, (documents, rows)."""
         import torch
 
-        document, place = places(self.bounds, device)  # (tokens,) each
+        document, place, row = places(self.bounds, states.device)  # (tokens,) each
         weights = lead_weights(place) if self.recipe.pooling == "lead" else torch.ones_like(place, dtype=torch.float32)
-        own = document == torch.arange(len(self.bounds), device=device)[:, None]
-        shares = own * weights  # (documents, tokens)
+        shares = torch.zeros(len(self.bounds), len(states), device=states.device)
+        shares[document, row] = weights
         return shares if self.recipe.pooling == "sum" else shares / shares.sum(1, keepdim=True)
 
     def vectors(self) -> torch.Tensor:
@@ -169,14 +169,17 @@ class Pooler:
         return torch.cat([states * math.sqrt(1 - WORDS_SHARE), sketch * math.sqrt(WORDS_SHARE)], dim=-1)
 
 
-def places(bounds: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """The document of each packed token and its place there, (tokens,) each."""
+def places(
+    bounds: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The document of each token, its place there and its row, (tokens,) each, document by document."""
     import torch
 
     starts, ends = torch.tensor(bounds).unbind(1)  # (documents,) each
-    document = torch.arange(len(bounds)).repeat_interleave(ends - starts)  # on a GPU the host would wait for its size
-    place = torch.arange(len(document)) - starts[document]
-    return document.to(device), place.to(device)
+    lengths = ends - starts
+    document = torch.arange(len(bounds)).repeat_interleave(lengths)  # on a GPU the host would wait for its size
+    place = torch.arange(len(document)) - (lengths.cumsum(0) - lengths)[document]
+    return document.to(device), place.to(device), (starts[document] + place).to(device)
 
 
 def lead_weights(place: torch.Tensor) -> torch.Tensor:
@@ -194,9 +197,10 @@ def word_sketch(ids: torch.Tensor, bounds: Sequence[tuple[int, int]], width: int
     """
     import torch
 
-    document, place = places(bounds, ids.device)  # (tokens,) each
-    words = torch.ones_like(place, dtype=torch.bool)
-    words[[row for start, end in bounds for row in (start, end - 1)]] = False
+    document, place, row = places(bounds, ids.device)  # (tokens,) each
+    ids = ids[row]
+    lengths = torch.tensor([end - start for start, end in bounds], device=ids.device)
+    words = (place > 0) & (place < lengths[document] - 1)
     # A piece of one document is a number of its own, so that all documents are counted at once.
     numbers = document[words] * _PIECES + ids[words]
     numbers, inverse = torch.unique(numbers, return_inverse=True)  # (pieces,), (words,)

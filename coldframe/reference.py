@@ -62,7 +62,11 @@ def from_reference(config: LongformerConfig, reference: Mapping[str, Tensor]) ->
                 reference[f"{theirs}attention.self.{part}.{kind}"] for part in ("query", "key", "value")
             )
             state[f"{ours}local.qkv.{kind}"] = torch.cat([query * scale, key, value])
-        state[f"{ours}global_.key.weight"] = reference[f"{theirs}attention.self.key_global.weight"]
+        key, value = (reference[f"{theirs}attention.self.{part}_global.weight"] for part in ("key", "value"))
+        bias = state[f"{ours}global_.value.bias"]
+        state[f"{ours}global_.key.weight"] = key
+        state[f"{ours}global_.kv.weight"] = torch.cat([key, value])
+        state[f"{ours}global_.kv.bias"] = torch.cat([torch.zeros_like(bias), bias])
     with torch.device("meta"), _Undrawn():
         model = Longformer(config)
     expected = model.state_dict()

@@ -15,22 +15,17 @@ from coldframe import longformer, models
 from coldframe.encoder import Encoder
 from coldframe.linear import runs
 from coldframe.longformer import (
-    EVEN,
     PRODUCTS,
     ROWS,
     TILES,
     Fused,
-    Group,
     Layer,
     Longformer,
     LongformerConfig,
     Way,
-    alike,
-    evened,
-    pack,
-    part_size,
     triangles,
 )
+from coldframe.packing import EVEN, Group, evened, lay_out, pack, part_size
 from coldframe.recipe import RECIPES
 from tests.models import VOCABULARY, longformer_directory
 from tests.oracle import LENGTHS, Reference, cosine, dense_attention, relative_error
@@ -137,33 +132,47 @@ def test_a_gpu_computes_what_the_reference_computes(minilm_case: Case) -> None:
     window=st.sampled_from([2, 4, 16, 64]),
     dense=st.sampled_from([0, 40, 600]),
     block=st.sampled_from([8, 32, 128]),
+    projected=st.sampled_from([0, 1_000]),
     way=st.sampled_from([PRODUCTS, TILES]),
 )
 def test_any_pack_of_documents_equals_the_dense_oracle(
-    lengths: list[int], window: int, dense: int, block: int, way: Way
+    lengths: list[int], window: int, dense: int, block: int, projected: int, way: Way
 ) -> None:
     config = LongformerConfig(50, 32, 1, 4, 64, 200, 1, (window,), 1e-5)
     torch.manual_seed(0)
     layer = Layer(config, window).eval().requires_grad_(False)
+    _lay_out_twice(layer)
     weights = {f"{part}_global.{kind}": tensor for part, kind, tensor in _global_tensors(layer)}
     for part, weight, bias in zip(
         ("query", "key", "value"), layer.local.qkv.weight.chunk(3), layer.local.qkv.bias.chunk(3), strict=True
     ):
         scale = (config.hidden // config.heads) ** 0.5 if part == "query" else 1  # the fast code's queries come scaled
         weights |= {f"{part}.weight": weight * scale, f"{part}.bias": bias * scale}
-    x, bounds = torch.randn(sum(lengths), config.hidden), pack(lengths)
-    groups = [Group.of(part, x) for part in alike(bounds, window // 2)]
+    blocks = lay_out(lengths, window // 2)
+    bounds = [bound for block in blocks for bound in block.bounds]
+    x = torch.randn(evened(blocks[-1].end), config.hidden)
+    groups = [Group.of(block, x) for block in blocks]
     rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
+    tokens = torch.cat([torch.arange(start, end) for start, end in bounds])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(longformer, "way_of", lambda _dtype: replace(way, dense=dense, block=block))
+        patch.setattr(longformer, "way_of", lambda _: replace(way, dense=dense, block=block, projected=projected))
         found = layer.local(x, groups)
-    found[rows] = layer.global_(x, groups, rows)
+        found[rows] = layer.global_(x, groups, rows)
+    bounds, x = pack(lengths), x[tokens]
+    rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
     fused = Fused.of(bounds, {window // 2}, x.device)  # as on a GPU
     at_once = layer.local(x, [], fused)
     at_once[rows] = layer.global_(x, [], rows, fused)
     wanted = torch.cat([dense_attention(x[start:end], weights, config.heads, window) for start, end in bounds])
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[tokens], wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(at_once, wanted, rtol=1e-4, atol=1e-5)
+    assert found.isfinite().all(), "rows of no token, too: they are multiplied by nothing later"
+
+
+def _lay_out_twice(layer: Layer) -> None:
+    attention = layer.global_
+    attention.kv.weight.copy_(torch.cat([attention.key.weight, attention.value.weight]))
+    attention.kv.bias.copy_(torch.cat([torch.zeros_like(attention.value.bias), attention.value.bias]))
 
 
 def _global_tensors(layer: Layer) -> list[tuple[str, str, torch.Tensor]]:
@@ -197,18 +206,28 @@ def test_a_model_of_few_positions_reads_a_pack_of_many_documents() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[20] * 9, [8, 9, 12, 40, 41, 300, 5], [1], [128, 129, 130]])
-def test_groups_hold_every_document_in_its_order_and_lose_no_token(lengths: list[int]) -> None:
-    bounds = pack(lengths)
-    x = torch.arange(evened(sum(lengths)), dtype=torch.float32)[:, None]
-    groups = [Group.of(part, x) for part in alike(bounds, reach=256)]
+def test_groups_hold_every_document_in_its_order_and_see_nothing_else(lengths: list[int]) -> None:
+    blocks = lay_out(lengths, reach=256)
+    bounds = [bound for block in blocks for bound in block.bounds]
+    assert [end - start for start, end in bounds] == lengths
+    rows = torch.arange(evened(blocks[-1].end), dtype=torch.float32)[:, None]
+    groups = [Group.of(block, rows) for block in blocks]
     assert sum(group.documents for group in groups) == len(lengths)
-    assert torch.equal(torch.cat([group.packed(group.spread(x)) for group in groups]), x[: sum(lengths)])
     document = 0
-    for group in groups:  # the global tokens see their document, and nothing else
-        for seen, mask in zip(group.seen(x), group.mask.expand(group.documents, 1, -1), strict=True):
+    for group in groups:
+        own = group.own.expand(group.documents, 1, -1)
+        for seen, spread, mask in zip(group.seen(rows), group.spread(rows), own, strict=True):
             start, end = bounds[document]
-            assert seen[mask[0] == 0].flatten().tolist() == list(range(start, end))
+            assert seen[mask[0] == 0].flatten().tolist() == list(range(start, end)), "what its global tokens see"
+            kept = spread if group.hidden is None else spread[mask[0] == 0]
+            assert kept.flatten().tolist() == list(range(start, end)), "what its tokens see"
             document += 1
+
+
+def test_short_documents_are_padded_a_little_and_long_ones_are_not() -> None:
+    lengths = [20] * 9 + [90, 100] + [300, 301]
+    blocks = lay_out(lengths, reach=256)
+    assert [(block.stride, len(block.lengths)) for block in blocks] == [(24, 9), (128, 2), (300, 1), (301, 1)]
 
 
 def test_masks_leave_each_query_its_window() -> None:

@@ -53,6 +53,18 @@ def test_the_sketch_is_its_slow_obvious_version() -> None:
         assert row == pytest.approx(slow_sketch(IDS[start:end].tolist(), 32), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["seed", "mean", "first", "lead", "lead-words"])
+def test_rows_of_no_document_count_nowhere(name: str) -> None:
+    """Between documents, which are not where they were, and after the last."""
+    bounds, rows = [(0, 5), (8, 15)], torch.tensor([0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14])
+    ids, states = torch.full((20,), 5000), torch.full((4, 20, 6), 99.0)
+    ids[rows], states[:, rows] = IDS, STATES
+    pooler = Pooler(RECIPES[name], bounds, total_states=len(states), ids=ids)
+    for state in states:
+        pooler.see(state)
+    torch.testing.assert_close(pooler.vectors(), pooled(name))
+
+
 def test_a_text_without_words_has_an_empty_sketch() -> None:
     assert not word_sketch(torch.tensor([101, 102, 101]), [(0, 2), (2, 3)], 16).any()
 

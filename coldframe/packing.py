@@ -1,0 +1,126 @@
+"""How documents lie in one token matrix: end to end, short ones that are alike side by side at one distance.
+
+There is no padding but a few rows after short documents and at the end of the matrix: oneDNN compiles a product for
+each number of rows, and those shall be few.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+Bounds = list[tuple[int, int]]
+"""Where each document starts and ends, (start, end) rows of the token matrix; there may be rows of none between two."""
+
+# Documents up to SHORT tokens go through attention together.
+SHORT = 128
+# Products have multiples of EVEN rows: oneDNN compiles one for every other shape, and keeps it, 400 KB each.
+EVEN = 32
+
+
+class Block(NamedTuple):
+    """Consecutive documents of like length, one every so many rows; or one."""
+
+    start: int
+    stride: int
+    lengths: list[int]
+
+    @property
+    def end(self) -> int:
+        """The row after its last."""
+        return self.start + self.stride * len(self.lengths)
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of its documents."""
+        starts = range(self.start, self.end, self.stride)
+        return [(start, start + length) for start, length in zip(starts, self.lengths, strict=True)]
+
+
+def lay_out(lengths: Sequence[int], reach: int) -> list[Block]:
+    """Documents in blocks: short ones, in which all tokens see each other, none much longer than another; or one.
+
+    A dozen seed texts one after the other cost more to ask for than to compute.
+    """
+    short = min(SHORT, reach + 1)
+    alike: list[list[int]] = []
+    for length in lengths:
+        low, high = (min(*alike[-1], length), max(*alike[-1], length)) if alike else (length, length)
+        if alike and high <= short and 4 * high <= 5 * low + 16:
+            alike[-1].append(length)
+        else:
+            alike.append([length])
+    blocks: list[Block] = []
+    for group in alike:
+        longest = max(group)
+        stride = evened(longest) if longest <= short else longest
+        blocks.append(Block(blocks[-1].end if blocks else 0, stride, group))
+    return blocks
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents that lie side by side and go through attention at once."""
+
+    rows: slice
+    """Of the token matrix."""
+    documents: int
+    length: int
+    """Rows of each."""
+    hidden: Tensor | None
+    """Where documents have rows of no token: what to add to the scores of keys, -inf for those, (documents, 1, 1,
+    length)."""
+    around: slice
+    """Their rows, and a few others beside a long document, an even number of them."""
+    own: Tensor
+    """What to add to scores of the rows around: -inf for those of no token of the document, (documents, 1, n)."""
+
+    @classmethod
+    def of(cls, block: Block, x: Tensor) -> Group:
+        """A block of the token matrix."""
+        documents, rows = len(block.lengths), slice(block.start, block.end)
+        if block.stride == max(block.lengths) and documents == 1:
+            width = min(evened(block.stride), len(x))
+            low = min(block.start, len(x) - width)
+            own = x.new_full((1, 1, width), -torch.inf)
+            own[..., block.start - low : block.end - low] = 0
+            return cls(rows, 1, block.stride, None, slice(low, low + width), own)
+        ends = torch.tensor(block.lengths)[:, None]  # (documents, 1)
+        missing = torch.arange(block.stride) >= ends  # (documents, length)
+        own = x.new_zeros(missing.shape).masked_fill_(missing, -torch.inf)[:, None]
+        return cls(rows, documents, block.stride, own[:, None], rows, own)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(all tokens, ...) -> (documents, length, ...)."""
+        return x[self.rows].view(self.documents, self.length, *x.shape[1:])
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the global tokens see where `own` lets them: (all tokens, hidden) -> (documents, n, hidden)."""
+        return x[self.around].view(self.documents, -1, x.shape[1])
+
+
+def pack(lengths: Sequence[int]) -> Bounds:
+    """Bounds of documents that lie end to end."""
+    bounds, start = [], 0
+    for length in lengths:
+        bounds.append((start, start + length))
+        start += length
+    return bounds
+
+
+def evened(rows: int) -> int:
+    """So many rows or a few more: a multiple of EVEN, or of a quarter of it where they are few."""
+    step = EVEN if rows > 2 * EVEN else EVEN // 4
+    return -(-rows // step) * step
+
+
+def part_size(rows: int, most: int) -> int:
+    """The size, an even one, of as many parts as are needed, about equal and none larger than `most`."""
+    return evened(-(-rows // -(-rows // most)))
