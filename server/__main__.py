@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from server.address import Address
     from server.place import Place
     from server.security.guard import Guard
+
+_SPINS = "20000"
 
 app = typer.Typer(add_completion=False)
 app.add_typer(key_commands.app, name="keys")
@@ -53,6 +56,9 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     from server.observe import logs
     from server.security.guard import raise_open_files
 
+    # Before torch is there. A thread of a team that is done looks for more for some milliseconds, by default, and keeps
+    # the core from whoever is to answer; so many looks, a tenth of a millisecond, outlast the time between two layers.
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     logs.begin(config.log_format)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
     announce = announce or functools.partial(print, flush=True)
@@ -84,7 +90,7 @@ def _serve(
 
     from server.app import serve
     from server.engine import Engine
-    from server.place import Latest
+    from server.place import Latest, Presence
 
     engine = Engine(
         store,
@@ -92,6 +98,7 @@ def _serve(
         precision=config.precision,  # type: ignore[arg-type]  # checked there
         device=config.device,  # type: ignore[arg-type]
         latest=None if place is None else Latest(place.page),
+        presence=None if place is None else Presence(place),
         max_searches=config.max_searches,
     )
     station = config.station(0 if place is None else place.number)

@@ -9,8 +9,7 @@ Torch never runs on the event loop; one thread computes, batch after batch, each
 Quick ones overtake: they are computed between two bulk batches, and also in the middle of one, which is interrupted
 after every 384 tokens of a layer. They get three quarters of the time at most while bulk waits, so neither starves.
 While the server is `busy` searching, long batches go `aside`, to a thread that is nobody's equal, on half of the cores.
-Texts of several callers at once are computed on half of them, too: a team of threads on cores that others need waits
-for its slowest one, and what takes 30 ms then takes 300.
+Texts of several callers at once are computed on half of them, too (`server.cores`).
 A full line says so at once instead of growing; a text whose caller has gone, or whose deadline has passed, is dropped.
 """
 
@@ -27,12 +26,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from coldframe.encoder import TOKENS_PER_BATCH
 from coldframe.errors import DeadlineExceeded, Overloaded
 from coldframe.longformer import ROWS
 from server.admission import CALL, TOO_LATE, Call, Counts, admitted
+from server.cores import Cores
 from server.tally import TOKENS, Histogram
 
 if TYPE_CHECKING:
@@ -170,11 +169,11 @@ class EmbedQueue:
         max_bulk_tokens: int = MAX_BULK_TOKENS,
         aside: Executor | None = None,
         busy: Callable[[], bool] = lambda: False,
+        cores: Cores | None = None,
     ) -> None:
         self._aside_thread, self._busy = aside, busy
         self._aside: asyncio.Task[None] | None = None
-        self._cores = torch.get_num_threads()
-        self._half = max(1, self._cores // 2)
+        self._cores = cores or Cores()
         self._encoder = encoder
         self._thread = thread
         self.quick = Line("quick", max_quick_tokens)
@@ -327,7 +326,7 @@ class EmbedQueue:
         return batch
 
     def _embed_aside(self, batch: list[_Waiting]) -> None:
-        _use_cores(self._half)
+        self._cores.half()
         self._embed(batch)
 
     def _embed_short(self, batch: list[_Waiting]) -> None:
@@ -338,14 +337,14 @@ class EmbedQueue:
         since = time.perf_counter()
         while batch:
             alone = self._aside is None and len(batch) == 1 and not self.quick.texts
-            _use_cores(self._cores if alone else self._half)
+            (self._cores.everybodys if alone else self._cores.half)()
             self._embed(batch, since=since)
             since = time.perf_counter()
             batch = [] if self.bulk.texts else self._take(self.quick)
 
     def _embed_long(self, batch: list[_Waiting]) -> None:
         """Computes a batch, and lets quick texts past on the way."""
-        _use_cores(self._half if self._aside is not None or self._busy() else self._cores)
+        (self._cores.half if self._aside is not None or self._busy() else self._cores.all)()
         begun, past = time.perf_counter(), 0.0
 
         def between() -> None:
@@ -386,12 +385,6 @@ class EmbedQueue:
         """Serves who still waits."""
         while (task := self._aside or self._worker) is not None and not task.done():
             await task
-
-
-def _use_cores(count: int) -> None:
-    """Of the thread that computes: torch knows the number for each."""
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
 
 
 def _settle(batch: list[_Waiting], vectors: NDArray[np.float32], started: float, finished: float) -> None:

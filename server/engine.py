@@ -5,7 +5,8 @@ Torch and FAISS run on threads, never on the event loop:
     compute     all that torch does, loading included: a second thread that computes would halve the speed of both
                 (docs/decisions/0008-one-thread-computes.md)
     aside       long texts while there are searches: when nobody else wants the core, and on half of them only
-    tokenize    short texts to token ids; long ones have a thread of their own, which short ones need not wait for
+    tokenize    texts to token ids; long ones have a thread of their own, which others need not wait for. Seed texts
+                are done on the loop: it takes less time than to ask a thread
     search      filters, searches, ranking; one OpenMP thread each; short ones by one thread, long ones by several
     write       changes to live articles, and the exchange of one generation for another: one after the other
     load        a new generation, beside the one that answers
@@ -31,6 +32,7 @@ from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE, Embedded, LiveStore
 from coldframe.text import text_digest
 from server.admission import CALL, MAX_SEARCHES, SearchLine
+from server.cores import Cores
 from server.exchange import Exchange
 from server.place import Latest
 from server.serving import Loader, Served
@@ -44,12 +46,13 @@ if TYPE_CHECKING:
 
     from coldframe.encoder import Device, Precision, Tokens
     from coldframe.store import Store
+    from server.place import Presence
     from server.view import View
 
 _T = TypeVar("_T")
 _log = logging.getLogger("coldframe.server")
 
-_QUICK_CHARS = 4_096
+_AT_ONCE_CHARS, _QUICK_CHARS = 512, 4_096
 _PR_SET_TIMERSLACK = 29
 NO_GENERATION = (
     "nothing has been published in this server's store yet; build a generation (python -m indexer build), and the "
@@ -86,9 +89,10 @@ class Engine:
         device: Device = "auto",
         threads: int = 2,
         latest: Latest | None = None,
+        presence: Presence | None = None,
         max_searches: int = MAX_SEARCHES,
     ) -> None:
-        """latest: what several servers of one store tell each other; None: this one is alone."""
+        """`latest` and `presence`: what several servers of one store tell each other; None: this one is alone."""
         self._store = store
         self.searches = SearchLine(max_searches)
         store.current()  # refuses what is no store
@@ -96,7 +100,7 @@ class Engine:
         self._writable: LiveStore | None = None
         self._opening = threading.Lock()
         self._served: Served | None = None
-        self._latest = latest or Latest()
+        self._latest, self._presence = latest or Latest(), presence
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
         self._compute = ThreadPoolExecutor(1, "compute", initializer=_be_on_time)
         self._aside = ThreadPoolExecutor(1, "compute-aside", initializer=_stand_back)
@@ -106,7 +110,16 @@ class Engine:
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._loader = Loader(
-            store, self._live, self.writable, self._compute, model, precision, device, self._aside, self.searches.busy
+            store,
+            self._live,
+            self.writable,
+            self._compute,
+            model,
+            precision,
+            device,
+            self._aside,
+            self.searches.busy,
+            Cores(presence),
         )
         self.exchange = Exchange(
             store,
@@ -165,6 +178,8 @@ class Engine:
 
     def catch_up(self) -> Awaitable[None] | None:
         """What must be waited for before a request is looked at: changes of other workers; None where there is none."""
+        if self._presence is not None:
+            self._presence.note()
         served = self._served
         if served is None or self._latest.number <= served.view.sequence:
             return None
@@ -194,10 +209,12 @@ class Engine:
 
     async def tokenize(self, served: Served, texts: Sequence[str], timing: Timing) -> list[Tokens]:
         """Token ids of each text, their ends cut off where they are too long."""
-        start = time.perf_counter()
-        quick = sum(map(len, texts)) <= _QUICK_CHARS
-        pool = self._tokenize if quick else self._tokenize_bulk
-        tokens = await self.run(pool, lambda: served.encoder.tokenize(texts))
+        start, chars = time.perf_counter(), sum(map(len, texts))
+        if chars <= _AT_ONCE_CHARS:
+            tokens = served.encoder.tokenize(texts)
+        else:
+            pool = self._tokenize if chars <= _QUICK_CHARS else self._tokenize_bulk
+            tokens = await self.run(pool, lambda: served.encoder.tokenize(texts))
         timing.tokenize_ms += 1e3 * (time.perf_counter() - start)
         CALL.get().spent("tokenize", start)
         return tokens

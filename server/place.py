@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WORD_BYTES = 8
+_MOST = 64
+_AWHILE_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class Place:
     """A file that all of them map, for `Latest`."""
     alive: int
     """A file descriptor at its end when the supervisor has ended."""
+    cores: frozenset[int]
+    """Of all workers together."""
 
 
 class Latest:
@@ -32,12 +37,7 @@ class Latest:
     """
 
     def __init__(self, page: Path | None = None) -> None:
-        if page is None:
-            memory = memoryview(bytearray(_WORD_BYTES))
-        else:
-            with page.open("r+b") as file:
-                memory = memoryview(mmap.mmap(file.fileno(), mmap.PAGESIZE))
-        self._word = memory[:_WORD_BYTES].cast("Q")
+        self._word = memoryview(bytearray(_WORD_BYTES)).cast("Q") if page is None else _words(page)[:1]
 
     @property
     def number(self) -> int:
@@ -47,3 +47,27 @@ class Latest:
     def tell(self, number: int) -> None:
         """Tells of a change, unless a later one was told of."""
         self._word[0] = max(self._word[0], number)
+
+
+class Presence:
+    """Who has something to do: every worker notes when it last had, on the page of `Latest`, behind its number."""
+
+    def __init__(self, place: Place) -> None:
+        self._number, self._words = place.number, _words(place.page)[1 : 1 + _MOST]
+        self.cores = place.cores
+        """Of all workers together."""
+
+    def note(self) -> None:
+        """Says that this one has."""
+        self._words[self._number] = time.monotonic_ns()  # a clock that all processes share
+
+    @property
+    def alone(self) -> bool:
+        """Whether none of the others has had for a tenth of a second."""
+        awhile_ago, own = time.monotonic_ns() - _AWHILE_NS, self._number
+        return all(noted < awhile_ago for number, noted in enumerate(self._words) if number != own)
+
+
+def _words(page: Path) -> memoryview:
+    with page.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), mmap.PAGESIZE)).cast("Q")

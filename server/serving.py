@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from coldframe.live import Entry, LiveStore
     from coldframe.store import Store
+    from server.cores import Cores
 
 _log = logging.getLogger("coldframe.server")
 _EMBED_AT_ONCE = 64
@@ -59,6 +60,8 @@ class Loader:
     """Where long texts are computed while searches need the cores, too."""
     busy: Callable[[], bool]
     """Whether they do."""
+    cores: Cores
+    """For the encoder."""
 
     def load(self, before: Served | None, name: str | None = None) -> Served:
         """Opens a generation, the current one for None, and replays the live changes since it was built; blocks.
@@ -82,7 +85,7 @@ class Loader:
 
         def wait() -> tuple[Encoder, EmbedQueue]:
             encoder = loading.result()
-            return encoder, EmbedQueue(encoder, self.compute, aside=self.aside, busy=self.busy)
+            return encoder, EmbedQueue(encoder, self.compute, cores=self.cores, aside=self.aside, busy=self.busy)
 
         return wait
 

@@ -94,9 +94,10 @@ def work(config: Config, number: int, page: Path, told: Connection) -> None:
 
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
+    cores = frozenset(os.sched_getaffinity(0))
     _keep_to_share(number, config.workers)
     try:
-        run(config, Place(number, page, supervisor.sentinel), told.send)
+        run(config, Place(number, page, supervisor.sentinel, cores), told.send)
     except ColdframeError as error:
         typer.echo(f"error: {error.message}", err=True)
         sys.exit(2 if isinstance(error, InvalidArgument) else 1)

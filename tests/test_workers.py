@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+import torch
 
 from coldframe.live import LIVE, LiveStore
 from coldframe.store import Store
@@ -18,14 +20,15 @@ from coldframe.v1 import article_service_pb2 as pb
 from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
 from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
+from server.cores import Cores
 from server.engine import Engine
-from server.place import Latest
+from server.place import Latest, Place, Presence
 from tests.newsroom import COUNT, piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CONNECTIONS = 12
 
@@ -203,6 +206,47 @@ def test_the_number_of_the_last_change_only_grows(tmp_path: Path) -> None:
     second.tell(7)
     first.tell(3)
     assert (first.number, second.number, Latest().number) == (7, 7, 0)
+
+
+def presence(page: Path, number: int) -> Presence:
+    return Presence(Place(number, page, -1, frozenset(os.sched_getaffinity(0))))
+
+
+def test_a_worker_is_alone_until_another_has_something_to_do(tmp_path: Path) -> None:
+    (tmp_path / "page").write_bytes(bytes(4096))
+    latest, first, second = Latest(tmp_path / "page"), *(presence(tmp_path / "page", number) for number in (0, 63))
+    first.note()
+    assert (first.alone, second.alone) == (True, False)
+    second.note()
+    assert not first.alone
+    time.sleep(0.15)
+    assert (first.alone, second.alone, latest.number) == (True, True, 0)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+def test_a_text_that_is_alone_has_the_cores_of_idle_workers_and_gives_them_back(tmp_path: Path) -> None:
+    (tmp_path / "page").write_bytes(bytes(4096))
+    everything = os.sched_getaffinity(0)
+    first, second = (presence(tmp_path / "page", number) for number in (0, 1))
+
+    def had(take: Callable[[], None]) -> tuple[int, set[int]]:
+        take()
+        return torch.get_num_threads(), os.sched_getaffinity(0)
+
+    def as_worker() -> list[tuple[int, set[int]]]:
+        os.sched_setaffinity(0, {min(everything)})
+        torch.set_num_threads(1)
+        cores = Cores(first)
+        found = [had(cores.everybodys), had(cores.half), had(cores.everybodys), had(cores.all)]
+        second.note()
+        return [*found, had(cores.everybodys)]
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(as_worker).result()
+    torch.set_num_threads(before)
+    own, all_ = (1, {min(everything)}), (len(everything), everything)
+    assert found == [all_, own, all_, own, own]
 
 
 def test_a_number_that_no_change_in_the_file_has_is_looked_for_once(newsroom: Path) -> None:
