@@ -101,13 +101,14 @@ class LocalAttention(nn.Module):
         way = way_of(x.dtype)
         for group in groups:
             q, k, v = group.spread(qkv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
-            attend = self._dense if group.length <= max(way.dense, self.reach + 1) else self._band
+            at_once = group.short or group.length <= max(way.dense, self.reach + 1)
+            attend = self._dense if at_once else self._band
             group.spread(out).copy_(attend(way, q, k, v, group).transpose(1, 2))
         return out.view_as(x)  # (tokens, hidden)
 
     def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
         """All queries against all keys; what lies beyond the window is masked."""
-        if group.hidden is not None:  # all tokens see each other
+        if group.short:
             return way.attend(q, k, v, [], group.hidden)
         corners: Corners = []
         beyond = q.shape[2] - self.reach - 1  # queries whose window does not reach the last key
@@ -281,7 +282,7 @@ class GlobalAttention(nn.Module):
     def forward(self, x: Tensor, groups: Sequence[Group], rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
         q = self.query(x[rows]).view(-1, self.heads, self.head_dim)  # (2 docs, heads, head_dim)
-        if groups and len(x) <= way_of(x.dtype).projected and all(group.hidden is not None for group in groups):
+        if groups and len(x) <= way_of(x.dtype).projected and all(group.short for group in groups):
             return self._projected(x, groups, q)
         split = (self.heads, self.head_dim, self.hidden)
         probes = torch.bmm(q.transpose(0, 1), self.key.weight.view(split))  # (heads, 2 docs, hidden)

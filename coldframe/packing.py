@@ -31,6 +31,8 @@ class Block(NamedTuple):
     start: int
     stride: int
     lengths: list[int]
+    short: bool
+    """Whether all tokens of a document see each other."""
 
     @property
     def end(self) -> int:
@@ -61,7 +63,7 @@ def lay_out(lengths: Sequence[int], reach: int) -> list[Block]:
     for group in alike:
         longest = max(group)
         stride = evened(longest) if longest <= short else longest
-        blocks.append(Block(blocks[-1].end if blocks else 0, stride, group))
+        blocks.append(Block(blocks[-1].end if blocks else 0, stride, group, longest <= short))
     return blocks
 
 
@@ -74,6 +76,8 @@ class Group:
     documents: int
     length: int
     """Rows of each."""
+    short: bool
+    """Whether all tokens of a document see each other."""
     hidden: Tensor | None
     """Where documents have rows of no token: what to add to the scores of keys, -inf for those, (documents, 1, 1,
     length)."""
@@ -86,16 +90,17 @@ class Group:
     def of(cls, block: Block, x: Tensor) -> Group:
         """A block of the token matrix."""
         documents, rows = len(block.lengths), slice(block.start, block.end)
-        if block.stride == max(block.lengths) and documents == 1:
+        if not block.short:
             width = min(evened(block.stride), len(x))
             low = min(block.start, len(x) - width)
             own = x.new_full((1, 1, width), -torch.inf)
             own[..., block.start - low : block.end - low] = 0
-            return cls(rows, 1, block.stride, None, slice(low, low + width), own)
+            return cls(rows, 1, block.stride, False, None, slice(low, low + width), own)
         ends = torch.tensor(block.lengths)[:, None]  # (documents, 1)
         missing = torch.arange(block.stride) >= ends  # (documents, length)
         own = x.new_zeros(missing.shape).masked_fill_(missing, -torch.inf)[:, None]
-        return cls(rows, documents, block.stride, own[:, None], rows, own)
+        hidden = own[:, None] if missing.any() else None
+        return cls(rows, documents, block.stride, True, hidden, rows, own)
 
     def spread(self, x: Tensor) -> Tensor:
         """(all tokens, ...) -> (documents, length, ...)."""
