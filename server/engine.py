@@ -5,7 +5,7 @@ Torch and FAISS run on threads, never on the event loop:
     compute     all that torch does, loading included: a second thread that computes would halve the speed of both
                 (docs/decisions/0008-one-thread-computes.md)
     aside       long texts while there are searches: when nobody else wants the core, and on half of them only
-    tokenize    texts to token ids; long ones have a thread of their own, which others need not wait for. Seed texts
+    tokenize    texts to token ids; long ones have a thread of their own, which stands back as `aside` does. Seed texts
                 are done on the loop: it takes less time than to ask a thread
     search      filters, searches, ranking; one OpenMP thread each; short ones by one thread, long ones by several
     write       changes to live articles, and the exchange of one generation for another: one after the other
@@ -105,7 +105,7 @@ class Engine:
         self._compute = ThreadPoolExecutor(1, "compute", initializer=_be_on_time)
         self._aside = ThreadPoolExecutor(1, "compute-aside", initializer=_stand_back)
         self._tokenize = ThreadPoolExecutor(1, "tokenize")
-        self._tokenize_bulk = ThreadPoolExecutor(1, "tokenize-bulk")
+        self._tokenize_bulk = ThreadPoolExecutor(1, "tokenize-bulk", initializer=_stand_back)
         self._search = Threads(threads, "search", lambda: faiss.omp_set_num_threads(1))
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
