@@ -30,6 +30,7 @@ import numpy as np
 
 from benchmarks.crowd import Answers, Crowds, crowds
 from benchmarks.drawn import Drawn, queries_path, store_of
+from coldframe.generation import MANIFEST, Manifest
 from coldframe.store import Store
 
 if TYPE_CHECKING:
@@ -283,15 +284,29 @@ def soak(folder: Path, minutes: float, every_s: float = 10.0) -> bool:
 
 
 def _two_generations(folder: Path) -> Store:
-    """A copy of the store, its generation there twice under two names: what is published is not changed, but named."""
+    """A copy of the store, its generation there twice under two names, each with a manifest that says its own: a server
+    takes one that is named as what it serves for what it serves.
+    """
     path = folder / "soak"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(folder / "store", path, copy_function=_linked)
     store = Store(path)
     name = str(store.current())
-    other = store.directory(name).with_name("20990101T000000Z-twin")
-    if not other.exists():
-        shutil.copytree(store.directory(name), other, copy_function=_linked)
+    twin = store.directory(name).with_name("twin")
+    shutil.copytree(store.directory(name), twin, copy_function=_linked)
+    of = Manifest.read(twin)
+    (twin / MANIFEST).unlink()  # which is the other's file, too
+    said = Manifest.seal(
+        twin,
+        model=of.model,
+        corpus=of.corpus,
+        parameters=of.parameters,
+        report=of.report,
+        source=of.source,
+        precision=of.precision,
+        requested=of.requested,
+    )
+    twin.rename(twin.with_name(said.name))
     return store
 
 
