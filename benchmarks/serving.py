@@ -191,7 +191,6 @@ def _against_milvus(targets: Targets) -> list[bool]:
     ours, theirs = targets.measured["coldframe"], targets.measured["milvus"]
     times = theirs.p50 / ours.p50
     paces = {level: ours.pace(level) / theirs.pace(level) for level in _LEVELS}
-    # One caller's pace is his p50 again, of which less is asked: throughput is the most that a server answers.
     most = max(map(ours.pace, _LEVELS)) / max(map(theirs.pace, _LEVELS))
     print(
         f"milvus / coldframe: p50 {times:.1f}x; coldframe / milvus: the most that each answers {most:.1f}x, by callers "
@@ -199,7 +198,7 @@ def _against_milvus(targets: Targets) -> list[bool]:
     )
     return [
         _bar(f"p50 of milvus-lite at least {_MILVUS_P50}x", times >= _MILVUS_P50),
-        _bar(f"throughput at least {_MILVUS_PACE}x milvus-lite's", most >= _MILVUS_PACE),
+        _bar(f"throughput at least {_MILVUS_PACE}x milvus-lite's", min(paces.values()) >= _MILVUS_PACE),
     ]
 
 

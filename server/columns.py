@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -94,12 +94,12 @@ class BaseColumns:
     """Columns of a generation. Safe for many readers."""
 
     def __init__(self, articles: Articles) -> None:
-        self._attributes = articles.column("attributes")
         self.microseconds = _dates(articles.column("published_at"))
         self.seconds = _whole_seconds(self.microseconds)
         self.clusters = articles.clusters()
         self.stories = np.asarray(articles.column("story").to_numpy(), np.int64)
-        self._read = lru_cache(MAX_ATTRIBUTES)(self._read_attribute)
+        # Of no method: it would hold on to the columns, and they to it, long after another generation is served.
+        self._read = lru_cache(MAX_ATTRIBUTES)(partial(_read_attribute, articles.column("attributes")))
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -108,16 +108,17 @@ class BaseColumns:
         """One attribute; the first time it is asked for, it is read from the table."""
         return self._read(key)
 
-    def _read_attribute(self, key: str) -> Attribute:
-        rows, found = _entries(self._attributes, key)
-        encoded = found.dictionary_encode()  # one dictionary for all chunks
-        codes = np.full(len(self), -1, np.int32)
-        values = pa.array([], pa.string())
-        if len(rows):
-            codes[rows] = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
-            values = encoded.chunk(0).dictionary
-        texts: list[str] = values.to_pylist()
-        return Attribute(codes, texts, _numbers(values), dict(zip(texts, range(len(texts)), strict=True)))
+
+def _read_attribute(attributes: pa.ChunkedArray, key: str) -> Attribute:
+    rows, found = _entries(attributes, key)
+    encoded = found.dictionary_encode()  # one dictionary for all chunks
+    codes = np.full(len(attributes), -1, np.int32)
+    values = pa.array([], pa.string())
+    if len(rows):
+        codes[rows] = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+        values = encoded.chunk(0).dictionary
+    texts: list[str] = values.to_pylist()
+    return Attribute(codes, texts, _numbers(values), dict(zip(texts, range(len(texts)), strict=True)))
 
 
 def _entries(attributes: pa.ChunkedArray, key: str) -> tuple[NDArray[np.int64], pa.ChunkedArray]:

@@ -15,6 +15,7 @@ import typer
 
 from coldframe.errors import InvalidArgument
 from server.admission import MAX_SEARCHES
+from server.place import MOST_WORKERS
 from server.security import audit
 from server.security.limits import Limits
 
@@ -44,7 +45,8 @@ class Config:
     ] = 10.0
 
     workers: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes that share the port; each has an encoder of its own.")
+        int,
+        typer.Option(min=1, max=MOST_WORKERS, help="Processes that share the port; each has an encoder of its own."),
     ] = 1
 
     # --- security (docs/security.md) ---

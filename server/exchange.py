@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 from dataclasses import dataclass
@@ -157,8 +156,6 @@ class Exchange:
     async def _serve(self, new: Served) -> None:
         """Calls under way end on the generation that they began with."""
         await self._take_over(new)
-        # What was served has cycles, and calls make so little garbage that nobody would look for them: some 2 ms.
-        gc.collect()
         _log.info("serving generation %s", new.generation.name)
         await self._loaded()
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WORD_BYTES = 8
-_MOST = 64
+MOST_WORKERS = 64
 _AWHILE_NS = 100_000_000
 
 
@@ -22,7 +22,7 @@ class Place:
     number: int
     """0 to workers - 1."""
     page: Path
-    """A file that all of them map, for `Latest`."""
+    """A file that all of them map, for `Latest` and `Presence`."""
     alive: int
     """A file descriptor at its end when the supervisor has ended."""
     cores: frozenset[int]
@@ -53,7 +53,7 @@ class Presence:
     """Who has something to do: every worker notes when it last had, on the page of `Latest`, behind its number."""
 
     def __init__(self, place: Place) -> None:
-        self._number, self._words = place.number, _words(place.page)[1 : 1 + _MOST]
+        self._number, self._words = place.number, _words(place.page)[1 : 1 + MOST_WORKERS]
         self.cores = place.cores
         """Of all workers together."""
 
