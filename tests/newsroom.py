@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,9 @@ def sealed_again(directory: Path, **changes: Any) -> str:
     """Gives a generation another manifest, and with it another name, which is returned."""
     manifest = Manifest.read(directory)
     kept = ("model", "corpus", "parameters", "report", "source", "precision", "requested", "watermark")
-    name = Manifest.seal(directory, **{key: getattr(manifest, key) for key in kept} | changes).name
+    arguments = {key: getattr(manifest, key) for key in kept} | changes
+    while (name := Manifest.seal(directory, **arguments).name) == manifest.name:  # sealed in the same second
+        time.sleep(0.05)
     directory.rename(directory.with_name(name))
     return name
 
