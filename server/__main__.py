@@ -63,7 +63,7 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
     announce = announce or functools.partial(print, flush=True)
     address = Address.parse(config.listen)
-    guard = config.guard()
+    guard = config.guard(None if place is None else place.page)
     raise_open_files()
     if config.workers > 1 and place is None:
         from server.workers import supervise

@@ -184,12 +184,13 @@ class Config:
             raise InvalidArgument("--tls-cert and --tls-key belong together; give both", field="tls_cert")
         return CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca, self.tls_key_password)
 
-    def guard(self) -> Guard:
-        """What guards the server, and a log for what is audited.
+    def guard(self, page: Path | None = None) -> Guard:
+        """What guards the server, and a log for what is audited. page: of a worker's place.
 
         Raises InvalidArgument for certificates or keys that cannot be used, and for an address that they leave open.
         """
         from server.address import Address
+        from server.place import Words
         from server.security.certificates import Tls
         from server.security.guard import Guard
 
@@ -199,6 +200,7 @@ class Config:
             keys=self.api_keys,
             limits=self.limits(),
             reflection=self.reflection,
+            words=Words(page),
         )
         if not self.insecure:
             guard.require_safe(host)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import mmap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
 
 _WORD_BYTES = 8
 MOST_WORKERS = 64
+MOST_NAMES = 1_024
+PAGE_BYTES = _WORD_BYTES * (1 + MOST_WORKERS + 2 * MOST_NAMES)
+"""Of the file that workers map: a word of `Latest`, those of `Presence`, two for each of the `Words`."""
 _AWHILE_NS = 100_000_000
 
 
@@ -22,7 +27,7 @@ class Place:
     number: int
     """0 to workers - 1."""
     page: Path
-    """A file that all of them map, for `Latest` and `Presence`."""
+    """A file of `PAGE_BYTES` that all of them map, zeros at first."""
     alive: int
     """A file descriptor at its end when the supervisor has ended."""
     cores: frozenset[int]
@@ -37,7 +42,7 @@ class Latest:
     """
 
     def __init__(self, page: Path | None = None) -> None:
-        self._word = memoryview(bytearray(_WORD_BYTES)).cast("Q") if page is None else _words(page)[:1]
+        self._word = _private() if page is None else _words(page)[:1]
 
     @property
     def number(self) -> int:
@@ -68,6 +73,41 @@ class Presence:
         return all(noted < awhile_ago for number, noted in enumerate(self._words) if number != own)
 
 
+@dataclass(frozen=True)
+class Words:
+    """A word for each name, 0 at first, which is the same one in every worker. Alone, a server has its own.
+
+    Behind those of `Presence` there are two words for a name, the first of which says whose they are. More names than
+    have room there have words of each worker's own.
+    """
+
+    page: Path | None = None
+    _known: dict[str, memoryview] = field(default_factory=dict)
+
+    def of(self, name: str) -> memoryview:
+        """Its word."""
+        if name not in self._known:
+            self._known[name] = _private() if self.page is None else self._shared(self.page, name)
+        return self._known[name]
+
+    @staticmethod
+    def _shared(page: Path, name: str) -> memoryview:
+        table = _words(page)[1 + MOST_WORKERS :]
+        mark = int.from_bytes(hashlib.sha256(name.encode()).digest()[:_WORD_BYTES]) | 1  # no name's is 0
+        with page.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed: two that come at once find two places
+            for n in range(MOST_NAMES):
+                at = 2 * (((mark >> 1) + n) % MOST_NAMES)
+                if table[at] in (0, mark):
+                    table[at] = mark
+                    return table[at + 1 : at + 2]
+        return _private()
+
+
+def _private() -> memoryview:
+    return memoryview(bytearray(_WORD_BYTES)).cast("Q")
+
+
 def _words(page: Path) -> memoryview:
     with page.open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), mmap.PAGESIZE)).cast("Q")
+        return memoryview(mmap.mmap(file.fileno(), PAGE_BYTES)).cast("Q")

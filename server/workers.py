@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import mmap
 import multiprocessing
 import os
 import signal
@@ -31,7 +30,7 @@ import typer
 
 from coldframe.errors import ColdframeError, InvalidArgument
 from server.address import require_free
-from server.place import Place
+from server.place import PAGE_BYTES, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +83,7 @@ def _held(address: Address) -> Iterator[Address]:
 def _shared_page() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="coldframe-workers-") as folder:
         page = Path(folder) / "latest"
-        page.write_bytes(bytes(mmap.PAGESIZE))
+        page.write_bytes(bytes(PAGE_BYTES))
         yield page
 
 

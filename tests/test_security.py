@@ -13,6 +13,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coldframe.client import MAX_MESSAGE_BYTES
 from coldframe.errors import (
@@ -25,6 +27,7 @@ from coldframe.errors import (
 )
 from coldframe.requests import search_request
 from server.app import _PROTOS
+from server.place import Words
 from server.security import roles
 from server.security.keys import Role, changed, identify, new_key, read_keys, removed
 from server.security.limits import Bucket
@@ -273,7 +276,7 @@ def test_what_is_wrong_with_a_key_is_said_when_it_is_made(tmp_path: Path) -> Non
 
 def test_a_bucket_gives_what_it_holds_and_what_flows_in() -> None:
     now = 0.0
-    bucket = Bucket(10, 5, clock=lambda: now)
+    bucket = Bucket(10, 5, Words().of("a"), clock=lambda: round(1e9 * now))
     assert [bucket.take() for _ in range(6)] == [0, 0, 0, 0, 0, pytest.approx(0.1)]
     now = 0.25
     assert [bucket.take(), bucket.take(), bucket.take()] == [0, 0, pytest.approx(0.05)]
@@ -282,6 +285,26 @@ def test_a_bucket_gives_what_it_holds_and_what_flows_in() -> None:
     assert bucket.take() == pytest.approx(4.6)
     now = 104.6
     assert bucket.take() == 0
+
+
+@given(
+    steps=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 12)), max_size=60),
+    rate=st.floats(0.1, 1_000),
+    burst=st.floats(1, 50),
+)
+def test_a_bucket_is_one_that_counts_its_tokens(steps: list[tuple[float, int]], rate: float, burst: float) -> None:
+    now = 0.0
+    bucket = Bucket(rate, burst, Words().of("a"), clock=lambda: round(1e9 * now))
+    tokens, before = burst, 0.0  # what one obviously is
+    for wait, count in steps:
+        now += wait
+        tokens, before = min(burst, tokens + (now - before) * rate), now
+        missing = min(count, burst) - tokens
+        said = bucket.take(count)
+        if abs(missing) > 1e-6 * (1 + rate):  # what rounding leaves is no token
+            assert said == (pytest.approx(missing / rate, rel=1e-3, abs=1e-6) if missing > 0 else 0)
+        if not said:
+            tokens -= count
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back_and_others_are_answered(

@@ -22,7 +22,7 @@ from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
 from server.cores import Cores
 from server.engine import Engine
-from server.place import Latest, Place, Presence
+from server.place import MOST_NAMES, PAGE_BYTES, Latest, Place, Presence, Words
 from tests.newsroom import COUNT, piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
@@ -155,6 +155,41 @@ def test_workers_that_write_at_once_lose_nothing_and_agree(crew: Crew, own_newsr
     assert max(entry.sequence for entry in kept) == 2 * CONNECTIONS * turns
 
 
+def test_what_one_may_ask_in_a_second_holds_for_all_workers_together(own_newsroom: Path, tmp_path: Path) -> None:
+    arguments = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments, "--requests-per-second", 0.001, "--burst", 7) as process:
+        address, answers = process.address(), []
+        channels = [dial(address) for _ in range(CONNECTIONS)]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(60)
+        port = int(address.rpartition(":")[2])
+        assert [served_by(pid, port) > 0 for pid in workers_of(process.popen.pid)] == [True, True]
+        for channel in channels:
+            try:
+                IndexServiceStub(channel).GetIndex(GetIndexRequest(), timeout=60)
+                answers.append(grpc.StatusCode.OK)
+            except grpc.RpcError as error:
+                refused: Any = error
+                answers.append(refused.code())
+            channel.close()
+    refused_ones = [grpc.StatusCode.RESOURCE_EXHAUSTED] * (CONNECTIONS - 7)
+    assert answers == [grpc.StatusCode.OK] * 7 + refused_ones
+
+
+def test_every_name_has_a_word_of_its_own_which_is_the_same_for_all(tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    page.write_bytes(bytes(PAGE_BYTES))
+    one, other = Words(page), Words(page)
+    names = [f"key {n}" for n in range(MOST_NAMES)]
+    for n, name in enumerate(names):
+        (one if n % 2 else other).of(name)[0] = n
+    assert [one.of(name)[0] for name in names] == [*range(MOST_NAMES)]
+    assert [other.of(name)[0] for name in names] == [*range(MOST_NAMES)]
+    one.of("one too many")[0] = 5
+    assert other.of("one too many")[0] == 0, "which each worker counts for itself"
+    assert Latest(page).number == 0
+
+
 def test_a_worker_that_dies_is_replaced_and_what_it_acknowledged_stays(crew: Crew) -> None:
     one = piece("before", title="before")
     crew.articles[0].UpsertArticles(pb.UpsertArticlesRequest(articles=[one]), timeout=60)
@@ -200,7 +235,7 @@ def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_p
 
 
 def test_the_number_of_the_last_change_only_grows(tmp_path: Path) -> None:
-    (tmp_path / "page").write_bytes(bytes(4096))
+    (tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
     first, second = Latest(tmp_path / "page"), Latest(tmp_path / "page")
     assert first.number == 0
     second.tell(7)
@@ -213,7 +248,7 @@ def presence(page: Path, number: int) -> Presence:
 
 
 def test_a_worker_is_alone_until_another_has_something_to_do(tmp_path: Path) -> None:
-    (tmp_path / "page").write_bytes(bytes(4096))
+    (tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
     latest, first, second = Latest(tmp_path / "page"), *(presence(tmp_path / "page", number) for number in (0, 63))
     first.note()
     assert (first.alone, second.alone) == (True, False)
@@ -225,7 +260,7 @@ def test_a_worker_is_alone_until_another_has_something_to_do(tmp_path: Path) -> 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
 def test_a_text_that_is_alone_has_the_cores_of_idle_workers_and_gives_them_back(tmp_path: Path) -> None:
-    (tmp_path / "page").write_bytes(bytes(4096))
+    (tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
     everything = os.sched_getaffinity(0)
     first, second = (presence(tmp_path / "page", number) for number in (0, 1))
 

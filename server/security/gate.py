@@ -31,6 +31,7 @@ from server.security.patience import Patience
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
+    from server.place import Words
     from server.security.keys import Key
 
     _Context = grpc.aio.ServicerContext[Any, Any]
@@ -48,9 +49,9 @@ CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 class Gate(grpc.aio.ServerInterceptor):
     """Lets calls in. keys: those of this moment by id; None where callers need none."""
 
-    def __init__(self, keys: Keys, limits: Limits) -> None:
+    def __init__(self, keys: Keys, limits: Limits, words: Words) -> None:
         self._keys, self._limits = keys, limits
-        self._meter = Meter(limits)
+        self._meter = Meter(limits, words)
         self._strangers = _Strangers()
         self._for_message = Patience(limits.receive_s)
         self._for_keyless = Patience(min(limits.receive_s, _KEYLESS_RECEIVE_S))

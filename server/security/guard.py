@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
+from server.place import Words
 from server.security.files import Watched
 from server.security.gate import Gate
 from server.security.keys import read_keys
@@ -30,6 +31,7 @@ _log = logging.getLogger("coldframe.server")
 
 class Guard:
     """tls: None speaks plain text. keys: the file of API keys; None asks for none. reflection: whether it is answered.
+    words: what workers tell each other of their callers.
 
     Raises InvalidArgument where the keys cannot be read.
     """
@@ -41,10 +43,11 @@ class Guard:
         keys: Path | None = None,
         limits: Limits | None = None,
         reflection: bool = True,
+        words: Words | None = None,
     ) -> None:
         self.tls, self.limits, self.reflection = tls, limits or Limits(), reflection
         self._keys = None if keys is None else Watched("API keys", [keys], lambda: read_keys(keys))
-        self.gate = Gate(self.keys, self.limits)
+        self.gate = Gate(self.keys, self.limits, words or Words())
         self._woken = asyncio.Event()
 
     def keys(self) -> Mapping[str, Key] | None:

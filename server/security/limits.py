@@ -12,6 +12,7 @@ from coldframe.errors import Overloaded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from server.place import Words
     from server.security.keys import Key
 
 _WAIT_S = 1.0
@@ -22,7 +23,7 @@ _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """All of them hold for one process."""
+    """All of them hold for one process, but requests a second, which hold for all workers together."""
 
     message_bytes: int = 64 * 1024 * 1024
     """Of one message; gRPC refuses a larger one before it is read."""
@@ -86,29 +87,33 @@ class Bucket:
     """A token bucket: `rate` tokens a second, `burst` of them at most.
 
     More than a burst at once is given to a full bucket, which owes the rest: a large batch is not refused for ever.
+    All that is known of it is when it will be full again (the generic cell rate algorithm, ITU-T I.371), in a word that
+    several processes may share: of two who take in the same microsecond one may have it for nothing.
     """
 
-    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.rate, self.burst, self._clock = rate, burst, clock
-        self._tokens, self._at = burst, clock()
+    def __init__(
+        self, rate: float, burst: float, full_at: memoryview, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        """full_at: a word for nanoseconds of the clock, 0 at first."""
+        self.rate, self.burst, self._full_at, self._clock = rate, burst, full_at, clock
+        self._token_ns = 1e9 / rate
 
     def take(self, count: int = 1) -> float:
         """Takes tokens; 0.0, or seconds until they will be there, and then takes none."""
         now = self._clock()
-        self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
-        self._at = now
-        missing = min(count, self.burst) - self._tokens
-        if missing > 1e-9:  # what rounding leaves is no token
-            return missing / self.rate
-        self._tokens -= count
+        full_at = max(self._full_at[0], now)
+        early_ns = full_at - now - round((self.burst - min(count, self.burst)) * self._token_ns)
+        if early_ns > 0:
+            return early_ns / 1e9
+        self._full_at[0] = full_at + round(count * self._token_ns)
         return 0.0
 
 
 class Meter:
-    """What is open, and what was asked for."""
+    """What is open, and what was asked for. words: of `Bucket`s, by key."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, words: Words) -> None:
+        self._limits, self._words = limits, words
         self._most = {
             "stream": limits.streams,
             "call": limits.calls,
@@ -162,7 +167,7 @@ class Meter:
         bucket = self._buckets.get(name)
         if bucket is None or bucket.rate != rate:
             burst = 2 * rate if own else self._limits.burst or 2 * rate
-            bucket = self._buckets[name] = Bucket(rate, max(1.0, burst))
+            bucket = self._buckets[name] = Bucket(rate, max(1.0, burst), self._words.of(name))
         return bucket.take(count)
 
     def spend(self, key: Key | None, count: int = 1) -> None:
