@@ -141,6 +141,20 @@ def check(
     raise typer.Exit(told(checks(config), typer.echo))
 
 
+@app.command()
+@spread
+def health(
+    *, config: Config, timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 4.0
+) -> None:
+    """Ask the server that runs at --listen whether it has something to answer from; ends with 1 if it has not.
+
+    Reads the same configuration: a certificate that the server has is believed here.
+    """
+    from server.health import require_healthy
+
+    require_healthy(config, timeout)
+
+
 def _stop_at_once(_signal: int, _frame: object) -> None:
     raise SystemExit(0)
 

@@ -17,10 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coldframe import Client
 from coldframe.errors import PermissionDenied, Unauthenticated
 from coldframe.store import Store
+from server.engine import Engine
 from server.security.guard import is_loopback
 from server.security.keys import changed, removed
 from tests.certificates import DAY, Files, files, signed
-from tests.guarded import add_key
+from tests.guarded import add_key, guarded
 from tests.newsroom import piece, sealed_again, words
 from tests.test_server_process import Process, damage, run_here
 from tests.waiting import wait_until
@@ -28,6 +29,8 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.conftest import Background
 
     Say = Callable[..., tuple[int, list[str], str]]
 
@@ -253,6 +256,39 @@ def test_keys_are_made_listed_and_taken_away(say: Say, tmp_path: Path) -> None:
     code, _, error = say("keys", "remove", *flag, "--name", "ingest")
     assert (code, error) == (1, "error: there is no key 'ingest'; the file holds: home\n")
     assert say("keys", "add", *flag, "--name", "x", "--role", "root")[0] == 2
+
+
+# --------------------------------------------------------------------------------------------------------- is it well?
+
+
+def test_a_server_is_asked_whether_it_can_answer(
+    background: Background, newsroom: Path, tmp_path: Path, say: Say
+) -> None:
+    engine = Engine(Store(newsroom), precision="fp32")
+    engine.load()
+    with background.serving(engine) as target:
+        assert say("health", "--listen", target) == (0, [], "")
+    code, _, errors = say("health", "--listen", target, "--timeout", 0.5)
+    assert code == 1
+    assert errors.startswith(f"error: no server is healthy at {target}: ")
+    (tmp_path / "empty").mkdir()
+    with Process(tmp_path, "--store", tmp_path / "empty", "--listen", "127.0.0.1:0") as empty:
+        code, _, errors = say("health", "--listen", empty.address())
+        assert (code, "has no index to answer from yet" in errors) == (1, True)
+
+
+def test_a_server_with_a_certificate_is_asked_by_it(
+    background: Background, newsroom: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with guarded(background, newsroom, tmp_path / "secrets", tls=True) as server:
+        assert server.files is not None
+        monkeypatch.setenv("COLDFRAME_SERVER_LISTEN", server.target)
+        assert say("health", "--timeout", 0.5)[0] == 1, "in plain text"
+        monkeypatch.setenv("COLDFRAME_SERVER_TLS_CERT", str(server.files.chain))
+        monkeypatch.setenv("COLDFRAME_SERVER_TLS_KEY", str(server.files.key))
+        assert say("health") == (0, [], "")
+        code, _, errors = say("health", "--tls-client-ca", server.files.ca)
+        assert (code, "/readyz" in errors) == (2, True)
 
 
 # ------------------------------------------------------------------------------------------------ a real process
