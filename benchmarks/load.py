@@ -134,8 +134,7 @@ def tell(name: str, answers: Answers) -> None:
 def overload(folder: Path, kind: str, times: float, seconds: float, callers: int) -> bool:
     """Presses with `times` the capacity."""
     with running(folder / "store", folder, *_SHORT) as server:
-        callers = _bearable(server, kind, callers)
-        at_capacity = server.press(kind, callers, min(seconds, 10.0))
+        callers, at_capacity = _at_capacity(server, kind, callers, min(seconds, 10.0))
         tell(f"{callers} callers", at_capacity)
         calm = server.press(kind, 1, min(seconds, 5.0))
         tell("1 caller", calm)
@@ -153,12 +152,15 @@ def overload(folder: Path, kind: str, times: float, seconds: float, callers: int
         return _judge_overload(at_capacity, pressed, recovered, tail / early)
 
 
-def _bearable(server: Running, kind: str, most: int) -> int:
-    """As many callers as next to nobody of is refused."""
+def _at_capacity(server: Running, kind: str, most: int, seconds: float) -> tuple[int, Answers]:
+    """As many callers as next to nobody of is refused, for a moment and for longer, and what they saw."""
     callers = most
-    while not _answered(server.press(kind, callers, 3.0)) and callers > 1:
-        callers = callers * 7 // 8
-    return callers
+    while True:
+        if _answered(server.press(kind, callers, 3.0)) or callers == 1:
+            seen = server.press(kind, callers, seconds)
+            if _answered(seen) or callers == 1:
+                return callers, seen
+        callers = max(1, callers * 7 // 8)
 
 
 def _answered(seen: Answers) -> bool:

@@ -10,6 +10,7 @@ All of it runs on the event loop and counts with plain numbers: it must cost a s
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -27,6 +28,9 @@ _T = TypeVar("_T")
 MAX_SEARCHES = 64
 """Searches that wait or run: a tenth of a second of work for two cores. More of them would only wait longer."""
 BUSY_S = 1.0
+# A line takes a burst in. One that turns callers away is kept shorter as long as that goes on: a long one would not
+# answer a call more, and each would wait for all before it. Of texts, who is turned away by a hair may soon find room.
+_PAUSE_S, _WHILE_S = 0.25, 0.15
 AT_ONCE = 4
 """Searches of one batch or stream in the line."""
 TOO_LATE = "the deadline passed before the server came to it; nothing was computed"
@@ -100,22 +104,37 @@ _ADMITTED: ContextVar[bool] = ContextVar("admitted", default=False)
 class Counts:
     """What became of work that was not done. `dropped` is by reason: "deadline" or "gone"."""
 
-    __slots__ = ("dropped", "refused")
+    __slots__ = ("_first", "_last", "dropped", "refused")
 
     def __init__(self) -> None:
         self.refused = 0
         self.dropped = {"deadline": 0, "gone": 0}
+        self._first = self._last = -math.inf  # refusals without a pause
 
     def refuse(self) -> None:
         """Counts a call that was not let in."""
         self.refused += 1
+        now = time.monotonic()
+        if now > self._last + _PAUSE_S:
+            self._first = now
+        self._last = now
+
+    @property
+    def refusing(self) -> bool:
+        """Whether anybody was refused a moment ago."""
+        return time.monotonic() < self._last + _PAUSE_S
+
+    @property
+    def pressed(self) -> bool:
+        """Whether callers are refused again and again."""
+        return self._last > self._first + _WHILE_S and self.refusing
 
 
 class SearchLine:
     """The line before the search threads."""
 
     def __init__(self, most: int = MAX_SEARCHES) -> None:
-        self.most = most
+        self.most, self._few = most, max(AT_ONCE, most // 8)  # nobody is refused for its own company
         self.waiting = 0
         """Works that wait or run."""
         self.counts = Counts()
@@ -123,8 +142,8 @@ class SearchLine:
 
     @property
     def full(self) -> bool:
-        """Whether the next one is refused."""
-        return self.waiting >= self.most
+        """Whether the next one is refused. A line that refuses is kept an eighth as long."""
+        return self.waiting >= self.most or (self.waiting >= self._few and self.counts.refusing)
 
     def busy(self) -> bool:
         """Whether anything is searched, or was a moment ago."""
@@ -134,7 +153,7 @@ class SearchLine:
         """Lets the call at hand in, once. Raises Overloaded where the line is full."""
         if _ADMITTED.get():
             return
-        if self.waiting >= self.most:
+        if self.full:
             raise self.refuse()
         _ADMITTED.set(True)
 
@@ -142,7 +161,7 @@ class SearchLine:
         """Counts a call that is not let in; what its caller hears."""
         self.counts.refuse()
         return Overloaded(
-            f"{self.most:,} searches are waiting or running, which is as many as this server takes; try again in a "
+            f"{self.waiting:,} searches are waiting or running, which is as many as this server takes; try again in a "
             f"second, or ask another server"
         )
 

@@ -44,13 +44,14 @@ if TYPE_CHECKING:
 
 QUICK_TOKENS = 256
 MAX_QUICK_TOKENS = 2_048
-"""About 100 seed texts, or fewer: no more wait than are computed in `_SOON_S`, but `_LEAST_ROOM` always."""
+"""About 100 seed texts, or fewer: no more wait than are computed soon, but `_LEAST_ROOM` always."""
 MAX_BULK_TOKENS = 64 * 1024
 """About half a minute of work for two cores and a base model; whoever comes later had better try elsewhere."""
 MAX_COMING_CHARS = 8_000_000
 """Of texts that are being turned into tokens."""
-_SOON_S, _LEAST_ROOM = 0.2, QUICK_TOKENS
-_BATCH_S, _LEAST_BATCH = 0.1, 128
+# What may wait, and what may where the line is pressed.
+_SOON_S, _SOONER_S, _LEAST_ROOM = 0.2, 0.12, QUICK_TOKENS
+_BATCH_S, _LEAST_BATCH = 0.06, 128
 _WAIT_S = 0.002
 # Of a token: more than any text has, until one was seen; and never fewer, or texts of a letter would make all others
 # look too long.
@@ -95,8 +96,7 @@ class Line:
         self.computing = 0
         """Tokens that are computed now: who comes waits for them, too. Written by the thread that computes."""
         self.counts = Counts()
-        self.pace = math.inf
-        """Tokens that are computed in a second, lately. Written by the thread that computes."""
+        self._paces = [math.inf, math.inf]
         self._heap: list[tuple[float, int, _Waiting]] = []
         self._order = itertools.count()
 
@@ -105,13 +105,37 @@ class Line:
         return not self.texts or self.tokens + tokens <= self.room
 
     @property
+    def pace(self) -> float:
+        """Tokens that are computed in a second; where the line is pressed it is another one, for saying no takes time,
+        too. Written by the thread that computes.
+        """
+        calm, pressed = self._paces
+        return pressed if self.counts.pressed and pressed < math.inf else calm
+
+    @pace.setter
+    def pace(self, pace: float) -> None:
+        self._paces[self.counts.pressed] = pace
+
+    @property
     def room(self) -> int:
         """Tokens that may wait: so many as are done soon, after those that are computed now, at the present pace."""
-        return int(min(self.most, max(_LEAST_ROOM, self.pace * _SOON_S - self.computing)))
+        soon_s = _SOONER_S if self.counts.pressed else _SOON_S
+        return int(min(self.most, max(_LEAST_ROOM, self.pace * soon_s - self.computing)))
 
-    def noticed(self, pace: float) -> None:
-        """Remembers how fast a batch was, and forgets older ones."""
-        self.pace = pace if math.isinf(self.pace) else 0.8 * self.pace + 0.2 * pace
+    @property
+    def batch(self) -> int:
+        """Tokens to compute at once: nobody waits long for those who came with him."""
+        return int(min(TOKENS_PER_BATCH, max(_LEAST_BATCH, self.pace * _BATCH_S)))
+
+    def noticed(self, tokens: int, seconds: float) -> None:
+        """Remembers how fast a batch was, and forgets older ones. Small ones say nothing of it: most of their time is
+        the same for any batch. Nor do those beside the first refusals: a line that grew shorter by them would cause
+        more.
+        """
+        if 2 * tokens < self.batch or self.counts.refusing > self.counts.pressed:
+            return
+        pace, new = tokens / seconds, 0.4 if self.counts.pressed else 0.2
+        self.pace = pace if math.isinf(self.pace) else (1 - new) * self.pace + new * pace
 
     def join(self, item: _Waiting, place: float) -> None:
         """Stands in line; the least place comes first, and of equal ones the first to come."""
@@ -316,11 +340,8 @@ class EmbedQueue:
         return self.bulk if bulk else self.quick
 
     def _take(self, line: Line) -> list[_Waiting]:
-        budget = TOKENS_PER_BATCH
-        if line is self.quick:  # nobody waits long for those who came with him
-            budget = int(min(budget, max(_LEAST_BATCH, line.pace * _BATCH_S)))
         with self._lock:
-            batch, late = line.take(budget)
+            batch, late = line.take(line.batch)
         if late:
             self._loop.call_soon_threadsafe(_refuse, late)
         return batch
@@ -378,7 +399,7 @@ class EmbedQueue:
         self.batches.tokens.observe(tokens)
         self.batches.texts += len(batch)
         if line is self.quick:
-            line.noticed(tokens / (finished - (since or started)))
+            line.noticed(tokens, finished - (since or started))
         self._loop.call_soon_threadsafe(_settle, batch, vectors, started, finished)
 
     async def drain(self) -> None:

@@ -129,7 +129,7 @@ def test_a_stream_is_not_refused_where_the_line_becomes_shorter_on_its_way(
     line = engine.served().queue.quick
     refused = line.counts.refused
 
-    def slow(line: Line, _pace: float) -> None:
+    def slow(line: Line, _tokens: int, _seconds: float) -> None:
         line.pace = 1.0
 
     monkeypatch.setattr(Line, "noticed", slow)
@@ -318,17 +318,6 @@ def test_a_full_line_of_texts_refuses_and_the_other_line_does_not() -> None:
 
     asyncio.run(run())
     lines.close()
-
-
-def test_who_comes_has_less_room_while_much_is_computed_but_some_always() -> None:
-    line = Line("quick", 2_048)
-    line.texts = 1
-    line.noticed(pace=5_000)  # a fifth of a second of it
-    assert (line.takes(1_000), line.takes(1_001)) == (True, False)
-    line.computing = 600
-    assert (line.takes(400), line.takes(401)) == (True, False)
-    line.computing = 990
-    assert (line.takes(256), line.takes(257)) == (True, False)
 
 
 def test_texts_of_a_letter_do_not_make_others_look_too_long(lines: Lines) -> None:
