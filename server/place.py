@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import mmap
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ class Presence:
         return all(noted < awhile_ago for number, noted in enumerate(self._words) if number != own)
 
 
-@dataclass(frozen=True)
 class Words:
     """A word for each name, 0 at first, which is the same one in every worker. Alone, a server has its own.
 
@@ -81,27 +80,30 @@ class Words:
     have room there have words of each worker's own.
     """
 
-    page: Path | None = None
-    _known: dict[str, memoryview] = field(default_factory=dict)
+    def __init__(self, page: Path | None = None) -> None:
+        self._page = page
+        self._table = None if page is None else _words(page)[1 + MOST_WORKERS :]
+        self._known: dict[str, memoryview] = {}
 
     def of(self, name: str) -> memoryview:
         """Its word."""
         if name not in self._known:
-            self._known[name] = _private() if self.page is None else self._shared(self.page, name)
+            self._known[name] = self._shared(name) or _private()
         return self._known[name]
 
-    @staticmethod
-    def _shared(page: Path, name: str) -> memoryview:
-        table = _words(page)[1 + MOST_WORKERS :]
+    def _shared(self, name: str) -> memoryview | None:
+        """Its place on the page, if there is one for it."""
+        if self._page is None or self._table is None:
+            return None
         mark = int.from_bytes(hashlib.sha256(name.encode()).digest()[:_WORD_BYTES]) | 1  # no name's is 0
-        with page.open("rb") as file:
+        with self._page.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed: two that come at once find two places
             for n in range(MOST_NAMES):
                 at = 2 * (((mark >> 1) + n) % MOST_NAMES)
-                if table[at] in (0, mark):
-                    table[at] = mark
-                    return table[at + 1 : at + 2]
-        return _private()
+                if self._table[at] in (0, mark):
+                    self._table[at] = mark
+                    return self._table[at + 1 : at + 2]
+        return None
 
 
 def _private() -> memoryview:

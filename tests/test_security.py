@@ -287,6 +287,12 @@ def test_a_bucket_gives_what_it_holds_and_what_flows_in() -> None:
     assert bucket.take() == 0
 
 
+def test_a_bucket_of_next_to_nothing_a_second_gives_its_burst_and_then_next_to_never_more() -> None:
+    bucket = Bucket(1e-12, 2, Words().of("a"))
+    assert bucket.take(50) == 0
+    assert bucket.take() > 24 * 3_600
+
+
 @given(
     steps=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 12)), max_size=60),
     rate=st.floats(0.1, 1_000),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from server.security.keys import Key
 
 _WAIT_S = 1.0
+# Rarer requests than one in eleven days are as good as none, and their times must find room in a word.
+_LONGEST_NS = 1e15
 _UNSEEN, _UNSEEN_STRANGERS = 256, 16_384
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
@@ -96,7 +98,7 @@ class Bucket:
     ) -> None:
         """full_at: a word for nanoseconds of the clock, 0 at first."""
         self.rate, self.burst, self._full_at, self._clock = rate, burst, full_at, clock
-        self._token_ns = 1e9 / rate
+        self._token_ns = min(1e9 / rate, _LONGEST_NS)
 
     def take(self, count: int = 1) -> float:
         """Takes tokens; 0.0, or seconds until they will be there, and then takes none."""
