@@ -295,9 +295,18 @@ class ClusterIndex:
         self, vector: NDArray[np.float32], most: int, margin: float
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest lists of those `most` that are within a margin, and the similarities of their centroids."""
-        coarse, lists = self._quantizer.search(np.ascontiguousarray(vector)[None], min(most, self.clusters))
-        count = np.count_nonzero(coarse[0] >= coarse[0, 0] - margin)
-        return lists[0, :count], coarse[0, :count]
+        lists, coarse = self._nearest_lists(vector, min(most, self.clusters))
+        count = np.count_nonzero(coarse >= coarse[0] - margin)
+        return lists[:count], coarse[:count]
+
+    def _nearest_lists(self, vector: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest lists to one vector, (count,), and the similarities of their centroids."""
+        query = np.ascontiguousarray(vector)
+        lists, coarse = np.empty(count, np.int64), np.empty(count, np.float32)
+        # What the wrapper looks at takes a fifth of the time.
+        run = self._quantizer.search_c  # type: ignore[attr-defined]
+        run(1, faiss.swig_ptr(query), count, faiss.swig_ptr(coarse), faiss.swig_ptr(lists))
+        return lists, coarse
 
     def _rescored(
         self,
@@ -334,12 +343,11 @@ class ClusterIndex:
         self, vector: NDArray[np.float32], fetch: int, probes: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Up to `fetch` rows of the lists visited, and their scores as the codes tell them."""
-        query = np.ascontiguousarray(vector)[None]
         if probes >= self.clusters and self.storage != "flat":
-            found, scores = self.nearest_rows(query, fetch)
+            found, scores = self.nearest_rows(np.ascontiguousarray(vector)[None], fetch)
             return _there(found[0], scores[0])
-        coarse, lists = self._quantizer.search(query, min(probes, self.clusters))
-        return self._visit(vector, lists[0], coarse[0], fetch, self._visiting(lists.shape[1]))
+        lists, coarse = self._nearest_lists(vector, min(probes, self.clusters))
+        return self._visit(vector, lists, coarse, fetch, self._visiting(len(lists)))
 
     def nearest_rows(self, queries: NDArray[np.float32], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest rows by brute force over the stored vectors, (q, limit), -1 where there are none.
@@ -407,7 +415,7 @@ def dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[
     scores, wide = np.empty(len(rows), np.float32), vector.astype(np.float64)
     for start in range(0, len(rows), _BLOCK):
         block = vectors[rows[start : start + _BLOCK]].astype(np.float64)  # (block, dim)
-        scores[start : start + _BLOCK] = np.einsum("nd,d->n", block, wide)  # each row for itself, unlike a product
+        scores[start : start + _BLOCK] = np.vecdot(block, wide)  # each row for itself, unlike a product
     return scores
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 _OURS = "/coldframe."
-_BATCHES = frozenset({"/coldframe.v1.SearchService/BatchSearch"})
+BATCHES = frozenset({"/coldframe.v1.SearchService/BatchSearch"})
 # gRPC drops a reply whose headers hold over 8 KiB. The message is there three times: percent-encoded, which may triple
 # it, and twice in the details.
 _MESSAGE_HEAD_BYTES, _MESSAGE_TAIL_BYTES = 600, 300
@@ -91,7 +91,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _guarded(self, method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
-        parts, catch_up, witness, tally = name in _BATCHES, self._catch_up, self._witness, self._witness.of(name)
+        parts, catch_up, witness, tally = name in BATCHES, self._catch_up, self._witness, self._witness.of(name)
 
         async def answer(request: Any, context: _Context) -> Any:
             call = self._begin(context, parts=parts)

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
-from server.interceptor import refuse
+from server.interceptor import BATCHES, refuse
 from server.security import audit, roles
 from server.security.audit import Call
 from server.security.keys import identify
@@ -180,8 +180,8 @@ class Gate(grpc.aio.ServerInterceptor):
         if request is grpc.aio.EOF:
             raise InvalidArgument("the call ended without its request", field="request")
         _count(call, request)
-        more = len(getattr(request, "requests", ())) - 1
-        if more > 0:  # a batch of searches, of which the call has paid for one
+        more = len(getattr(request, "requests", ())) - 1 if call.method in BATCHES else 0
+        if more > 0:  # of which the call has paid for one
             self._meter.spend(call.key, more)
         return request
 
@@ -287,6 +287,8 @@ def _begun(context: _Context) -> Call:
 
 def _count(call: Call, request: Any) -> None:
     call.requests += 1
+    if not call.audited:  # to ask a message for a field that it has not takes longer than all else here
+        return
     inside = getattr(request, "request", request)  # a stream's has its request inside
     call.items += len(getattr(inside, "articles", ())) + len(getattr(inside, "ids", ()))
 

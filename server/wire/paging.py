@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
     from server.serving import Served
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 # Of more at once hashlib lets other threads run, and waits for them afterwards.
 _BLOCK = 2_047
 _OF_A_PAGE = ("page_token", "page_size", "limit")
+
+
+@lru_cache
+def _paged_by(kind: Descriptor) -> tuple[str, ...]:
+    """The fields of a request that say which page of an answer it wants, and how long a one."""
+    return tuple(field for field in _OF_A_PAGE if field in kind.fields_by_name)
 
 
 def _digest(request: Message) -> str:
@@ -45,16 +52,16 @@ class Asked:
 
     @cached_property
     def _digest(self) -> str:
-        bare = type(self._request)()
-        bare.CopyFrom(self._request)
-        for field in _OF_A_PAGE:
-            if field in bare.DESCRIPTOR.fields_by_name:
-                bare.ClearField(field)
+        kind = type(self._request)
+        # CopyFrom does the same, and takes four times as long.
+        bare = kind.FromString(self._request.SerializeToString())
+        for field in _paged_by(bare.DESCRIPTOR):
+            bare.ClearField(field)
         return _digest(bare)
 
     def attribution(self) -> str:
         """As that of the whole request; it is not digested a second time."""
-        page = [str(getattr(self._request, field, "")) for field in _OF_A_PAGE]
+        page = [str(getattr(self._request, field)) for field in _paged_by(self._request.DESCRIPTOR)]
         digest = hashlib.blake2b(" ".join([self._digest, *page]).encode(), digest_size=8)
         return _attribution(self._served, digest.hexdigest())
 

@@ -55,7 +55,8 @@ def cluster_matches(
 
 def embedding(vector: NDArray[np.float32], of: Usage, *, packed: bool) -> embedding_service_pb2.Embedding:
     """A vector, (dim,), and how much of its text was read."""
-    values = types_pb2.Vector(packed=vector.astype("<f4").tobytes()) if packed else types_pb2.Vector(values=vector)
+    packing = {"packed": vector.astype("<f4").tobytes()} if packed else {"values": vector.tolist()}
+    values = types_pb2.Vector(**packing)
     return embedding_service_pb2.Embedding(vector=values, usage=usage(of))
 
 
