@@ -168,6 +168,18 @@ def test_only_the_direction_of_a_vector_counts(client: Client, brute_force: Brut
     np.testing.assert_allclose([hit.score for hit in hits], scores[:40], rtol=0, atol=1e-6)
 
 
+def test_a_vector_is_the_same_however_its_numbers_are_sent(client: Client) -> None:
+    numbers = random_vectors(1, 8)[0]
+    packed, plain = Vector(packed=numbers.tobytes()), Vector(values=numbers.tolist())
+    one_by_one = Vector.FromString(b"".join(b"\x0d" + number.tobytes() for number in numbers))
+    # As a newer caller may send it: with a field of four bytes, number 15, that this server does not know.
+    unknown = Vector.FromString(plain.SerializeToString() + b"\x7d\x00\x00\x80\x3f")
+    wanted = client.search(vector=packed).hits
+    assert len(wanted) == 10
+    for vector in (plain, one_by_one, unknown, numbers, numbers.astype(np.float64), numbers.tolist()):
+        assert client.search(vector=vector).hits == wanted
+
+
 def test_an_article_is_not_like_itself_but_like_its_copies(client: Client, articles: list[Sample]) -> None:
     everything = {article.id for article in articles}
     for article in articles:
