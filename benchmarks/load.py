@@ -84,10 +84,6 @@ def together(answers: list[Answers]) -> Answers:
     return whole
 
 
-# A server that would rather hang up than keep anybody waiting (docs/operations.md).
-_SHORT = ("--max-unseen", "64")
-
-
 @contextmanager
 def running(store: Path, folder: Path, *options: str) -> Iterator[Running]:
     """A server over a store, and callers that are ready."""
@@ -131,9 +127,9 @@ def tell(name: str, answers: Answers) -> None:
 # --- overload --------------------------------------------------------------------------------------------------------
 
 
-def overload(folder: Path, kind: str, times: float, seconds: float, callers: int) -> bool:
-    """Presses with `times` the capacity."""
-    with running(folder / "store", folder, *_SHORT) as server:
+def overload(folder: Path, kind: str, times: float, seconds: float, *, callers: int, unseen: int) -> bool:
+    """Presses with `times` the capacity. unseen: calls that may wait in gRPC's own line (docs/operations.md)."""
+    with running(folder / "store", folder, "--max-unseen", str(unseen)) as server:
         callers, at_capacity = _at_capacity(server, kind, callers, min(seconds, 10.0))
         tell(f"{callers} callers", at_capacity)
         calm = server.press(kind, 1, min(seconds, 5.0))
@@ -351,13 +347,16 @@ def main() -> None:
     parser.add_argument("--kind", choices=["vector", "text"], default="vector", help="of overload")
     parser.add_argument("--times", type=float, default=10.0, help="of overload")
     parser.add_argument("--callers", type=int, default=64, help="at capacity, at most")
+    parser.add_argument("--unseen", type=int, default=64, help="the server's --max-unseen under overload")
     parser.add_argument("--rounds", type=int, default=3, help="of long")
     parser.add_argument("--minutes", type=float, default=30.0, help="of soak")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     store_of(Drawn(args.rows), args.folder)
     parts: dict[str, Callable[[], bool]] = {
-        "overload": lambda: overload(args.folder, args.kind, args.times, args.seconds or 60.0, args.callers),
+        "overload": lambda: overload(
+            args.folder, args.kind, args.times, args.seconds or 60.0, callers=args.callers, unseen=args.unseen
+        ),
         "long": lambda: long(args.folder, args.seconds or 5.0, args.rounds),
         "term": lambda: term(args.folder, args.seconds or 6.0),
         "soak": lambda: soak(args.folder, args.minutes),
