@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.machine import Peak, describe, gemm_ceiling
+from benchmarks.machine import Peak, describe, gemm_ceiling, in_precisions
 from coldframe import models
 from coldframe.encoder import Encoder, Precision
 from coldframe.recipe import RECIPES
@@ -44,13 +44,8 @@ def main() -> None:
     parser.add_argument("--without-sentence-transformers", action="store_true", help="they take most of the time")
     args = parser.parse_args()
     model = models.load("minilm") if args.architecture == "minilm" else random_base()
-    encoders: dict[str, Encoder] = {
-        precision: Encoder(model, RECIPES["seed"], precision, "cpu") for precision in PRECISIONS
-    }
     print(describe(), args.architecture, sep="\n")
-    for precision, encoder in encoders.items():
-        if encoder.precision != precision:
-            print(f"{precision} is not run: the model loses too much")
+    encoders: dict[str, Encoder] = dict(in_precisions(model, RECIPES["seed"], PRECISIONS))
     texts = documents(args.corpus, args.groups * GROUP)
     with tempfile.TemporaryDirectory() as directory:
         peer = None if args.without_sentence_transformers else sentence_transformers(model, Path(directory))

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from coldframe import Encoder
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+    from coldframe.encoder import Precision
+    from coldframe.models import Model
+    from coldframe.recipe import Recipe
 
 _ROWS = (512, 2048)
 _REPEATS = 9
@@ -23,6 +29,16 @@ def describe() -> str:
     has = ", ".join(name for name in wanted if capabilities.get(name))
     threads = torch.get_num_threads()
     return f"{capabilities.get('cpu_name', platform.processor())} ({has}), {threads} threads, torch {torch.__version__}"
+
+
+def in_precisions(model: Model, recipe: Recipe, precisions: Sequence[Precision]) -> Iterator[tuple[Precision, Encoder]]:
+    """The encoder on the CPU in each precision that it has there. One that gives way is told, not measured."""
+    for precision in precisions:
+        encoder = Encoder(model, recipe, precision, "cpu")
+        if encoder.precision == precision:
+            yield precision, encoder
+        else:
+            print(f"{precision} is not measured: a warning says why {encoder.precision} takes its place")
 
 
 def gemm_ceiling(hidden: int, intermediate: int, precision: str) -> float:

@@ -8,14 +8,12 @@ less than 0.005 of the agreement. Exact duplicates are left out; `--articles` dr
 from __future__ import annotations
 
 import argparse
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, in_precisions
 from coldframe import models
-from coldframe.encoder import Encoder, Precision, PrecisionWarning
 from coldframe.recipe import RECIPES
 from indexer.corpus import CorpusConfig
 from indexer.evaluate.baselines import Vectors, nearest
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from coldframe.encoder import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 NEIGHBOURS = 10
@@ -45,9 +45,7 @@ def main() -> None:
     print(f"{describe()}\n{model.name}, {len(corpus.ids):,} articles")
     print(f"{'recipe':12} {'':5} {'cosine, least':>14} {'of the 10 kept':>15} {'label agreement':>16}")
     exact: dict[str, NDArray[np.float32]] = {}
-    for precision in PRECISIONS:
-        warnings.simplefilter("error", PrecisionWarning)  # a model that falls back would be measured under a false name
-        encoder = Encoder(model, model.recipe, precision, "cpu")
+    for precision, encoder in in_precisions(model, model.recipe, PRECISIONS):
         found = embed(encoder, corpus.texts, recipes, lambda _: None, {})
         exact = exact or found
         for name, vectors in found.items():

@@ -10,8 +10,8 @@ import argparse
 
 import numpy as np
 
+from benchmarks.machine import in_precisions
 from coldframe import models
-from coldframe.encoder import Encoder
 from coldframe.recipe import RECIPES
 from tests.oracle import LENGTHS, Reference, cosine, relative_error
 
@@ -26,8 +26,7 @@ def main() -> None:
     wanted = np.stack([reference.seed(ids) for ids in documents])
     order = np.random.default_rng(0).permutation(len(documents))
     print(f"{model.name}, recipe seed, lengths {', '.join(map(str, LENGTHS))}")
-    for precision in ("fp32", "bf16"):
-        encoder = Encoder(model, RECIPES["seed"], precision, "cpu")
+    for precision, encoder in in_precisions(model, RECIPES["seed"], ("fp32", "bf16")):
         alone = np.concatenate([encoder.embed_ids([ids]) for ids in documents])
         packed = encoder.embed_ids([documents[n] for n in order])
         for name, found, true in (("alone", alone, wanted), ("packed", packed, wanted[order])):

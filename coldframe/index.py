@@ -57,6 +57,12 @@ class ClusterIndex:
         ).reconstruct_n(0, ivf.nlist)
         self._quantizer = faiss.IndexFlatIP(ivf.d)
         self._quantizer.add(self.centroids)
+        # Kept here: each of them is a call into FAISS, and a search asks ten times.
+        self._count = int(ivf.ntotal)
+        self.clusters = int(ivf.nlist)
+        """How many lists there are."""
+        self.dim = int(ivf.d)
+        """Length of every vector."""
         self._rotation = kinds.rotation(storage, ivf.d)
         self._turn()
         self._overfetch = kinds.overfetch(storage, ivf.d)
@@ -134,17 +140,7 @@ class ClusterIndex:
                 kinds.touch(faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size))
 
     def __len__(self) -> int:
-        return int(self._ivf.ntotal)
-
-    @property
-    def clusters(self) -> int:
-        """How many lists there are."""
-        return int(self._ivf.nlist)
-
-    @property
-    def dim(self) -> int:
-        """Length of every vector."""
-        return int(self._ivf.d)
+        return self._count
 
     @property
     def bytes(self) -> int:
