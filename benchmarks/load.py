@@ -127,7 +127,7 @@ def tell(name: str, answers: Answers) -> None:
 # --- overload --------------------------------------------------------------------------------------------------------
 
 
-def overload(folder: Path, kind: str, times: float, seconds: float, *, callers: int, unseen: int) -> bool:
+def overload(folder: Path, kind: str, times: float, seconds: float, *, callers: int, unseen: int = 0) -> bool:
     """Presses with `times` the capacity. unseen: calls that may wait in gRPC's own line (docs/operations.md)."""
     with running(folder / "store", folder, "--max-unseen", str(unseen)) as server:
         callers, at_capacity = _at_capacity(server, kind, callers, min(seconds, 10.0))
@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=["vector", "text"], default="vector", help="of overload")
     parser.add_argument("--times", type=float, default=10.0, help="of overload")
     parser.add_argument("--callers", type=int, default=64, help="at capacity, at most")
-    parser.add_argument("--unseen", type=int, default=64, help="the server's --max-unseen under overload")
+    parser.add_argument("--unseen", type=int, default=0, help="of overload: the server's --max-unseen; 0: its own")
     parser.add_argument("--rounds", type=int, default=3, help="of long")
     parser.add_argument("--minutes", type=float, default=30.0, help="of soak")
     args = parser.parse_args()

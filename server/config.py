@@ -104,7 +104,7 @@ class Config:
         int,
         typer.Option(
             min=0,
-            help="Calls that wait to be looked at; more are cancelled without a word (docs/operations.md). 0: 256, or "
+            help="Calls that wait to be looked at; more are cancelled without a word (docs/operations.md). 0: 64, or "
             "16,384 where callers need keys.",
         ),
     ] = Limits.unseen

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WAIT_S = 1.0
 # Rarer requests than one in eleven days are as good as none, and their times must find room in a word.
 _LONGEST_NS = 1e15
-_UNSEEN, _UNSEEN_STRANGERS = 256, 16_384
+_UNSEEN, _UNSEEN_STRANGERS = 64, 16_384
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
 
