@@ -98,8 +98,9 @@ class Client:
 
     target: HOST:PORT, or any gRPC name such as "dns:///host:port" or "unix:/path".
     timeout: seconds that a call may take, its retries included; None waits for ever. Each call can say otherwise.
-    attempts: 1 to 5. A call that finds the server UNAVAILABLE is made so often in all; nothing else is retried, and
-    streams are not. Upserts and deletes may be: done twice they are the same as done once.
+    attempts: 1 to 5. A call that finds the server UNAVAILABLE, or that gRPC turned away before the server saw it, is
+    made so often in all, unless most calls fail; nothing else is retried, and streams are not. Upserts and deletes may
+    be: done twice they are the same as done once.
     metadata: sent with every call. credentials: TLS as gRPC makes it, in place of `tls...`.
     security: `SecurityOptions`, such as api_key="cfk_...", tls_ca="ca.pem"; without any, plain text and no key.
 

@@ -39,6 +39,10 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ATTEMPTS = 5
 """gRPC makes no more attempts than this, whatever its retry policy says."""
 
+_PATIENCE = {"maxTokens": 1000, "tokenRatio": 0.1}
+"""A token for each call that failed, a tenth of one back for each that did not; without half of them nothing is tried
+again (gRFC A6): a burst comes through, and a server that has too much to do is not asked for more."""
+
 _STREAMS = {
     "coldframe.v1.ArticleService": "StreamUpsertArticles",
     "coldframe.v1.EmbeddingService": "StreamEmbed",
@@ -92,7 +96,7 @@ class Connection:
         self.channel.close()
 
     def call(self, method: Callable[..., Response], request: object, timeout: Timeout) -> Response:
-        """Ask once, or as often as the attempts allow while the server is UNAVAILABLE."""
+        """Ask once, or as often as the attempts allow while the server is UNAVAILABLE or turns the call away unseen."""
         seconds = self._seconds(timeout)
         try:
             return method(request, timeout=seconds, metadata=self._metadata)
@@ -187,9 +191,10 @@ def _service_config(attempts: int) -> str:
             "initialBackoff": "0.1s",
             "maxBackoff": "1s",
             "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            # CANCELLED by the server, not by the caller: turned away before it was looked at, as of a burst of calls.
+            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
-    return json.dumps({"methodConfig": [method, streams]})
+    return json.dumps({"methodConfig": [method, streams], "retryThrottling": _PATIENCE})
 
 
 # ---------------------------------------------------------------------------------------------------------------

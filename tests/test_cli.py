@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def test_a_vector_from_a_list_or_from_embed(server: Server, ask: Ask, tmp_path: 
     for document in ("[0, 1.0, 0]", ask("embed", "sport", "--json")):
         path.write_text(document, encoding="utf-8")
         ask("search", "--vector", str(path))
-        assert list(last_request(server).seed.vector.values) == [0.0, 1.0, 0.0]
+        assert last_request(server).seed.vector.packed == struct.pack("<3f", 0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("seeds", [[], ["a text", "--id", "a1"], ["--id", "a1", "--vector", "v.json"]])

@@ -181,10 +181,10 @@ def test_a_long_request_is_tried_again_too(server: Server, client: Client) -> No
     assert len(server.requests) == 2
 
 
-RETRIED = grpc.StatusCode.UNAVAILABLE
+RETRIED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
-@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code not in (grpc.StatusCode.OK, RETRIED)])
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code not in {grpc.StatusCode.OK, *RETRIED}])
 def test_nothing_else_is_tried_again(server: Server, client: Client, code: grpc.StatusCode) -> None:
     server.failures.append(Failure(code))
     with pytest.raises(ColdframeError):
@@ -264,17 +264,31 @@ def test_field_and_retry_after_cross_the_wire(server: Server, client: Client) ->
         ("UNKNOWN", "ColdframeError"),
     ],
 )
-def test_without_metadata_the_status_decides(server: Server, client: Client, code: str, name: str) -> None:
+def test_without_metadata_the_status_decides(server: Server, code: str, name: str) -> None:
     server.failures.append(Failure(grpc.StatusCode[code], metadata=(("coldframe-error", "FromTheFuture"),)))
-    with pytest.raises(ColdframeError) as caught:
+    with Client(server.target, attempts=1) as client, pytest.raises(ColdframeError) as caught:
         client.index()
     assert type(caught.value).__name__ == name
 
 
-def test_a_call_that_was_turned_away_unseen_may_be_made_again(server: Server, client: Client) -> None:
-    server.failures.append(Failure(grpc.StatusCode.CANCELLED, "CANCELLED"))  # as gRPC's own server ends it
+def test_a_call_that_was_turned_away_unseen_is_made_again(server: Server, client: Client) -> None:
+    server.failures += [Failure(grpc.StatusCode.CANCELLED, "CANCELLED")] * 3  # as gRPC's own server ends it
+    assert client.index().index.model == "minilm"
+    server.failures += [Failure(grpc.StatusCode.CANCELLED, "CANCELLED")] * 4
     with pytest.raises(Overloaded, match="turned the call away before it looked at it"):
         client.index()
+    assert not server.failures
+
+
+def test_who_is_turned_away_all_the_time_stops_asking_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection._PATIENCE, "maxTokens", 20)
+    server.failures += [Failure(grpc.StatusCode.CANCELLED, "CANCELLED")] * 100
+    with Client(server.target) as client:
+        for _ in range(20):
+            with pytest.raises(Overloaded):
+                client.index()
+    # 4 attempts each until half of the tokens are gone, and then 1.
+    assert 27 <= 100 - len(server.failures) <= 30
 
 
 def test_unknown_ids(client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,7 +13,7 @@ import grpc.aio
 import pytest
 
 from benchmarks.attack import Crowd, flood
-from coldframe.errors import DeadlineExceeded
+from coldframe.errors import DeadlineExceeded, Overloaded
 from coldframe.requests import search_request
 from coldframe.v1.search_service_pb2 import StreamSearchRequest
 from tests.guarded import guarded
@@ -134,3 +135,20 @@ def test_a_thousand_streams_at_once(background: Background, newsroom: Path, tmp_
         assert standing == (200 if good else 0)
         assert waits
         assert max(waits) < 10
+
+
+@pytest.mark.parametrize("attempts", [1, 4])
+def test_a_burst_finds_room_when_it_asks_again(
+    background: Background, newsroom: Path, tmp_path: Path, attempts: int
+) -> None:
+    with (
+        guarded(background, newsroom, tmp_path / "s", unseen=16) as server,
+        server.client(server.key(), attempts=attempts) as client,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        client.index()
+        background.loop.call_soon_threadsafe(time.sleep, 0.2)  # it looks at none of them
+        calls = [pool.submit(client.index) for _ in range(40)]
+        turned_away = [call for call in calls if isinstance(call.exception(60), Overloaded)]
+        assert all(call in turned_away or call.result().index.article_count for call in calls)
+        assert len(turned_away) >= 20 if attempts == 1 else not turned_away
