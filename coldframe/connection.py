@@ -39,7 +39,7 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ATTEMPTS = 5
 """gRPC makes no more attempts than this, whatever its retry policy says."""
 
-_PATIENCE = {"maxTokens": 1000, "tokenRatio": 0.1}
+_RETRY_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
 """A token for each call that failed, a tenth of one back for each that did not; without half of them nothing is tried
 again (gRFC A6): a burst comes through, and a server that has too much to do is not asked for more."""
 
@@ -194,7 +194,7 @@ def _service_config(attempts: int) -> str:
             # CANCELLED by the server, not by the caller: turned away before it was looked at, as of a burst of calls.
             "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
-    return json.dumps({"methodConfig": [method, streams], "retryThrottling": _PATIENCE})
+    return json.dumps({"methodConfig": [method, streams], "retryThrottling": _RETRY_THROTTLING})
 
 
 # ---------------------------------------------------------------------------------------------------------------

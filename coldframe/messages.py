@@ -57,11 +57,11 @@ def vector(value: VectorLike) -> Vector:
     """Return a vector as it is, from its numbers, or from little-endian float32 bytes, four a number."""
     if isinstance(value, Vector):
         return value
-    return Vector(packed=value if isinstance(value, bytes) else packed(value))
+    return Vector(packed=value if isinstance(value, bytes) else _packed(value))
 
 
-def packed(numbers: Sequence[float]) -> bytes:
-    """Return numbers as little-endian float32 bytes, which is how they travel fastest."""
+def _packed(numbers: Sequence[float]) -> bytes:
+    """Numbers as little-endian float32 bytes, which is how they travel fastest; struct would not take one past 3e38."""
     plain: Sequence[float] = numbers.tolist() if hasattr(numbers, "tolist") else numbers  # of NumPy
     array = array_of("f", plain)
     if sys.byteorder == "big":

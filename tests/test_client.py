@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -280,8 +282,15 @@ def test_a_call_that_was_turned_away_unseen_is_made_again(server: Server, client
     assert not server.failures
 
 
+def test_the_service_config_for_other_clients_is_our_own() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    told = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    own = json.loads(connection._service_config(attempts=4))
+    assert told == own | {"methodConfig": own["methodConfig"][:1]}  # beside which ours retries no stream
+
+
 def test_who_is_turned_away_all_the_time_stops_asking_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(connection._PATIENCE, "maxTokens", 20)
+    monkeypatch.setitem(connection._RETRY_THROTTLING, "maxTokens", 20)
     server.failures += [Failure(grpc.StatusCode.CANCELLED, "CANCELLED")] * 100
     with Client(server.target) as client:
         for _ in range(20):
