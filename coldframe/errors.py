@@ -113,7 +113,7 @@ class PermissionDenied(ColdframeError):
 
 
 class Unavailable(ColdframeError):
-    """No server answers at that address."""
+    """No server answers at that address, or the one that does is stopping."""
 
     code = "UNAVAILABLE"
 

@@ -28,16 +28,23 @@ class _UpsertOutcome:
 class _UpsertOutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_UpsertOutcome.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     UPSERT_OUTCOME_UNSPECIFIED: _UpsertOutcome.ValueType  # 0
+    """Never answered."""
     UPSERT_OUTCOME_CREATED: _UpsertOutcome.ValueType  # 1
+    """The index held no article with this id."""
     UPSERT_OUTCOME_REPLACED: _UpsertOutcome.ValueType  # 2
+    """The index held another version of it."""
     UPSERT_OUTCOME_UNCHANGED: _UpsertOutcome.ValueType  # 3
     """The index holds the same article already: nothing was done."""
 
-class UpsertOutcome(_UpsertOutcome, metaclass=_UpsertOutcomeEnumTypeWrapper): ...
+class UpsertOutcome(_UpsertOutcome, metaclass=_UpsertOutcomeEnumTypeWrapper):
+    """What came of an upsert."""
 
 UPSERT_OUTCOME_UNSPECIFIED: UpsertOutcome.ValueType  # 0
+"""Never answered."""
 UPSERT_OUTCOME_CREATED: UpsertOutcome.ValueType  # 1
+"""The index held no article with this id."""
 UPSERT_OUTCOME_REPLACED: UpsertOutcome.ValueType  # 2
+"""The index held another version of it."""
 UPSERT_OUTCOME_UNCHANGED: UpsertOutcome.ValueType  # 3
 """The index holds the same article already: nothing was done."""
 global___UpsertOutcome = UpsertOutcome
@@ -122,7 +129,9 @@ class UpsertResult(google.protobuf.message.Message):
         """Nearest first; the first is the article's own."""
 
     @property
-    def neighbors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]: ...
+    def neighbors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]:
+        """Nearest first, without the article itself."""
+
     def __init__(
         self,
         *,
@@ -276,11 +285,17 @@ class GetArticleResponse(google.protobuf.message.Message):
     @property
     def article(self) -> coldframe.v1.types_pb2.ArticleSummary: ...
     @property
-    def usage(self) -> coldframe.v1.types_pb2.Usage: ...
+    def usage(self) -> coldframe.v1.types_pb2.Usage:
+        """How much of the text was embedded."""
+
     @property
-    def clusters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.search_service_pb2.ClusterMatch]: ...
+    def clusters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.search_service_pb2.ClusterMatch]:
+        """Nearest first; the first is the article's own."""
+
     @property
-    def neighbors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]: ...
+    def neighbors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]:
+        """Nearest first, without the article itself."""
+
     @property
     def timing(self) -> coldframe.v1.types_pb2.Timing: ...
     @property

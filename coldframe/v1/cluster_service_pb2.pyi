@@ -392,7 +392,7 @@ class TrendingClustersRequest(google.protobuf.message.Message):
     baseline_windows: builtins.int
     """How many windows before it tell what is usual, 1 to 100. Default 7."""
     min_count: builtins.int
-    """Clusters with fewer articles in the window are left out. Default 2."""
+    """Clusters with fewer articles in the window are left out, 0 to 1,000,000. Default 2."""
     @property
     def window(self) -> google.protobuf.duration_pb2.Duration:
         """Articles published within it are held against those of the windows before. Default 1 day; 1 minute to 10 years."""

@@ -98,6 +98,8 @@ global___ActivateGenerationResponse = ActivateGenerationResponse
 
 @typing.final
 class Index(google.protobuf.message.Message):
+    """A generation as it is served."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_FIELD_NUMBER: builtins.int
@@ -115,13 +117,16 @@ class Index(google.protobuf.message.Message):
     LIVE_COUNT_FIELD_NUMBER: builtins.int
     REPLACED_COUNT_FIELD_NUMBER: builtins.int
     generation: builtins.str
+    """Its name, "<UTC time>-<digest>"."""
     article_count: builtins.int
     """Live articles among them."""
     cluster_count: builtins.int
     dimension: builtins.int
     """Length of every vector."""
     model: builtins.str
+    """The model's name as the build was given it."""
     fingerprint: builtins.str
+    """Hex digest of weights, tokenizer and recipe."""
     recipe: builtins.str
     """How token states become a vector, such as "mean" or "seed"."""
     precision: builtins.str
@@ -138,7 +143,9 @@ class Index(google.protobuf.message.Message):
     replaced_count: builtins.int
     """The generation's articles that were replaced or removed since."""
     @property
-    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was built."""
+
     def __init__(
         self,
         *,

@@ -236,7 +236,7 @@ class Ranking(google.protobuf.message.Message):
     """1 to 1,000; 0 for no limit. Default 0."""
     diversity: builtins.float
     """Maximal marginal relevance (Carbonell and Goldstein 1998): 0, the order of relevance, to 1, unlike all before it.
-    Ranks the nearest 1,000.
+    Ranks the nearest 1,000. Default 0.
     """
     recency_weight: builtins.float
     """In units of cosine, 0 to 2. Default 0.2."""
@@ -247,7 +247,7 @@ class Ranking(google.protobuf.message.Message):
     popularity_weight: builtins.float
     """In units of cosine, 0 to 2. Default 0.1."""
     explore_fraction: builtins.float
-    """This share of places is given, at random, to candidates that would not have had one. 0 to 1."""
+    """This share of places is given, at random, to candidates that would not have had one. 0 to 1. Default 0."""
     explore_seed: builtins.int
     """Of the random draw: the same seed draws the same."""
     min_score: builtins.float
@@ -266,8 +266,8 @@ class Ranking(google.protobuf.message.Message):
 
     @property
     def half_life(self) -> google.protobuf.duration_pb2.Duration:
-        """Age takes away up to `recency_weight`: half of that after one half-life. Default off. Dates are held against
-        `as_of`; an article without a date loses nothing. Ranks the nearest 1,000.
+        """Age takes away up to `recency_weight`: half of that after one half-life, of 1 s to 100 years. Default off. Dates
+        are held against `as_of`; an article without a date loses nothing. Ranks the nearest 1,000.
         """
 
     @property

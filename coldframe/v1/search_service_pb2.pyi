@@ -245,8 +245,8 @@ class RecommendRequest(google.protobuf.message.Message):
     max_interests: builtins.int
     """Positive seeds are grouped into so many interests at most, 1 to 16. Default 5."""
     interest_similarity: builtins.float
-    """Seeds at least so similar (cosine) are one interest. Default: as similar as two articles of one cluster usually
-    are in this index.
+    """Seeds at least so similar (cosine, -1 to 1) are one interest. Default: as similar as two articles of one cluster
+    usually are in this index.
     """
     page_token: builtins.str
     """next_page_token of the page before, with the same request otherwise; empty for the first."""
@@ -301,7 +301,7 @@ class Expansion(google.protobuf.message.Message):
     """How many articles, 1 to 100. Default 5."""
     @property
     def max_age(self) -> google.protobuf.duration_pb2.Duration:
-        """Only articles younger than this, by ranking.as_of. Default: of any age."""
+        """Only articles younger than this, by ranking.as_of; at least 1 s. Default: of any age."""
 
     def __init__(
         self,
@@ -331,6 +331,7 @@ class RecommendResponse(google.protobuf.message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     MISSING_IDS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
+    """Empty on the last page. A token belongs to the generation that made it."""
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]:
         """Best first within each interest; places are shared among the interests by their weights. Articles that are seeds,
@@ -383,7 +384,7 @@ class Interest(google.protobuf.message.Message):
     CLUSTER_ID_FIELD_NUMBER: builtins.int
     CLUSTER_LABEL_FIELD_NUMBER: builtins.int
     medoid: builtins.int
-    """Number of the seed that is most like the others, by their weights."""
+    """Index of the seed that is most like the others, by their weights."""
     weight: builtins.float
     """Share of the positive weights, 0 to 1."""
     cluster_id: builtins.str
@@ -391,7 +392,7 @@ class Interest(google.protobuf.message.Message):
     cluster_label: builtins.str
     @property
     def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Numbers of the request's seeds."""
+        """Indices of the request's seeds, from 0."""
 
     def __init__(
         self,

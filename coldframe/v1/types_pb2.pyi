@@ -76,14 +76,16 @@ class Article(google.protobuf.message.Message):
     PUBLISHED_AT_FIELD_NUMBER: builtins.int
     ATTRIBUTES_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """1 to 512 characters where the article is upserted. As a seed it may be empty; a search never returns the article
-    that it was asked about.
+    """1 to 512 characters, none of them a space at either end, where the article is upserted. As a seed it may be empty;
+    a search never returns the article that it was asked about.
     """
     title: builtins.str
     content: builtins.str
     """Title and content together: 1 to 1,000,000 characters."""
     @property
-    def published_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def published_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Absent where it is not known: filters by date do not match the article, and age takes nothing away from it."""
+
     @property
     def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """At most 64 of them; keys of 1 to 128, values of at most 4,096 characters."""
@@ -303,9 +305,9 @@ class Explanation(google.protobuf.message.Message):
     diversity: builtins.float
     """At most 0: likeness to articles that stand before it (maximal marginal relevance)."""
     interest: builtins.int
-    """Number of the interest in RecommendResponse.interests; 0 for Search."""
+    """Index of the interest in RecommendResponse.interests, from 0; 0 for Search."""
     seed: builtins.int
-    """Number of the request's seed that it is nearest to: the interest's medoid; 0 for Search."""
+    """Index of the request's seed that stands for that interest, its medoid, from 0; 0 for Search."""
     cluster_id: builtins.str
     """The article's cluster and its label."""
     cluster_label: builtins.str
@@ -517,7 +519,7 @@ class ItemError(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     FIELD_FIELD_NUMBER: builtins.int
     code: builtins.str
-    """Name of the gRPC status code, such as "INVALID_ARGUMENT"."""
+    """Name of a gRPC status code, such as "INVALID_ARGUMENT": any that a call of its own could have ended with."""
     message: builtins.str
     field: builtins.str
     """The field that was wrong, where there is one."""
