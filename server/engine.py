@@ -138,12 +138,27 @@ class Engine:
         self._latest.tell(self._served.view.sequence)
 
     async def watch(self, loaded: Callable[[], Awaitable[None]], poll_s: float = 1.0) -> None:
-        """Exchanges what is served whenever another generation becomes current, and tells `loaded`; for ever.
+        """Exchanges what is served whenever another generation becomes current, and tells `loaded`; for ever. Shows
+        what other servers of the store write.
 
         What cannot be opened is logged and tried again, and what was served goes on; where nothing was, it is the
         answer to every call.
         """
-        await self.exchange.follow(loaded, poll_s)
+        await asyncio.gather(self.exchange.follow(loaded, poll_s), self._hear(poll_s))
+
+    async def _hear(self, poll_s: float) -> None:
+        """Looks whether servers that share no page with this one have written in the store, so that the next request
+        catches up with them; for ever.
+        """
+        said = ""
+        while True:
+            try:
+                self._latest.tell(await asyncio.to_thread(lambda: self._live.sequence))
+                said = ""
+            except Exception as error:  # the next look may be a better one
+                if said != (said := str(error)):
+                    _log.error("what other servers wrote cannot be read: %s; trying again", error)
+            await asyncio.sleep(poll_s)
 
     def _refuse(self, refusal: ColdframeError) -> None:
         self._refusal = refusal

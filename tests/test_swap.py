@@ -308,3 +308,17 @@ def test_a_page_token_of_another_generation_is_refused_in_a_sentence(
             with pytest.raises(InvalidArgument, match="an index that is no longer served; leave it empty") as refused:
                 ask("a b" if call == "search" else ["a b"], limit=2, page_token=token)
             assert refused.value.field == "page_token"
+
+
+def test_what_another_server_of_the_store_writes_is_soon_shown(background: Background, own: Store) -> None:
+    def shown(client: Client) -> str:
+        hits = client.search(words("told"), limit=1).hits
+        return hits[0].article.title if hits[0].article.id == "told" else ""
+
+    with followed(background, own) as (one, _), followed(background, own) as (other, _):
+        one.upsert([piece("told", title="as one wrote it")])
+        wait_until(lambda: shown(other) == "as one wrote it")
+        other.upsert([piece("told", title="as the other did")])
+        wait_until(lambda: shown(one) == "as the other did")
+        one.delete(["told"])
+        wait_until(lambda: shown(other) == "")
