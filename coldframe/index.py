@@ -188,7 +188,9 @@ class ClusterIndex:
         while True:
             rows, scores, unsure = self._candidates(vector, min(fetch, len(self)), wanted, probes, margin)
             if len(rows) < wanted and margin is not None:
-                margin = None
+                # All that the margin let through, and more: who asks for more finds what he found, too.
+                lists, _ = self._within(vector, REACH * probes, margin)
+                probes, margin = max(probes, len(lists)), None
             elif len(rows) < wanted and probes < self.clusters:
                 probes *= 2
             elif unsure and fetch < len(self):

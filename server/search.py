@@ -55,6 +55,15 @@ class Ask:
     priors: Mapping[str, float] = field(default_factory=dict)
     popularity: tuple[str, float] | None = None
     """An attribute that holds a number, and the weight of its logarithm."""
+    start: int = 0
+    """The place of the page's first hit."""
+    first: int = 0
+    """The limit of the first page, by whose steps all pages go down; 0: this is the first."""
+
+    @property
+    def fetch(self) -> int:
+        """How many articles are looked for at first."""
+        return (self.first or self.limit) + _SPARE
 
     @property
     def reranks(self) -> bool:
@@ -133,20 +142,47 @@ class _Hunt:
     stories_taken: frozenset[int] = frozenset()
 
 
-def search(view: View, point: Point, ask: Ask, start: int = 0) -> Found:
-    """The articles nearest to a point, from place `start` on, without the one that it is."""
+class _Descent:
+    """The articles nearest to a vector, best first, as far down as they are needed.
+
+    A deeper search visits more lists, and may find what a shallower one missed. That is left out where it would stand
+    above what was there: pages go down by the same steps, and so none has an article that another one had.
+    """
+
+    def __init__(self, view: View, vector: Floats, ask: Ask, allowed: Allowed) -> None:
+        self._search = lambda fetch: view.search(vector, fetch, ask.probes, allowed, ask.margin)
+        self.rows, self.scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        self.whole = False
+        """Whether there are no more."""
+        self.search_ms = 0.0
+
+    def deepen(self, fetch: int) -> None:
+        """Looks for so many in all."""
+        begun = time.perf_counter()
+        rows, scores = self._search(fetch)
+        self.search_ms += 1e3 * (time.perf_counter() - begun)
+        self.whole = len(rows) < fetch
+        if len(self.rows):
+            last = np.flatnonzero(rows == self.rows[-1])
+            below = int(last[0]) + 1 if len(last) else np.count_nonzero(scores >= self.scores[-1])
+            rows, scores = np.append(self.rows, rows[below:]), np.append(self.scores, scores[below:])
+        self.rows, self.scores = rows, scores
+
+
+def search(view: View, point: Point, ask: Ask) -> Found:
+    """The articles nearest to a point, without the one that it is."""
     hidden = frozenset() if point.row is None else frozenset({point.row})
-    return _page(view, _Hunt([_ALONE], point.vector[None], hidden=hidden), ask, start)
+    return _page(view, _Hunt([_ALONE], point.vector[None], hidden=hidden), ask)
 
 
 def neighbours(view: View, vector: Floats, hidden: frozenset[int], limit: int) -> Found:
     """The articles nearest to a vector, (dim,), without some rows: every one of a story, in the order of similarity."""
     generation = view.base.generation
     ask = Ask(limit, Options(max_per_story=0), generation.probes, generation.margin)
-    return _page(view, _Hunt([_ALONE], vector[None], hidden=hidden), ask, 0)
+    return _page(view, _Hunt([_ALONE], vector[None], hidden=hidden), ask)
 
 
-def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
+def recommend(view: View, taste: Taste, ask: Ask) -> Found:
     """What a reader may like: each interest's own articles, the places shared by weight."""
     liked, disliked = taste.numbers(1), taste.numbers(-1)
     if not liked:
@@ -165,7 +201,7 @@ def recommend(view: View, taste: Taste, ask: Ask, start: int = 0) -> Found:
         hidden=read,
         stories_taken=frozenset(stories),
     )
-    return _page(view, hunt, ask, start)
+    return _page(view, hunt, ask)
 
 
 def _against(taste: Taste, liked: Sequence[int], disliked: Sequence[int]) -> tuple[Floats, NDArray[np.float64]] | None:
@@ -222,21 +258,23 @@ def _split(view: View, ask: Ask) -> tuple[list[int], list[str]]:
     return excluded, missing + (ask.condition.missing if ask.condition else [])
 
 
-def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
+def _page(view: View, hunt: _Hunt, ask: Ask) -> Found:
     excluded, missing = _split(view, ask)
     allowed = view.allow(ask.condition, [*excluded, *hunt.hidden])
+    descents = [_Descent(view, vector, ask, allowed) for vector in hunt.vectors]
     reranks = ask.reranks or hunt.against is not None
     if not reranks and len(hunt.interests) == 1 and ask.options.min_score is None:
-        return replace(_nearest(view, hunt, ask, start, allowed), missing=missing)
+        return replace(_nearest(view, hunt, ask, descents[0]), missing=missing)
     most = POOL if reranks else MOST_PAGED
-    depth = min(start + ask.limit, most)
-    fetch, search_ms = POOL if reranks else depth + _SPARE, 0.0
+    depth = min(ask.start + ask.limit, most)
+    fetch = POOL if reranks else ask.fetch
     explores = ask.options.explore_fraction > 0
     weights = [interest.weight for interest in hunt.interests]
     while True:
-        candidates, took_ms = _gather(view, hunt, ask, allowed, fetch)
-        whole = [_whole(found, fetch, ask, reranks) for found in candidates]
-        search_ms += took_ms
+        for descent in descents:
+            descent.deepen(fetch)
+        candidates = [_candidates(view, found.rows, found.scores, ask, hunt) for found in descents]
+        whole = [_whole(found, ask, reranks) for found in descents]
         # One more than the page shows whether there is another; exploration shares out exactly the places there are.
         ranked = merge(
             candidates,
@@ -250,37 +288,36 @@ def _page(view: View, hunt: _Hunt, ask: Ask, start: int) -> Found:
         if reranks or all(whole) or (len(ranked) > depth and _in_turn(ranked, weights, whole)):
             break
         fetch *= _WIDEN
-    page = ranked.page(start, depth)
+    page = ranked.page(ask.start, depth)
     rows = [int(candidates[interest].rows[n]) for interest, n in zip(page.interest, page.place, strict=True)]
-    more = len(ranked) > depth > start and depth < most
+    more = len(ranked) > depth > ask.start and depth < most
+    search_ms = sum(found.search_ms for found in descents)
     return Found(np.array(rows, np.int64), page, hunt.interests, missing, more, search_ms)
 
 
-def _nearest(view: View, hunt: _Hunt, ask: Ask, start: int, allowed: Allowed) -> Found:
+def _nearest(view: View, hunt: _Hunt, ask: Ask, found: _Descent) -> Found:
     """The page of most calls: one list, which is in order as it comes."""
-    depth = min(start + ask.limit, MOST_PAGED)
-    fetch, search_ms = depth + _SPARE, 0.0
+    depth, fetch = min(ask.start + ask.limit, MOST_PAGED), ask.fetch
     while True:
-        begun = time.perf_counter()
-        rows, scores = view.search(hunt.vectors[0], fetch, ask.probes, allowed, ask.margin)
-        search_ms += 1e3 * (time.perf_counter() - begun)
-        clusters = view.clusters(rows) if ask.options.max_per_cluster else None
+        found.deepen(fetch)
+        clusters = view.clusters(found.rows) if ask.options.max_per_cluster else None
         # One more than the page shows whether there is another.
-        places = in_order(view.stories(rows), clusters, ask.options, depth + 1, hunt.stories_taken)
-        if len(places) > depth or len(rows) < fetch:
+        places = in_order(view.stories(found.rows), clusters, ask.options, depth + 1, hunt.stories_taken)
+        if len(places) > depth or found.whole:
             break
         fetch *= _WIDEN
-    page = places[start:depth]
-    more = len(places) > depth > start and depth < MOST_PAGED
-    return Found(rows[page], Ranked.plain(scores[page], page), hunt.interests, [], more, search_ms)
+    page = places[ask.start : depth]
+    more = len(places) > depth > ask.start and depth < MOST_PAGED
+    ranked = Ranked.plain(found.scores[page], page)
+    return Found(found.rows[page], ranked, hunt.interests, [], more, found.search_ms)
 
 
-def _whole(found: Candidates, fetched: int, ask: Ask, reranks: bool) -> bool:
+def _whole(found: _Descent, ask: Ask, reranks: bool) -> bool:
     """Whether a list holds all that an interest can give: there are no more, or those that follow score too little."""
-    if len(found) < fetched:
+    if found.whole:
         return True
     least = ask.options.min_score
-    return least is not None and not reranks and float(found.similarity[-1]) < least
+    return least is not None and not reranks and float(found.scores[-1]) < least
 
 
 def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) -> bool:
@@ -290,14 +327,6 @@ def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) ->
     had = np.bincount(ranked.interest, minlength=len(weights)).tolist()
     could = [places if done else len(ranked) for places, done in zip(had, whole, strict=True)]
     return bool(np.array_equal(share_places(weights, could, len(ranked)), ranked.interest))
-
-
-def _gather(view: View, hunt: _Hunt, ask: Ask, allowed: Allowed, fetch: int) -> tuple[list[Candidates], float]:
-    """The nearest `fetch` articles of every interest, and how long that took."""
-    start = time.perf_counter()
-    found = [view.search(vector, fetch, ask.probes, allowed, ask.margin) for vector in hunt.vectors]
-    took_ms = 1e3 * (time.perf_counter() - start)
-    return [_candidates(view, rows, scores, ask, hunt) for rows, scores in found], took_ms
 
 
 def _candidates(view: View, rows: Rows, scores: Floats, ask: Ask, hunt: _Hunt) -> Candidates:

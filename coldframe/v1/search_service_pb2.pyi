@@ -30,7 +30,8 @@ class SearchRequest(google.protobuf.message.Message):
     """The same as ranking.effort; only one of the two may be given."""
     page_token: builtins.str
     """next_page_token of the page before, with the same request otherwise; empty for the first. At most 10,000 hits can
-    be paged through, 1,000 where they are ranked by more than similarity.
+    be paged through, 1,000 where they are ranked by more than similarity. No article comes on two pages; what a later
+    page, for which more of the index is visited, finds above what was answered already is left out.
     """
     @property
     def seed(self) -> coldframe.v1.types_pb2.Seed: ...
@@ -62,7 +63,7 @@ class SearchResponse(google.protobuf.message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     MISSING_IDS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Empty on the last page. A token belongs to the generation that made it."""
+    """Empty on the last page, and where explore_fraction is above 0. A token belongs to the generation that made it."""
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]:
         """Best first. Fewer than the limit only where no more articles are allowed."""
@@ -331,7 +332,7 @@ class RecommendResponse(google.protobuf.message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     MISSING_IDS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Empty on the last page. A token belongs to the generation that made it."""
+    """Empty on the last page, and where explore_fraction is above 0. A token belongs to the generation that made it."""
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]:
         """Best first within each interest; places are shared among the interests by their weights. Articles that are seeds,

@@ -51,7 +51,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
     ) -> pb.ListClustersResponse:
         clock, served = Timing(), self._engine.served()
         size = requests.count(request, "page_size", 100)
-        start = paging.Asked(served, request).start(request.page_token)
+        start = paging.Asked(served, request).place(request.page_token).start
         view, put_in_order = served.view, _ORDERS.get(request.order)
         if put_in_order is None:
             raise _no_order(request.order, pb.ClusterOrder.keys())
@@ -81,7 +81,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         clock, served = Timing(), self._engine.served()
         number = _number(served, request.cluster_id)
         size = requests.count(request, "page_size", 100)
-        start = paging.Asked(served, request).start(request.page_token)
+        start = paging.Asked(served, request).place(request.page_token).start
         view, put_in_order = served.view, _ARTICLE_ORDERS.get(request.order)
         if put_in_order is None:
             raise _no_order(request.order, pb.ArticleOrder.keys())
@@ -136,7 +136,7 @@ def _no_order(order: int, names: list[str]) -> InvalidArgument:
 
 
 def _next(served: Served, request: Any, end: int, total: int) -> str:
-    return paging.Asked(served, request).at(end) if end < total else ""
+    return paging.Asked(served, request).at(paging.Place(end)) if end < total else ""
 
 
 def _described(view: View, number: int, limit: int) -> pb.GetClusterResponse:

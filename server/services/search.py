@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from server.engine import Engine
-    from server.search import Found
+    from server.search import Ask, Found
     from server.serving import Served
     from server.view import View
 
@@ -73,30 +73,28 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     async def _search(self, request: pb.SearchRequest, served: Served) -> pb.SearchResponse:
         clock, view = Timing(), served.view
         seed = requests.seed(request.seed)
-        asked = ask(request.ranking, served, requests.count(request, "limit", 10), request.effort)
+        page, limit = paging.Asked(served, request), requests.count(request, "limit", 10)
+        asked = ask(request.ranking, served, limit, page.place(request.page_token), request.effort)
         parts = Parts.of(request.ranking.read_mask)
-        page = paging.Asked(served, request)
-        start = page.start(request.page_token)
         point = (await resolve(self._engine, served, [seed], clock))[0]
         if point is None:
             raise unknown(seed)
         response = pb.SearchResponse(usage=replies.usage(point.usage))
-        finding = self._find(lambda: search(view, point, asked, start), response, view, parts, clock)
+        finding = self._find(lambda: search(view, point, asked), response, view, parts, clock)
         replies.write_served_by(response.served_by, served, page.attribution())
         found = await finding
         response.missing_ids.extend(found.missing)
         if found.more:
-            response.next_page_token = page.at(start + len(found.rows))
+            response.next_page_token = page.at(_after(asked, found))
         replies.write_timing(response.timing, clock)
         return response
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
         seeds, view = tastes.seeds(request), served.view
-        asked = ask(request.ranking, served, requests.count(request, "limit", 10))
+        page, limit = paging.Asked(served, request), requests.count(request, "limit", 10)
+        asked = ask(request.ranking, served, limit, page.place(request.page_token))
         parts, shape = Parts.of(request.ranking.read_mask), tastes.shape(request)
-        page = paging.Asked(served, request)
-        start = page.start(request.page_token)
         points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
         taste = Taste(points, [seed.weight for seed in seeds], shape)
         response = pb.RecommendResponse(
@@ -104,7 +102,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         )
 
         def work() -> Found:
-            found = recommend(view, taste, asked, start)
+            found = recommend(view, taste, asked)
             response.interests.extend(tastes.interest(view, interest, taste) for interest in found.interests)
             return found
 
@@ -114,7 +112,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         gone = missing([seed.seed for seed in seeds], points)
         response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
         if found.more:
-            response.next_page_token = page.at(start + len(found.rows))
+            response.next_page_token = page.at(_after(asked, found))
         replies.write_timing(response.timing, clock)
         return response
 
@@ -162,6 +160,11 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
         )
+
+
+def _after(asked: Ask, found: Found) -> paging.Place:
+    """Where the page after this one begins."""
+    return paging.Place(asked.start + len(found.rows), asked.first or asked.limit, asked.options.as_of_s)
 
 
 def _nearest(

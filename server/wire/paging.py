@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from coldframe.errors import InvalidArgument
 
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 # Of more at once hashlib lets other threads run, and waits for them afterwards.
 _BLOCK = 2_047
 _OF_A_PAGE = ("page_token", "page_size", "limit")
+
+
+class Place(NamedTuple):
+    """Where a page begins, and what of the first page all others must know to follow it."""
+
+    start: int = 0
+    first: int = 0
+    """How many hits the first page was asked for; 0: this is the first."""
+    moment: int = 0
+    """That its ages were counted to, in seconds since 1970; 0: now."""
 
 
 @lru_cache
@@ -64,26 +74,30 @@ class Asked:
         digest = hashlib.blake2b(" ".join([self._digest, *page]).encode(), digest_size=8)
         return _attribution(self._served, digest.hexdigest())
 
-    def at(self, start: int) -> str:
+    def at(self, place: Place) -> str:
         """The token of the page that begins at a place."""
-        return base64.urlsafe_b64encode(f"{self._served.generation.name}:{self._digest}:{start}".encode()).decode()
+        parts = self._served.generation.name, self._digest, *place
+        return base64.urlsafe_b64encode(":".join(map(str, parts)).encode()).decode()
 
-    def start(self, token: str) -> int:
-        """The place that a token names; 0 for an empty one."""
+    def place(self, token: str) -> Place:
+        """The place that a token names; of the first page for an empty one."""
         if not token:
-            return 0
+            return _FIRST
         try:
-            name, asked, start = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":")
-            place = int(start)
-        except (binascii.Error, ValueError) as error:
+            name, asked, *numbers = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":")
+            place = Place._make(map(int, numbers))
+        except (binascii.Error, ValueError, TypeError) as error:
             raise _refused("is none of this server's") from error
         if name != self._served.generation.name:
             raise _refused("belongs to an index that is no longer served")
-        if asked != self._digest or place < 0:
+        if asked != self._digest or min(place) < 0:
             raise _refused(
                 "belongs to another request; send the one that it came with; only the number of hits may differ"
             )
         return place
+
+
+_FIRST = Place()
 
 
 def _refused(why: str) -> InvalidArgument:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from coldframe.v1 import ranking_pb2
     from server.serving import Served
+    from server.wire.paging import Place
 
 MAX_EXCLUDED = 10_000
 MAX_PRIORS = 10_000
@@ -28,10 +29,11 @@ _F = "ranking"
 _EFFORTS = {number: name for name, number in types_pb2.Effort.items()}
 
 
-def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 0) -> Ask:
+def ask(message: ranking_pb2.Ranking, served: Served, limit: int, place: Place, effort: int = 0) -> Ask:
     """Raises InvalidArgument for whatever is not allowed; `effort` is the request's own."""
+    moment = place.moment or _minute()
     if not (effort or message.ByteSize()):
-        return _usual(limit, served.generation.probes, served.generation.margin, _minute())
+        return _usual(limit, served.generation.probes, served.generation.margin, moment, place)
     condition = None
     if message.HasField("filter"):
         condition = filters.compile(message.filter, served.generation.numbers, f"{_F}.filter")
@@ -44,13 +46,15 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, effort: int = 
     probes, margin = _reach(message, served, effort)
     return Ask(
         limit=limit,
-        options=_options(message),
+        options=_options(message, moment),
         condition=condition,
         excluded=requests.identifiers(message.exclude_ids, MAX_EXCLUDED, f"{_F}.exclude_ids", least=0),
         priors=_priors(message),
         popularity=popularity,
         probes=probes,
         margin=margin,
+        start=place.start,
+        first=place.first,
     )
 
 
@@ -60,13 +64,13 @@ def _minute() -> int:
 
 
 @lru_cache(maxsize=16)
-def _usual(limit: int, probes: int, margin: float | None, minute: int) -> Ask:
+def _usual(limit: int, probes: int, margin: float | None, moment: int, place: Place) -> Ask:
     """What is asked for where nothing is said."""
-    return Ask(limit, Options(as_of_s=minute), probes, margin)
+    return Ask(limit, Options(as_of_s=moment), probes, margin, start=place.start, first=place.first)
 
 
-def _options(message: ranking_pb2.Ranking) -> Options:
-    half_life, as_of = None, float(_minute())
+def _options(message: ranking_pb2.Ranking, moment: int) -> Options:
+    half_life, as_of = None, float(moment)
     if message.HasField("half_life"):
         half_life = requests.seconds(message.half_life, f"{_F}.half_life", 1.0)
     if message.HasField("as_of"):

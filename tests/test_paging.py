@@ -1,0 +1,69 @@
+"""Pages follow each other, also where a deeper search finds what a shallower one missed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from coldframe import seed
+from coldframe.requests import recommend_request, search_request
+from server.wire import ranking
+from tests.newsroom import COUNT, opened, words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from coldframe import Client
+    from tests.conftest import Background
+
+SHALLOW: dict[str, Any] = {"target_recall": 0.01, "max_per_story": 0}
+"""Visits one list, and more only once that one has no more to give."""
+
+
+@pytest.fixture(scope="module")
+def client(background: Background, newsroom: Path) -> Iterator[Client]:
+    with opened(background, newsroom) as (client, _):
+        yield client
+
+
+@pytest.mark.parametrize("limit", [1, 5, 7])
+@pytest.mark.parametrize("text", ["a", "q", "some other letters"])
+def test_no_article_comes_on_two_pages_and_scores_fall_from_page_to_page(client: Client, limit: int, text: str) -> None:
+    hits = list(client.hits(search_request(words(text), limit=limit, **SHALLOW)))
+    ids = [hit.article.id for hit in hits]
+    assert len(ids) == len(set(ids))
+    assert all(one.score >= other.score for one, other in pairwise(hits))
+    first = client.search(words(text), limit=limit, **SHALLOW)
+    assert hits[:limit] == list(first.hits)
+
+
+@pytest.mark.parametrize("limit", [1, 4, 9])
+def test_no_article_comes_on_two_pages_of_several_interests(client: Client, limit: int) -> None:
+    seeds = [seed(words("a"), weight=3), seed(words("z"), weight=1)]
+    asked = recommend_request(
+        seeds, limit=limit, interest_similarity=1.0, read_mask=["article.id", "explanation"], **SHALLOW
+    )
+    hits = list(client.hits(asked))
+    ids = [hit.article.id for hit in hits]
+    assert len(ids) == len(set(ids))
+    assert {hit.explanation.interest for hit in hits} == {0, 1}
+
+
+def test_pages_of_an_exact_search_are_one_long_one(client: Client) -> None:
+    exact: dict[str, Any] = {"exact": True, "max_per_story": 0}
+    hits = list(client.hits(search_request(words("a"), limit=7, **exact)))
+    assert len(hits) == COUNT
+    assert hits == list(client.search(words("a"), limit=1_000, **exact).hits)
+
+
+def test_all_pages_count_ages_to_the_moment_of_the_first(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, month = datetime(2026, 3, 1, tzinfo=UTC), timedelta(days=30)
+    minutes = iter(range(int(first.timestamp()), 2_000_000_000, 30 * 86_400))
+    monkeypatch.setattr(ranking, "_minute", lambda: next(minutes))
+    fading: dict[str, Any] = {"half_life": month, "recency_weight": 2.0, "max_per_story": 0}
+    hits = list(client.hits(search_request(words("a"), limit=20, **fading)))
+    assert hits == list(client.search(words("a"), limit=1_000, as_of=first, **fading).hits)
