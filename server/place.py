@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import mmap
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 _WORD_BYTES = 8
 MOST_WORKERS = 64
 MOST_NAMES = 1_024
-PAGE_BYTES = _WORD_BYTES * (1 + MOST_WORKERS + 2 * MOST_NAMES)
-"""Of the file that workers map: a word of `Latest`, those of `Presence`, two for each of the `Words`."""
+PAGE_BYTES = _WORD_BYTES * (2 * MOST_WORKERS + 2 * MOST_NAMES)
+"""Of the file that workers map: those of `Latest`, those of `Presence`, two for each of the `Words`."""
 _AWHILE_NS = 100_000_000
 
 
@@ -26,6 +27,7 @@ class Place:
 
     number: int
     """0 to workers - 1."""
+    workers: int
     page: Path
     """A file of `PAGE_BYTES` that all of them map, zeros at first."""
     alive: int
@@ -37,28 +39,31 @@ class Place:
 class Latest:
     """The number of the last change to the live articles, which workers tell each other. Alone, a server tells itself.
 
-    An aligned word is written and read in one step by every processor that Python's wheels are made for; two that
-    write at once are told apart by SQLite, which gives them their numbers.
+    Each has a word of its own: whoever was stopped before it wrote a number puts none back that others wrote since. An
+    aligned word is written and read in one step by every processor that Python's wheels are made for.
     """
 
-    def __init__(self, page: Path | None = None) -> None:
-        self._word = _private() if page is None else _words(page)[:1]
+    def __init__(self, place: Place | None = None) -> None:
+        self._words = _private() if place is None else _words(place.page)[: place.workers]
+        self._own = 0 if place is None else place.number
+        self._lock = threading.Lock()  # of the threads of this process
 
     @property
     def number(self) -> int:
         """0 before the first change."""
-        return self._word[0]
+        return max(self._words)
 
     def tell(self, number: int) -> None:
         """Tells of a change, unless a later one was told of."""
-        self._word[0] = max(self._word[0], number)
+        with self._lock:
+            self._words[self._own] = max(self._words[self._own], number)
 
 
 class Presence:
-    """Who has something to do: every worker notes when it last had, on the page of `Latest`, behind its number."""
+    """Who has something to do: every worker notes when it last had, on the page of `Latest`, behind its words."""
 
     def __init__(self, place: Place) -> None:
-        self._number, self._words = place.number, _words(place.page)[1 : 1 + MOST_WORKERS]
+        self._number, self._words = place.number, _words(place.page)[MOST_WORKERS : 2 * MOST_WORKERS]
         self.cores = place.cores
         """Of all workers together."""
 
@@ -82,7 +87,7 @@ class Words:
 
     def __init__(self, page: Path | None = None) -> None:
         self._page = page
-        self._table = None if page is None else _words(page)[1 + MOST_WORKERS :]
+        self._table = None if page is None else _words(page)[2 * MOST_WORKERS :]
         self._known: dict[str, memoryview] = {}
 
     def of(self, name: str) -> memoryview:

@@ -96,7 +96,7 @@ def work(config: Config, number: int, page: Path, told: Connection) -> None:
     cores = frozenset(os.sched_getaffinity(0))
     _keep_to_share(number, config.workers)
     try:
-        run(config, Place(number, page, supervisor.sentinel, cores), told.send)
+        run(config, Place(number, config.workers, page, supervisor.sentinel, cores), told.send)
     except ColdframeError as error:
         typer.echo(f"error: {error.message}", err=True)
         sys.exit(2 if isinstance(error, InvalidArgument) else 1)

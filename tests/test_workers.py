@@ -22,7 +22,7 @@ from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
 from server.cores import Cores
 from server.engine import Engine
-from server.place import MOST_NAMES, PAGE_BYTES, Latest, Place, Presence, Words
+from server.place import MOST_NAMES, MOST_WORKERS, PAGE_BYTES, Latest, Place, Presence, Words
 from tests.newsroom import COUNT, piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
@@ -187,7 +187,7 @@ def test_every_name_has_a_word_of_its_own_which_is_the_same_for_all(tmp_path: Pa
     assert [other.of(name)[0] for name in names] == [*range(MOST_NAMES)]
     one.of("one too many")[0] = 5
     assert other.of("one too many")[0] == 0, "which each worker counts for itself"
-    assert Latest(page).number == 0
+    assert Latest(place(page, 0)).number == 0
 
 
 def test_a_worker_that_dies_is_replaced_and_what_it_acknowledged_stays(crew: Crew) -> None:
@@ -236,20 +236,46 @@ def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_p
 
 def test_the_number_of_the_last_change_only_grows(tmp_path: Path) -> None:
     (tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
-    first, second = Latest(tmp_path / "page"), Latest(tmp_path / "page")
+    first, second = (Latest(place(tmp_path / "page", number)) for number in (0, MOST_WORKERS - 1))
     assert first.number == 0
     second.tell(7)
     first.tell(3)
     assert (first.number, second.number, Latest().number) == (7, 7, 0)
 
 
+class Slow(int):
+    """A number that takes its time to be compared."""
+
+    meanwhile: Callable[[], None]
+
+    def __gt__(self, other: int) -> bool:
+        self.meanwhile()
+        return int(self) > other
+
+
+def test_a_worker_that_is_stopped_as_it_tells_puts_no_older_number_back(tmp_path: Path) -> None:
+    (tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
+    first, second = (Latest(place(tmp_path / "page", number)) for number in (0, 1))
+    older = Slow(7)
+    older.meanwhile = lambda: second.tell(8)
+    first.tell(older)
+    assert (first.number, second.number) == (8, 8)
+
+
+def place(page: Path, number: int) -> Place:
+    return Place(number, MOST_WORKERS, page, -1, frozenset(os.sched_getaffinity(0)))
+
+
 def presence(page: Path, number: int) -> Presence:
-    return Presence(Place(number, page, -1, frozenset(os.sched_getaffinity(0))))
+    return Presence(place(page, number))
 
 
 def test_a_worker_is_alone_until_another_has_something_to_do(tmp_path: Path) -> None:
     (tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
-    latest, first, second = Latest(tmp_path / "page"), *(presence(tmp_path / "page", number) for number in (0, 63))
+    latest, first, second = (
+        Latest(place(tmp_path / "page", 0)),
+        *(presence(tmp_path / "page", number) for number in (0, 63)),
+    )
     first.note()
     assert (first.alone, second.alone) == (True, False)
     second.note()
