@@ -5,6 +5,7 @@ An article without what a condition asks for does not match it, so `not` of the 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isnan
@@ -64,7 +65,8 @@ def compile(  # noqa: A001 - what it does; the module is named where it is calle
     """
     compiler = _Compiler(clusters)
     test = compiler.compile(message, field, 1)
-    return Condition(message.SerializeToString(deterministic=True), list(compiler.missing), test)
+    raw = message.SerializeToString(deterministic=True)  # which may have megabytes, and is kept as a key
+    return Condition(hashlib.blake2b(raw, digest_size=16).digest(), list(compiler.missing), test)
 
 
 class _Compiler:

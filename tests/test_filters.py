@@ -374,3 +374,9 @@ def test_equal_filters_have_equal_keys() -> None:
 
     assert key("a", "b") == key("a", "b")
     assert key("a", "b") != key("b")
+
+
+def test_what_is_kept_of_a_filter_is_small_however_large_it_is() -> None:
+    large = [filters.compile(has("author", *("x" * 50_000 for _ in range(40)), last), CLUSTERS) for last in "aab"]
+    assert large[0].key == large[1].key != large[2].key
+    assert len(large[0].key) < 100
