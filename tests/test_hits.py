@@ -117,6 +117,20 @@ def test_a_live_article_and_one_that_scores_nothing(view: View) -> None:
     check(view.with_article(LiveRow(new, across, np.empty(0, np.uint64)), 1))
 
 
+def test_a_row_that_was_only_tried_out_is_in_no_hit_that_is_kept(view: View) -> None:
+    told = next(n for n in asked(view).rows.tolist() if view.first_of_story(n) != n)
+    leader, early = view.first_of_story(told), datetime(1990, 1, 1, tzinfo=UTC)
+
+    def earlier(name: str) -> LiveRow:
+        first = replace(row(name, cluster=view.article(leader).cluster), story=leader, published_at=early)
+        return LiveRow(first, view.vector(leader), np.empty(0, np.uint64))
+
+    tried = view.apart().with_article(earlier(view.id_of(leader)), 0)
+    assert tried.first_of_story(told) == len(view.base)
+    check(tried)
+    check(view.without_article(view.id_of(leader), 1).with_article(earlier("another"), 2))
+
+
 def test_what_is_kept_is_bounded(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.wire.hits._HITS_KEPT", 5)
     check(view)

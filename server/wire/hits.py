@@ -134,7 +134,8 @@ def _write(view: View, row: int, first: int) -> bytes:
     _describe(hit.article, view, row, first)
     hit.score = 1.0  # any but 0, of which nothing would be written
     raw = reply.SerializeToString()[:-_SCORE_BYTES]
-    if len(raw) <= _HIT_BYTES and not view.is_live(row):
+    # A live row has its number in one view, and perhaps another in one that was only tried out.
+    if len(raw) <= _HIT_BYTES and not view.is_live(row) and not view.is_live(first):
         if len(view.base.hits) >= _HITS_KEPT:
             view.base.hits.clear()
         view.base.hits[row] = first, raw
