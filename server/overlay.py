@@ -15,7 +15,7 @@ import numpy as np
 from server.columns import LiveColumns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -74,13 +74,13 @@ class Overlay:
         """Of the first rows, (count, dim), without a copy."""
         return self._vectors[:count]
 
-    def row_of(self, article_id: str, count: int) -> int | None:
-        """The latest of the first `count` rows with an id; None where there is none."""
-        return _last_below(self._by_id.get(article_id, ()), count)
+    def row_of(self, article_id: str, alive: NDArray[np.bool_]) -> int | None:
+        """The row alive, (count,), that has an id; None where there is none."""
+        return _alive(reversed(self._by_id.get(article_id, ())), alive)
 
     def row_of_text(self, digest: bytes, alive: NDArray[np.bool_]) -> int | None:
         """The first row alive, (count,), that has a text; None where there is none."""
-        return next((row for row in self._by_text.get(digest, ()) if row < len(alive) and alive[row]), None)
+        return _alive(self._by_text.get(digest, ()), alive)
 
     def candidates(self, clusters: NDArray[np.int64], wanted: int, allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Rows to look at, (n,), ascending: the allowed ones, (count,), of some clusters; all where those are fewer
@@ -97,5 +97,6 @@ class Overlay:
         return np.flatnonzero(allowed)
 
 
-def _last_below(numbers: Sequence[int], count: int) -> int | None:
-    return next((number for number in reversed(numbers) if number < count), None)
+def _alive(numbers: Iterable[int], alive: NDArray[np.bool_]) -> int | None:
+    """The first of some rows that is there."""
+    return next((number for number in numbers if number < len(alive) and alive[number]), None)

@@ -117,8 +117,11 @@ class View:
     def with_article(self, row: LiveRow, sequence: int) -> View:
         """The view with an article more, in place of one with the same id. One thread may call it."""
         view = self.without_article(row.article.id, sequence)
-        self.overlay.append(row)
-        return replace(view, alive=np.append(view.alive, True))
+        number = self.overlay.append(row)
+        # Rows that a change has left there which failed half-way are not alive, and never will be.
+        alive = np.zeros(number + 1, np.bool_)
+        alive[: len(view.alive)], alive[number] = view.alive, True
+        return replace(view, alive=alive)
 
     def without_article(self, article_id: str, sequence: int) -> View:
         """The view with an article less; the same but for the sequence where it is not there."""
@@ -145,8 +148,8 @@ class View:
 
     def row_of(self, article_id: str) -> int | None:
         """The row of an id; None where there is none."""
-        live = self.overlay.row_of(article_id, len(self.alive))
-        if live is not None and self.alive[live]:
+        live = self.overlay.row_of(article_id, self.alive)
+        if live is not None:
             return len(self.base) + live
         row = self.base.generation.articles.row_of(article_id)
         return row if row is not None and self.base_rows.holds(row) else None

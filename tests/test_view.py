@@ -134,3 +134,14 @@ def test_a_row_of_the_overlay_is_found_by_its_text_while_it_is_alive(base: Base)
     assert View.of(base).with_article(live(base, "a03", random_units(1, 8)[0]), 1).row_of_text(digest) is None
     replaced = View.of(base).without_article("a03", 1)
     assert replaced.row_of_text(row("a03").text_digest) == 3, "its vector is that of the text all the same"
+
+
+def test_rows_of_a_change_that_failed_half_way_are_not_there_and_others_have_their_own(base: Base) -> None:
+    view = View.of(base).with_article(live(base, "one", random_units(1, 9)[0]), 1)
+    for name in ("one", "stray"):
+        view.overlay.append(live(base, name, random_units(1, 10)[0]))  # and the view that would show it was never made
+    later = view.with_article(live(base, "two", vector := random_units(1, 11)[0]), 2)
+    there = of_base(base) | {"one": view.vector(ROWS), "two": vector}
+    assert [later.id_of(row) for row in (later.row_of("one") or 0, later.row_of("two") or 0)] == ["one", "two"]
+    assert later.row_of("stray") is None
+    assert found(later, vector, 100) == slow(later, there, vector)
