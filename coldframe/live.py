@@ -241,6 +241,15 @@ class LiveStore:
             self._copy = copied(self._path)
         return open_to_read(Path(self._copy.name) / LIVE)
 
+    def look_again(self) -> None:
+        """Reads the file itself from now on, where a copy of it was read: its folder can be written after all."""
+        with self._read_lock:
+            if self._copy is not None:
+                if self._reader is not None:
+                    self._reader.close()
+                self._copy.cleanup()
+                self._copy = self._reader = None
+
     def _require_open(self) -> None:
         if self._closed:
             raise ValueError("this LiveStore is closed")

@@ -178,7 +178,9 @@ class Engine:
 
     def _open_to_write(self) -> LiveStore:
         try:
-            return LiveStore(self._store.path / LIVE)
+            store = LiveStore(self._store.path / LIVE)
+            self._live.look_again()
+            return store
         except (InvalidArgument, FailedPrecondition) as error:
             # It names a folder of this machine, which is for the log; and no caller can send anything better.
             _log.error("live articles cannot be written: %s", error)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from coldframe.live import LIVE, LiveStore
 from coldframe.longformer import Longformer
 from coldframe.store import Store
 from server.engine import Engine, Timing
+from tests.disks import mount
+from tests.newsroom import opened, piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from coldframe.recipe import Recipe
+    from tests.conftest import Background
 
 
 def test_all_that_torch_computes_it_computes_on_one_thread(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +86,29 @@ def test_long_texts_beside_searches_are_computed_where_nobody_else_wants_the_cor
         ("compute-aside", os.SCHED_IDLE, set(cores[len(cores) // 2 :])),
         ("compute", os.SCHED_OTHER, set(cores)),
     ]
+
+
+def test_a_store_that_can_be_written_at_last_is_read_from_its_own_file(
+    background: Background, newsroom: Path, disk: Path
+) -> None:
+    store = shutil.copytree(newsroom, disk / "store")
+    with opened(background, store) as (client, _):
+        client.upsert([piece("kept")])
+    assert mount(disk, "remount,ro")
+    with opened(background, store) as (one, _):
+        assert one.get_article("kept").article.id == "kept", "of a copy of the file"
+        assert mount(disk, "remount,rw")
+        with opened(background, store) as (other, _):
+            other.upsert([piece("more")])
+            one.upsert([piece("most")])
+        assert [one.get_article(name).article.id for name in ("kept", "more", "most")] == ["kept", "more", "most"]
+
+
+def test_an_id_that_no_article_can_have_is_not_remembered_as_removed(
+    background: Background, own_newsroom: Path
+) -> None:
+    with opened(background, own_newsroom) as (client, _):
+        reply = client.delete(["x" * 513, "000", "y" * 512])
+    assert (list(reply.deleted_ids), list(reply.missing_ids)) == (["000"], ["x" * 513, "y" * 512])
+    with LiveStore(own_newsroom / LIVE, read_only=True) as live:
+        assert [entry.id for entry in live.since(0)] == ["000", "y" * 512]
