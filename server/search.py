@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,7 +151,7 @@ class _Descent:
     """
 
     def __init__(self, view: View, vector: Floats, ask: Ask, allowed: Allowed) -> None:
-        self._search = lambda fetch: view.search(vector, fetch, ask.probes, allowed, ask.margin)
+        self._search = partial(view.search, vector, probes=ask.probes, allowed=allowed, margin=ask.margin)
         self.rows, self.scores = np.empty(0, np.int64), np.empty(0, np.float32)
         self.whole = False
         """Whether there are no more."""
@@ -159,7 +160,7 @@ class _Descent:
     def deepen(self, fetch: int) -> None:
         """Looks for so many in all."""
         begun = time.perf_counter()
-        rows, scores = self._search(fetch)
+        rows, scores = self._search(limit=fetch)
         self.search_ms += 1e3 * (time.perf_counter() - begun)
         self.whole = len(rows) < fetch
         if len(self.rows):
