@@ -20,7 +20,7 @@ WORKDIR /src
 COPY pyproject.toml ./
 RUN mkdir -p coldframe/v1 indexer/corpus indexer/evaluate indexer/report server/observe server/security server/services server/wire \
     && touch README.md LICENSE \
-    && python -m pip --python /opt/venv/bin/python install ".[indexer,server]" \
+    && python -m pip --python /opt/venv/bin/python install ".[indexer,server,telemetry]" \
     && python -m pip --python /opt/venv/bin/python uninstall --yes coldframe
 
 # What only people who compile or test these libraries need. Their bytecode stays: on a read-only disk Python could

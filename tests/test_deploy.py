@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -197,7 +198,7 @@ def test_compose_runs_nobody_on_a_disk_that_cannot_be_written() -> None:
 def test_prometheus_looks_where_compose_has_the_server() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     assert config["scrape_configs"][0]["static_configs"][0]["targets"] == ["server:9464"]
-    assert "--metrics=0.0.0.0:9464" in COMPOSE["services"]["server"]["command"]
+    assert COMPOSE["services"]["server"]["environment"]["COLDFRAME_SERVER_METRICS"] == "0.0.0.0:9464"
     assert config["rule_files"] == ["alerts.yml"]
 
 
@@ -222,6 +223,20 @@ def test_the_programs_know_every_flag_that_they_are_given() -> None:
         known = root if module == "server" else root.commands[rest[0]]
         options = {option for parameter in known.params for option in parameter.opts}
         assert {flag.partition("=")[0] for flag in rest if flag.startswith("--")} <= options, module
+
+
+def test_the_server_knows_every_variable_that_compose_gives_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "config"],
+        env={**os.environ, **COMPOSE["services"]["server"]["environment"], "COLDFRAME_SERVER_STORE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    given = {name.removeprefix("COLDFRAME_SERVER_") for name in COMPOSE["services"]["server"]["environment"]}
+    taken = [line.split(" = ")[0] for line in done.stdout.splitlines() if line.endswith("# environment")]
+    assert sorted(taken) == sorted(name.lower().replace("_", "-") for name in given)
 
 
 # ------------------------------------------------------------------------------------------------------------ systemd

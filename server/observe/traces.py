@@ -102,7 +102,8 @@ def require_telemetry() -> None:
         import opentelemetry.sdk.trace.export  # noqa: F401 - whether it is there
     except ImportError as error:
         raise InvalidArgument(
-            "--traces needs OpenTelemetry; install it: pip install 'coldframe[server,telemetry]'", field="traces"
+            "--traces needs OpenTelemetry; install the extra of that name, in a checkout by pip install '.[server,telemetry]'",
+            field="traces",
         ) from error
 
 
