@@ -320,7 +320,7 @@ def test_traces_without_the_extra_say_what_to_install(monkeypatch: pytest.Monkey
     from server.observe.traces import tracer
 
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(InvalidArgument, match=re.escape("pip install 'coldframe[server,telemetry]'")):
+    with pytest.raises(InvalidArgument, match=re.escape("pip install '.[server,telemetry]'")):
         tracer()
 
 

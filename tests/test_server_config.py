@@ -218,7 +218,7 @@ def test_a_port_for_operators_that_one_of_the_workers_cannot_have(
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     code, lines, _ = say("check", *flags, "--traces")
     assert (code, marks(lines)["operators"]) == (1, "FAIL")
-    assert "coldframe[server,telemetry]" in "\n".join(lines)
+    assert ".[server,telemetry]" in "\n".join(lines)
 
 
 def test_another_model_than_the_generations_is_found(say: Say, newsroom: Path) -> None:
