@@ -102,7 +102,7 @@ def require_telemetry() -> None:
         import opentelemetry.sdk.trace.export  # noqa: F401 - whether it is there
     except ImportError as error:
         raise InvalidArgument(
-            "--traces needs OpenTelemetry; install the extra of that name, in a checkout by pip install '.[server,telemetry]'",
+            "--traces needs OpenTelemetry; install it, in a checkout of Coldframe: pip install '.[server,telemetry]'",
             field="traces",
         ) from error
 
