@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import accumulate, pairwise
 from struct import calcsize
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -21,7 +22,7 @@ from coldframe.errors import CorruptGeneration
 from coldframe.storage import touch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -45,6 +46,8 @@ _SCHEMA = pa.schema(
 )
 _ROWS_PER_BATCH = 8_192
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FEW_IDS = 16
+"""So few are found by bisection, and more by their hashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,30 @@ class Articles:
         place = bisect_left(range(len(ids)), article_id, key=ids.__getitem__)
         found = place < len(ids) and ids[place] == article_id
         return self._starts[number] + place if found else None
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The row of each id, (n,); -1 where there is none. Of many a tenth of the time that `row_of` takes."""
+        if len(ids) <= _FEW_IDS:
+            return np.array([-1 if (row := self.row_of(name)) is None else row for name in ids], np.int64)
+        hashes, by_hash = self._by_hash
+        asked = np.fromiter(map(hash, ids), np.int64, len(ids))
+        places = np.searchsorted(hashes, asked)
+        rows = np.full(len(ids), -1)
+        for n in np.flatnonzero(hashes[np.minimum(places, len(self) - 1)] == asked).tolist():
+            row = int(by_hash[places[n]])
+            if self.id_of(row) != ids[n]:  # another one has the same hash
+                row = -1 if (found := self.row_of(ids[n])) is None else found
+            rows[n] = row
+        return rows
+
+    @cached_property
+    def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Python's own hashes of all ids, ascending, (n,), and their rows, (n,)."""
+        hashes = np.empty(len(self), np.int64)
+        for start, rows in zip(self._starts, self._rows, strict=False):
+            hashes[start : start + len(rows.ids)] = [*map(hash, rows.ids.some(0, len(rows.ids)))]
+        order = np.argsort(hashes).astype(np.int32)
+        return hashes[order], order
 
     def row_of_text(self, digest: bytes) -> int | None:
         """The first row whose embedded text has that digest: its vector need not be computed again."""

@@ -393,6 +393,12 @@ def _numbers(attribute: Attribute) -> NDArray[np.float64]:
 
 
 def rows_of(view: View, ids: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Rows of the ids that are there, and the ids that are not, each in order."""
-    found = {article_id: view.row_of(article_id) for article_id in ids}
-    return [row for row in found.values() if row is not None], [name for name, row in found.items() if row is None]
+    """Rows of the ids that are there, and the ids that are not, each once and in order."""
+    names = list(dict.fromkeys(ids))
+    rows = view.base.generation.articles.rows_of(names)
+    rows[~view.base_rows.has(rows)] = -1
+    if len(view.alive):
+        for n, name in enumerate(names):
+            if (live := view.overlay.row_of(name, view.alive)) is not None:
+                rows[n] = view.base.size + live
+    return rows[rows >= 0].tolist(), [names[n] for n in np.flatnonzero(rows < 0).tolist()]

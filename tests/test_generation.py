@@ -34,7 +34,7 @@ from coldframe.text import text_digest
 from tests.generations import LISTS, ROWS, publish, row, write_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 FILES = [MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT]
@@ -204,6 +204,19 @@ def test_every_id_is_found_in_whichever_batch_it_lies(tmp_path: Path, per_batch:
     assert [table[n].id for n in range(len(ids))] == ids
     for absent in ("", "\x00", "$", "1000", "1001 ", "10011", "cafe", "z" * 499, "新", "🗞🗞", "\U0010ffff"):
         assert table.row_of(absent) is None
+
+
+@pytest.mark.parametrize("hashed", [hash, len, lambda _: 0], ids=["as usual", "many alike", "all alike"])
+def test_many_ids_are_found_at_once_also_where_their_hashes_are_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: Callable[[str], int]
+) -> None:
+    monkeypatch.setattr(articles_module, "hash", hashed, raising=False)
+    ids = sorted({f"{'ä' * (n % 5)}{n}" for n in range(100)})
+    table = written(tmp_path / "articles", [row(article_id) for article_id in ids])
+    asked = [*ids[::3], "none", *ids[::-2], "", "zzz", "ä" * 600]
+    assert table.rows_of(asked).tolist() == [ids.index(name) if name in ids else -1 for name in asked]
+    assert table.rows_of(asked[-5:]).tolist() == [ids.index(asked[-5]), ids.index(asked[-4]), -1, -1, -1]
+    assert table.rows_of([]).tolist() == []
 
 
 def test_a_text_is_found_at_its_first_row_and_never_by_half_a_digest(tmp_path: Path) -> None:

@@ -276,7 +276,9 @@ class Ranking(google.protobuf.message.Message):
 
     @property
     def priors(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
-        """Added to the score of an article, in units of cosine, -2 to 2; by id, at most 10,000."""
+        """Added to the score of an article, in units of cosine, -2 to 2; by id, at most 10,000. Those that the
+        index does not hold are passed over.
+        """
 
     @property
     def read_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
