@@ -340,7 +340,9 @@ def read_lines(what: str) -> Sequence[str]:
     """Return the lines of standard input. Raises InvalidArgument where nothing is piped in."""
     if sys.stdin.isatty():
         raise InvalidArgument(f"no {what}; give them as arguments, or pipe one a line into this command.")
-    return read_stdin().splitlines()
+    # Not splitlines: texts hold form feeds and U+2028, and what comes back must line up with what was piped in.
+    *lines, rest = read_stdin().split("\n")
+    return [line.removesuffix("\r") for line in ([*lines, rest] if rest else lines)]
 
 
 def decoded(data: bytes, name: str) -> str:

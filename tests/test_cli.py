@@ -226,6 +226,17 @@ def test_json_embeds_lines_from_standard_input(ask: Ask) -> None:
     assert [item["vector"]["values"] for item in document["embeddings"]] == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
 
+@pytest.mark.parametrize("last", ["\n", "", "\r\n"])
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(server: Server, ask: Ask, last: str) -> None:
+    texts = ["one\u2028line", "a page\fand\x85another", "so\rold", ""]
+    given = "\r\n".join([*texts, "last"]) + last
+    document = json.loads(ask("embed", "--json", stdin=given.encode()))
+    assert len(document["embeddings"]) == 5
+    assert list(server.requests[-1].texts) == [*texts, "last"]  # type: ignore[attr-defined]
+    ask("delete", stdin=given.encode())
+    assert list(server.requests[-1].ids) == [*texts[:3], "last"]  # type: ignore[attr-defined]
+
+
 # ---------------------------------------------------------------------------------------- errors, help, the script
 
 
