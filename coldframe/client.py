@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from coldframe.connection import MAX_MESSAGE_BYTES, USE_CLIENT_DEFAULT, Connection, Timeout, error_of
 from coldframe.errors import InvalidArgument
-from coldframe.messages import choice, duration, sending, several, timestamp
+from coldframe.messages import choice, duration, not_one, sending, several, timestamp
 from coldframe.requests import (
     RecommendOptions,
     SearchOptions,
@@ -255,8 +255,12 @@ class Client:
 
         The texts are read in another thread, as fast as the server takes them. correlation_id is the text's number.
         timeout: of the whole stream.
+
+        Raises InvalidArgument for one string in place of several and, after the answers before it, for a text that
+        cannot be sent.
         """
-        numbered = (StreamEmbedRequest(correlation_id=str(n), text=t, packed=packed) for n, t in enumerate(texts))
+        given = not_one(texts, "texts")
+        numbered = (_embed_request(n, text, packed) for n, text in enumerate(given))
         return self._connection.stream(self._embedding.StreamEmbed, numbered, timeout)
 
     # --------------------------------------------------------------------------------------------------------- articles
@@ -438,6 +442,11 @@ class Client:
         with sending("generation"):
             request = ActivateGenerationRequest(generation=generation, force=force)
         return self._connection.call(self._index.ActivateGeneration, request, timeout)
+
+
+def _embed_request(number: int, text: str, packed: bool) -> StreamEmbedRequest:
+    with sending("text"):
+        return StreamEmbedRequest(correlation_id=str(number), text=text, packed=packed)
 
 
 def _upsert_request(

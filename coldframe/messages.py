@@ -28,20 +28,24 @@ class _Enum(Protocol):
 
 @contextmanager
 def sending(field: str) -> Iterator[None]:
-    """Name the field that protobuf refuses: a number past 32 bits, a text that is not Unicode."""
+    """Name the field that protobuf refuses: a number past 32 bits or past any float, a text that is not Unicode."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InvalidArgument(f"{field} cannot be sent: {error}", field=field) from error
 
 
 def timestamp(moment: datetime, field: str) -> Timestamp:
-    """Return a moment to the microsecond. Raises InvalidArgument where it does not say in which time zone it is."""
+    """Return a moment to the microsecond. Raises InvalidArgument where it has no time zone, or no year in UTC."""
     if moment.tzinfo is None:
         raise InvalidArgument(f"{field} is {moment}, in no time zone; give one, such as tzinfo=UTC.", field=field)
     found = Timestamp()
-    with sending(field):
+    try:
         found.FromDatetime(moment)
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(
+            f"{field} is {moment}, in UTC before the year 1 or after 9999; give a moment between.", field=field
+        ) from error
     return found
 
 
@@ -71,9 +75,14 @@ def _packed(numbers: Sequence[float]) -> bytes:
 
 def several(values: Iterable[str], field: str) -> list[str]:
     """Return a list of texts. Raises InvalidArgument for one string, whose letters would be taken for texts."""
+    return list(not_one(values, field))
+
+
+def not_one(values: Iterable[str], field: str) -> Iterable[str]:
+    """Return the texts as they are, read by nobody yet. Raises what `several` raises."""
     if isinstance(values, str):
         raise InvalidArgument(f"{field} is one string; pass a list of texts, such as [text].", field=field)
-    return list(values)
+    return values
 
 
 def choice(kind: _Enum, value: str, field: str) -> int:

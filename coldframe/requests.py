@@ -97,7 +97,9 @@ def seed(text: str | None = None, *, weight: float = 1.0, **options: Unpack[Seed
     Raises InvalidArgument (field "seed") unless it starts from exactly one thing.
     """
     _refuse_unknown(options, SeedOptions, "seed")
-    return WeightedSeed(seed=seed_message(text, options), weight=weight)
+    found = seed_message(text, options)
+    with sending("weight"):
+        return WeightedSeed(seed=found, weight=weight)
 
 
 def expansion(
@@ -157,8 +159,8 @@ def _ranking(options: RankingOptions) -> Ranking | None:
     for name, value in given.items():
         if value is None:
             continue
-        converted = _CONVERTED[name](value) if name in _CONVERTED else value
         with sending(name):
+            converted = _CONVERTED[name](value) if name in _CONVERTED else value
             ranking.MergeFrom(Ranking(**{name: cast("Any", converted)}))
     return ranking if any(value is not None for value in given.values()) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from urllib.parse import quote
 import grpc
 import pytest
 
-from coldframe import connection
+from coldframe import article, connection, filters, seed
 from coldframe.client import Client
 from coldframe.errors import (
     ColdframeError,
@@ -118,11 +119,16 @@ def test_exactly_one_seed(server: Server, client: Client, ask: Callable[..., obj
     [
         (lambda client: client.embed("one string"), "texts"),
         (lambda client: client.embed(["\ud800"]), "texts"),
+        (lambda client: client.stream_embed("one string"), "texts"),
+        (lambda client: list(client.stream_embed(["\ud800"])), "text"),
         (lambda client: client.search("\ud800"), "seed.text"),
+        (lambda client: client.search("a", read_mask=["\ud800"]), "read_mask"),
+        (lambda client: client.search(vector=[10**400]), "seed.vector"),
         (lambda client: client.search("a", limit=2**40), "limit"),
         (lambda client: client.nearest_clusters("a", limit=-(2**40)), "limit"),
         (lambda client: client.cluster("\udcff"), "cluster_id"),
         (lambda client: list(client.clusters(page_size=2**31)), "page_size"),
+        (lambda client: client.recommend([seed("a", weight=10**400)]), "weight"),
         (lambda client: client.search("a", timeout=0), "timeout"),
         (lambda client: client.search("a", timeout=float("nan")), "timeout"),
     ],
@@ -132,6 +138,20 @@ def test_what_cannot_be_sent_is_named(client: Client, call: Callable[[Client], o
         call(client)
     assert caught.value.field == field
     assert field.removeprefix("seed.") in caught.value.message
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_moment_that_no_year_of_utc_holds_is_named(client: Client, moment: str) -> None:
+    beyond = datetime.fromisoformat(moment)
+    calls: dict[str, Callable[[], object]] = {
+        "as_of": lambda: client.trending(as_of=beyond),
+        "since": lambda: filters.published(since=beyond),
+        "published_at": lambda: article("n1", published_at=beyond),
+    }
+    for field, call in calls.items():
+        with pytest.raises(InvalidArgument, match=r"in UTC before the year 1 or after 9999; give a moment") as caught:
+            call()
+        assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -424,6 +424,10 @@ def test_requests_that_raise_end_a_stream_after_those_before(client: Client) -> 
         next(answers)
     with pytest.raises(InvalidArgument, match="seed given; give exactly one"):
         list(client.stream_search(search_request() for _ in range(1)))
+    answers = client.stream_embed(["storm", "\ud800"])
+    assert next(answers).correlation_id == "0"
+    with pytest.raises(InvalidArgument, match="text cannot be sent"):
+        next(answers)
 
 
 def test_a_stream_that_is_left_ends(client: Client) -> None:
