@@ -7,12 +7,14 @@ names as in the .proto files, nothing left out (`printing`). What changes the in
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from coldframe import article_commands, tables
+from coldframe.errors import InvalidArgument
 from coldframe.flags import RankingFlags, SeedFlags, ServerFlags, read_age, read_lines, read_moment, read_weight, spread
 from coldframe.printing import show, show_several
 from coldframe.requests import expansion, seed
@@ -202,9 +204,12 @@ def articles(
     ask: ServerFlags,
 ) -> None:
     """List the articles of a cluster."""
-    page_size = None if limit is None else max(1, min(limit, 1_000))
+    if limit is not None and limit < 1:
+        raise InvalidArgument(f"--limit is {limit}; give 1 or more, or leave it away for all.", field="--limit")
+    page_size = None if limit is None else min(limit, 1_000)
     with ask.client() as client:
-        found = list(islice(client.cluster_articles(cluster_id, order=cast("Any", order), page_size=page_size), limit))
+        each = client.cluster_articles(cluster_id, order=cast("Any", order), page_size=page_size)
+        found = list(each if limit is None else islice(each, min(limit, sys.maxsize)))
     show_several(found, "articles", tables.articles, ask.as_json)
 
 

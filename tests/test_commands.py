@@ -109,6 +109,7 @@ def test_a_search_without_flags_leaves_the_ranking_to_the_server(server: Server,
     [
         (["--half-life", "3"], "--half-life is '3'; give a number and s, m, h, d or w, such as 12h or 3d."),
         (["--since", "monday"], "--since is 'monday'; give a date such as 2026-03-01"),
+        (["--since", "0001-01-01T00:00+14:00"], "since is 0001-01-01 00:00:00+14:00, in UTC before the year 1"),
         (["--where", "section"], "--where is 'section'; give KEY=VALUE"),
         (["--where", "section="], "--where is 'section='; give KEY=VALUE"),
         (["--prior", "a1"], "--prior is 'a1'; give ID=NUMBER, such as 1001=0.1."),
@@ -178,6 +179,10 @@ def test_articles_of_a_cluster(server: Server, ask: Ask) -> None:
     assert re.findall(r" (a\d) *$", ask("articles", "c0", "--order", "newest"), re.MULTILINE) == ["a2", "a1"]
     assert "1 articles" in ask("articles", "c0", "--limit", "1")
     assert len(server.requests) == 2
+    assert "2 articles" in ask("articles", "c0", "--limit", str(2**70))
+    for limit in ("0", "-1"):
+        with pytest.raises(InvalidArgument, match=f"--limit is {limit}; give 1 or more, or leave it away for all"):
+            ask("articles", "nowhere", "--limit", limit)
 
 
 def test_what_is_known_of_a_cluster(ask: Ask) -> None:
