@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from coldframe.epoch import EPOCH_NUMBER, from_epoch
 from coldframe.errors import InvalidArgument
 from coldframe.messages import article
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from coldframe.v1.types_pb2 import Article
 
 KEYS = ("id", "title", "content", "published_at", "attributes")
+_EXAMPLE = 'one object such as {"id": "1", "title": "..."}'
+_SHOWN_CHARS = 100
 
 
 def read_articles(lines: Iterable[bytes]) -> Iterator[tuple[int, Article]]:
@@ -28,6 +31,8 @@ def read_articles(lines: Iterable[bytes]) -> Iterator[tuple[int, Article]]:
                 found = _article(_object(raw))
             except ValueError as error:
                 raise InvalidArgument(f"line {number}: {error}") from error
+            except RecursionError as error:
+                raise InvalidArgument(f"line {number}: it is nested too deep; give {_EXAMPLE}.") from error
             except InvalidArgument as error:
                 raise InvalidArgument(f"line {number}: {error.message}", field=error.field) from error
             yield number, found
@@ -40,8 +45,10 @@ def _object(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"it is not UTF-8 (byte {error.start}); convert it.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON ({error.msg}, column {error.colno}); give one object a line.") from error
+    except ValueError as error:  # Python reads no integer so long
+        raise ValueError(f"it has a number of too many digits; give {_EXAMPLE}.") from error
     if not isinstance(found, dict):
-        raise ValueError('it is JSON and no object; give one such as {"id": "1", "title": "..."}.')
+        raise ValueError(f"it is JSON and no object; give {_EXAMPLE}.")
     unknown = sorted(found.keys() - set(KEYS))
     if unknown:
         raise ValueError(f"unknown key '{unknown[0]}'; allowed are {', '.join(KEYS)}. Put others under attributes.")
@@ -61,36 +68,44 @@ def _article(found: dict[str, Any]) -> Article:
 def _id(value: object) -> str:
     number = isinstance(value, int) and not isinstance(value, bool)
     if value == "" or not (number or isinstance(value, str)):
-        raise ValueError(f"id is {json.dumps(value)}; give a text.")
+        raise ValueError(f"id is {_shown(value)}; give a text.")
     return str(value)
 
 
 def _text(key: str, found: dict[str, Any]) -> str:
-    value = found.get(key) or ""
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is {json.dumps(value)}; give a text.")
-    return value
+    value = found.get(key)
+    if not isinstance(value, str | None):
+        raise ValueError(f"{key} is {_shown(value)}; give a text.")
+    return value or ""
 
 
 def _date(value: object) -> datetime | None:
-    """Return an ISO date, in UTC where it names no time zone: as the indexer reads one."""
+    """Return an ISO date, in UTC where it names no time zone, or a time since 1970: as the indexer reads one."""
     if value is None or value == "":
         return None
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
     try:
-        moment = datetime.fromisoformat(str(value))
-    except ValueError as error:
-        raise ValueError(f"published_at is {json.dumps(value)}; give an ISO date or time.") from error
+        moment = from_epoch(text) if EPOCH_NUMBER.fullmatch(text) else datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None:
+        raise ValueError(f"published_at is {_shown(value)}; give an ISO date or time, or seconds since 1970.")
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _attributes(found: dict[str, Any]) -> dict[str, Any]:
-    attributes = found.get("attributes") or {}
-    if not isinstance(attributes, dict):
-        raise ValueError("attributes is no object; give names and values.")
-    return attributes
+    attributes = found.get("attributes")
+    if not isinstance(attributes, dict | None):
+        raise ValueError(f"attributes is {_shown(attributes)}; give an object of names and values.")
+    return attributes or {}
 
 
 def _attribute(key: str, value: object) -> tuple[str, str]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"attributes.{key} is {json.dumps(value)}; give a text or a number.")
+        raise ValueError(f"attributes.{key} is {_shown(value)}; give a text or a number.")
     return key, str(value)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."

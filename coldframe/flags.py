@@ -317,7 +317,7 @@ def _read_vector(path: Path) -> list[float]:
             (embedding,) = document["embeddings"]
             document = embedding["vector"]["values"]
         return [float(value) for value in document]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InvalidArgument(
             f"{path} is no vector; give a JSON list of numbers, or what 'coldframe embed --json' printed for one text.",
             field="--vector",

@@ -21,6 +21,8 @@ from typing import Literal
 from dateutil import parser
 from dateutil.zoneinfo import get_zonefile_instance
 
+from coldframe.epoch import EPOCH_NUMBER, from_epoch
+
 DateOrder = Literal["dmy", "mdy"]
 
 # Zone names are ambiguous (IST is also Irish and Israeli, CST also Chinese, BST also Bangladeshi): this is the reading
@@ -41,10 +43,6 @@ _MONTHS = (
     "july", "august", "september", "october", "november", "december",
 )  # fmt: skip
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_END_OF_EPOCH_S = 4_133_980_800  # 2101-01-01: a larger number of seconds must be milliseconds
-# 20160822123400 and 201608221234 are dates: as milliseconds, all that look like the latter would be of 1976.
-_EPOCH_NUMBER = re.compile(r"(?!(19|20)\d{10}$)(\d{9,13}|\d{15,16}|\d{18,19})(\.\d*)?", re.ASCII)
 _ISO_START = re.compile(r"\d{4}(-\d\d-\d\d|\d{4})(?!\d)", re.ASCII)
 # What may follow a date: a comment (RFC 2822: `... +0530 (IST)`), control characters of a wire (Reuters: `...&#5;RM`).
 _TRAILER = re.compile(r"(\s*\([^()]*\)|&#\d+;.*)$")
@@ -109,8 +107,8 @@ def _read(value: str | int | float | datetime | date | None, order: DateOrder | 
 def _read_text(text: str, order: DateOrder | None) -> datetime | None:
     if not text or len(text) > _MAX_CHARS:
         return None
-    if _EPOCH_NUMBER.fullmatch(text):
-        return _from_epoch(text)
+    if EPOCH_NUMBER.fullmatch(text):
+        return from_epoch(text)
     if text.isdecimal() and len(text) not in (8, 12, 14):  # 20160822 is a date, other numbers are not
         return None
     if _ISO_START.match(text):
@@ -119,12 +117,6 @@ def _read_text(text: str, order: DateOrder | None) -> datetime | None:
         except ValueError:
             pass  # `2016-08-22 12:34 IST` begins like ISO 8601; dateutil reads it
     return _from_day_month_year(text) or _from_anything(_GMT_BEFORE_OFFSET.sub("", _TRAILER.sub("", text)), order)
-
-
-def _from_epoch(text: str) -> datetime | None:
-    digits, number = len(text.partition(".")[0]), float(text)
-    seconds = number / (1e9 if digits > 16 else 1e6 if digits > 13 else 1e3 if number >= _END_OF_EPOCH_S else 1)
-    return _EPOCH + timedelta(seconds=seconds) if seconds < _END_OF_EPOCH_S else None
 
 
 def _from_day_month_year(text: str) -> datetime | None:

@@ -89,7 +89,14 @@ def test_exactly_one_seed(ask: Ask, command: str, seeds: list[str]) -> None:
         ask(command, *seeds)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1, 'x']", "3", '["a"]', '{"embeddings": []}', "[[1.0]]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["", "{}", "[1, 'x']", "3", '["a"]', '{"embeddings": []}', "[[1.0]]"],
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param(f"[{10**400}]", id="long"),
+    ],
+)
 def test_a_file_that_is_no_vector(ask: Ask, tmp_path: Path, content: str) -> None:
     (tmp_path / "v.json").write_text(content, encoding="utf-8")
     with pytest.raises(InvalidArgument, match="is no vector; give a JSON list of numbers"):

@@ -15,6 +15,7 @@ from coldframe import commands, filters, tables
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle, UnknownGeneration
 from coldframe.v1.article_service_pb2 import StreamUpsertArticlesRequest
 from coldframe.v1.search_service_pb2 import RecommendRequest, SearchRequest
+from indexer.dates import parse_date
 from tests.scripted import Failure, Server
 
 if TYPE_CHECKING:
@@ -254,7 +255,17 @@ def test_validate_only_changes_nothing(server: Server, ask: Ask) -> None:
         ('{"id": "n9", "title": ["x"]}', 'line 3: title is ["x"]; give a text'),
         ('{"id": "n9", "published_at": "soon"}', 'line 3: published_at is "soon"; give an ISO date or time'),
         ('{"id": "n9", "attributes": {"a": null}}', "line 3: attributes.a is null; give a text or a number"),
-        ('{"id": "n9", "attributes": [1]}', "line 3: attributes is no object"),
+        ('{"id": "n9", "attributes": [1]}', "line 3: attributes is [1]; give an object of names and values"),
+        ('{"id": "n9", "attributes": false}', "line 3: attributes is false; give an object of names and values"),
+        ('{"id": "n9", "title": 0}', "line 3: title is 0; give a text"),
+        ('{"id": "n9", "title": "x", "content": []}', "line 3: content is []; give a text"),
+        ('{"id": "n9", "content": false}', "line 3: content is false; give a text"),
+        (f'{{"id": "n9", "title": ["{"x" * 200}"]}}', f'line 3: title is ["{"x" * 98}...; give a text'),
+        ('{"id": "n9", "published_at": 4133980800000}', "line 3: published_at is 4133980800000; give an ISO date or"),
+        ('{"id": "n9", "published_at": true}', "line 3: published_at is true; give an ISO date or"),
+        ('{"id": "n9", "published_at": "0001-01-01T00:00+14:00"}', "line 3: published_at is 0001-01-01 00:00:00+14:00"),
+        pytest.param("[" * 100_000, "line 3: it is nested too deep; give one object", id="deep"),
+        pytest.param(f'{{"id": {"1" * 5_000}}}', "line 3: it has a number of too many digits; give one", id="long"),
         ('{"id": "n9", "title": "\\ud800"}', "line 3: title cannot be sent"),
     ],
 )
@@ -263,6 +274,26 @@ def test_a_bad_line_is_named_and_what_was_done_before(server: Server, ask: Ask, 
         ask("upsert", "--group", "1", stdin=f"\n{numbered(1)}{line}\n{numbered(2)}")
     assert caught.value.message.endswith(" Lines 2 to 2 were upserted (1 created); sending them again does no harm.")
     assert {"n1"} == server.services.index.entries().keys() & {"n1", "n2"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [20160822, 1471824000, "1471824000", 1471824000.0, 1471824000000, 1471824000000000, "2016-08-22T02+02"],
+)
+def test_a_date_is_read_as_a_build_reads_it(server: Server, ask: Ask, value: object) -> None:
+    ask("upsert", stdin=lines({"id": "n1", "title": "Storm", "published_at": value}))
+    (request,) = server.requests
+    assert isinstance(request, StreamUpsertArticlesRequest)
+    assert request.request.articles[0].published_at.ToDatetime(UTC) == datetime(2016, 8, 22, tzinfo=UTC)
+    assert parse_date(value) == datetime(2016, 8, 22, tzinfo=UTC)  # type: ignore[arg-type]
+
+
+def test_null_is_what_is_missing(server: Server, ask: Ask) -> None:
+    nothing = dict.fromkeys(["content", "published_at", "attributes"])
+    ask("upsert", stdin=lines({"id": "n1", "title": "Storm", **nothing}))
+    (request,) = server.requests
+    assert isinstance(request, StreamUpsertArticlesRequest)
+    assert [field.name for field, _ in request.request.articles[0].ListFields()] == ["id", "title"]
 
 
 def test_bytes_that_are_no_text(ask: Ask, tmp_path: Path) -> None:
