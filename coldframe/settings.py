@@ -10,11 +10,13 @@ every command that knows the flag, and a table such as [build] is for that comma
     clusters = 64
 
 In the environment the same flags are PREFIX_STORE, for every command, and PREFIX_BUILD_CLUSTERS, for one. Several
-values are an array in the file, and stand with spaces between them (paths: with colons) in the environment.
+values are an array in the file, and stand with spaces between them (paths: with colons) in the environment. A flag of
+two names may be called by either, and in one place not by both.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -77,19 +79,37 @@ def _normal(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
 
 
+def _settings(command: Command) -> list[TyperOption]:
+    """Return the options; eager ones, such as --version, are commands in disguise and no settings."""
+    return [param for param in command.params if isinstance(param, TyperOption) and not param.is_eager]
+
+
+def _names(option: TyperOption) -> list[str]:
+    return [_normal(name) for name in option.opts if name.startswith("--")] or [_normal(option.opts[0])]
+
+
 def _options(command: Command) -> dict[str, TyperOption]:
-    """Return options by flag name. Eager ones, such as --version, are commands in disguise and no settings."""
-    options = [param for param in command.params if isinstance(param, TyperOption) and not param.is_eager]
-    return {_normal(max(option.opts, key=len)): option for option in options}
+    """Return settings by flag name; one of two names stands under both."""
+    return {name: option for option in _settings(command) for name in _names(option)}
 
 
 def _accept_environment(command: Command, prefixes: Sequence[str]) -> None:
     config = _config_option()
     command.params.append(config)
-    for name, option in {**_options(command), "config": config}.items():
+    for option in [*_settings(command), config]:
         if option.envvar is None:
-            option.envvar = [f"{prefix}_{name.upper()}" for prefix in prefixes]
+            option.envvar = [f"{prefix}_{name.upper()}" for prefix in prefixes for name in _names(option)]
             option.show_envvar = False  # The epilog says it once.
+
+
+def _refuse_two_variables(command: Command) -> None:
+    """Raise InvalidArgument where the environment has an option under two names, both for as many commands."""
+    for option in _settings(command):
+        count, variables = len(_names(option)), option.envvar or []
+        for start in range(0, len(variables), count):
+            given = [name for name in variables[start : start + count] if os.environ.get(name)]
+            if len(given) > 1:
+                raise InvalidArgument(f"{' and '.join(given)} are one option; set one of them.", field=given[0])
 
 
 def _epilog(command: Command, prefixes: Sequence[str]) -> str:
@@ -116,10 +136,13 @@ def _config_option() -> TyperOption:
 
 def _load(context: typer.Context, path: Path | None) -> None:
     """Make a file's values the defaults of the command at hand; being eager, it runs before they are looked up."""
-    if path is None or context.resilient_parsing:
+    if context.resilient_parsing:
+        return
+    _refuse_two_variables(cast("Command", context.command))
+    if path is None:
         return
     root = context.find_root()
-    own = _defaults(_read(path), cast("Command", root.command), str(path), {})
+    own = _defaults(_read(path), cast("Command", root.command), str(path), [])
     for name in _path(context):
         own = own[name]
     context.default_map = {**(context.default_map or {}), **own}
@@ -138,7 +161,7 @@ ConfigOption = Annotated[
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         reason = error.strerror or "it cannot be read"
         raise InvalidArgument(f"configuration file {path}: {reason}.", field="config") from error
@@ -146,16 +169,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"configuration file {path} is not TOML: {error}.", field="config") from error
 
 
-def _defaults(table: Mapping[str, Any], command: Command, where: str, above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table's values by parameter: the command's own, `above` among them, and by name those below it."""
+def _defaults(
+    table: Mapping[str, Any], command: Command, where: str, above: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a table's values by parameter: the command's own, those of tables above it, and by name those below it."""
     below = _below(command)
     tables = {key: value for key, value in table.items() if key in below and isinstance(value, dict)}
     shared = {key: value for key, value in table.items() if key not in tables}
     _refuse_unknown(shared, {flag for each in _commands(command).values() for flag in _options(each)}, where)
-    defaults = _values(command, above) | _values(command, shared)
+    levels = [*above, shared]
+    defaults = {name: value for level in levels for name, value in _values(command, level).items()}
     for name, each in below.items():
         inner = f"{where[:-1]}.{name}]" if where.endswith("]") else f"{where} [{name}]"
-        defaults[name] = _defaults(tables.get(name, {}), each, inner, {**above, **shared})
+        defaults[name] = _defaults(tables.get(name, {}), each, inner, levels)
     return defaults
 
 
@@ -171,7 +197,17 @@ def _values(command: Command, table: Mapping[str, Any]) -> dict[str, Any]:
     """By parameter name, the values that the command has a flag for."""
     options = _options(command)
     known = {key: options[_normal(key)] for key in table if _normal(key) in options}
+    _refuse_two_keys(known)
     return {option.name or key: _as_typed(option, key, table[key]) for key, option in known.items()}
+
+
+def _refuse_two_keys(known: Mapping[str, TyperOption]) -> None:
+    first: dict[str | None, str] = {}
+    for key, option in known.items():
+        other = first.setdefault(option.name, key)
+        if other != key:
+            message = f"'{other}' and '{key}' are one option in the configuration file; give one of them."
+            raise InvalidArgument(message, field=key)
 
 
 def _as_typed(option: TyperOption, key: str, value: Any) -> Any:

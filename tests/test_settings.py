@@ -130,6 +130,19 @@ def nested() -> typer.Typer:
     return app
 
 
+def two_names() -> typer.Typer:
+    app = nested()
+
+    @app.command()
+    def recommend(
+        like: Annotated[list[str] | None, typer.Option("--like", "--article-id", "-l")] = None,
+    ) -> None:
+        """Recommend."""
+        say(like=like)
+
+    return app
+
+
 # ---------------------------------------------------------------------------------------------------- precedence
 
 
@@ -232,6 +245,39 @@ def test_a_bad_file_is_named_with_what_is_allowed(run: Run, config: Write, text:
     assert (code, out) == (2, "")
     assert re.match(r"error: .+\n\Z", err)
     assert re.search(complaint, err)
+
+
+@pytest.mark.parametrize("name", ["like", "article-id", "article_id"])
+def test_a_flag_of_two_names_is_set_by_either(
+    run: Run, config: Write, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = config(f'{name} = ["top"]\n')
+    assert answer(run(two_names(), "recommend", "--config", path)) == {"like": ["top"]}
+    path = config(f'like = ["top"]\narticle-id = ["top"]\n[recommend]\n{name} = ["a", "b"]\n')
+    code, _, err = run(two_names(), "recommend", "--config", path)
+    assert (code, "'like' and 'article-id' are one option in the configuration file; give one" in err) == (2, True)
+    path = config(f'article-id = ["top"]\n[recommend]\n{name} = ["a", "b"]\n')
+    assert answer(run(two_names(), "recommend", "--config", path)) == {"like": ["a", "b"]}
+    variable = name.replace("-", "_").upper()
+    monkeypatch.setenv(f"PROGRAM_{variable}", "c d")
+    assert answer(run(two_names(), "recommend", "--config", path)) == {"like": ["c", "d"]}
+    monkeypatch.setenv(f"PROGRAM_RECOMMEND_{variable}", "e")
+    assert answer(run(two_names(), "recommend", "--config", path)) == {"like": ["e"]}
+
+
+def test_both_names_of_a_flag_in_the_environment_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROGRAM_LIKE", "a")
+    monkeypatch.setenv("PROGRAM_RECOMMEND_ARTICLE_ID", "b")
+    assert answer(run(two_names(), "recommend")) == {"like": ["b"]}, "one for all commands, one for this"
+    monkeypatch.setenv("PROGRAM_ARTICLE_ID", "c")
+    message = "error: PROGRAM_LIKE and PROGRAM_ARTICLE_ID are one option; set one of them.\n"
+    assert run(two_names(), "recommend") == (2, "", message)
+    assert answer(run(two_names(), "list-all")) == {"store": "store"}, "which has no such flag"
+
+
+def test_a_file_as_windows_writes_it(run: Run, config: Write) -> None:
+    path = config('\ufeffstore = "s"\r\nmax-batch = 3\r\n')
+    assert answer(run(single(), "--config", path))["max_batch"] == 3
 
 
 def test_a_list_of_lists_is_refused(run: Run, config: Write) -> None:
