@@ -39,6 +39,9 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ATTEMPTS = 5
 """gRPC makes no more attempts than this, whatever its retry policy says."""
 
+_LONGEST_TIMEOUT_S = 1e9
+"""31 years. gRPC counts nanoseconds in 64 bits, and a moment past the year 2262 is over at once."""
+
 _RETRY_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
 """A token for each call that failed, a tenth of one back for each that did not; without half of them nothing is tried
 again (gRFC A6): a burst comes through, and a server that has too much to do is not asked for more."""
@@ -145,9 +148,11 @@ def _checked_target(target: str) -> str:
 
 
 def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
+    if timeout is None:
+        return None
+    if not 0 < timeout < math.inf:
         raise InvalidArgument(f"timeout is {timeout}; give seconds above 0, or None to wait for ever.", field="timeout")
-    return timeout
+    return min(timeout, _LONGEST_TIMEOUT_S)
 
 
 def _checked_attempts(attempts: int) -> int:

@@ -232,6 +232,8 @@ def test_the_deadline_is_the_clients_or_the_calls(server: Server) -> None:
             client.index(timeout=0.1)
         server.stalled = False
         assert client.index(timeout=None).index.model == "minilm"
+        for longer_than_grpc_counts in (1e10, 1e300, 10**400):
+            assert client.index(timeout=longer_than_grpc_counts).index.model == "minilm"
 
 
 def test_an_unreachable_server() -> None:
