@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -142,6 +143,17 @@ def test_what_the_readme_says_to_a_backend(target: str, capsys: pytest.CaptureFi
     (code,) = re.findall(r"## From a backend\n\n```python\n(.*?)```", page, re.DOTALL)
     exec(compile(code.replace("localhost:50051", target), "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 5
+
+
+def test_the_pages_filter_by_what_the_sample_articles_have() -> None:
+    with (ROOT / "examples" / "news" / "articles.csv").open(encoding="utf-8", newline="") as file:
+        articles = list(csv.DictReader(file))
+    for page, condition in (
+        ("README.md", r'filters\.attribute\("(.+?)"\)\.is_in\("(.+?)"\)'),
+        ("examples/grpcurl.md", r'"key": "(.+?)", "in": \{"values": \["(.+?)"\]'),
+    ):
+        ((key, value),) = re.findall(condition, (ROOT / page).read_text(encoding="utf-8"))
+        assert value in {article.get(key) for article in articles}, page
 
 
 def test_a_readers_seeds_fit_into_a_call() -> None:
