@@ -224,9 +224,9 @@ def own_recipe(directory: Path) -> Recipe:
         return RECIPES["seed"]
     kinds = [module["type"].rsplit(".", 1)[-1] for module in _read_json(directory / "modules.json", str(directory))]
     pooling = _read_json(directory / "1_Pooling" / "config.json", str(directory))
-    mode = pooling.get("pooling_mode") or next(
-        (key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on), ""
-    )
+    # Older files have a switch for each; where several are on, their vectors stand end to end.
+    switches = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
+    mode = pooling.get("pooling_mode") or " + ".join(key.removeprefix("pooling_mode_") for key in switches)
     recipe = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}.get(mode)
     extra = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if recipe is None or extra:
