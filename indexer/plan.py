@@ -144,7 +144,7 @@ class Job:
     def identity(self, previous: str | None) -> dict[str, Any]:
         """All that must be the same if an unfinished build shall be gone on with."""
         return self.requested() | {
-            "corpus": [[source.location, source.size, source.version] for source in self.sources],
+            "corpus": [[source.location, source.address, source.size, source.version] for source in self.sources],
             "columns": asdict(self.config.corpus.columns),
             "clean-html": self.config.corpus.clean_html,
             "corpus-as-of": self.config.corpus_as_of and self.config.corpus_as_of.isoformat(),

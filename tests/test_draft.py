@@ -13,11 +13,13 @@ from rich.console import Console
 
 from coldframe.encoder import Encoder
 from coldframe.store import Store
+from indexer.corpus import CorpusConfig
 from indexer.draft import JOURNAL, Draft, differences
 from indexer.progress import Reporter
 from tests.builds import build, build_aloud, letters
 from tests.corpus_files import write
 from tests.models import longformer_directory
+from tests.web import serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,12 +61,12 @@ def undisturbed(desk: Path) -> Manifest:
     return build(desk / "undisturbed", desk / "articles.csv", model=str(desk / "model"))
 
 
-def break_off(desk: Path, store: Path, phase: str) -> None:
+def break_off(desk: Path, store: Path, phase: str, **options: Any) -> None:
     """A build that ends in the middle of a phase."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(INSIDE[phase], die)
         with pytest.raises(Killed):
-            build(store, desk / "articles.csv", model=str(desk / "model"))
+            build(store, desk / "articles.csv", model=str(desk / "model"), **options)
     assert Store(store).current() is None
 
 
@@ -167,6 +169,14 @@ def test_another_plan_begins_anew_and_says_what_differs(
     assert [line.split()[0] for line in text.splitlines() if line.split()[0] in PHASES] == PHASES
     assert manifest.digest == fresh.digest
     assert ("60 from the cache" in text) is ("recipe" not in options), "the embeddings outlive the draft"
+
+
+def test_an_address_with_another_query_string_begins_anew(desk: Path, tmp_path: Path) -> None:
+    with serving(desk) as web:
+        first, second = (CorpusConfig([f"{web.url}/articles.csv?key=secret&day={day}"]) for day in (1, 2))
+        break_off(desk, tmp_path, "train", corpus=first)
+        assert "secret" not in (tmp_path / "drafts" / "job" / JOURNAL).read_text()
+        assert "corpus is another" in build_aloud(tmp_path, corpus=second, model=str(desk / "model"))[1]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 99, "plan": {}, "phases": {"read": {}}}', b"\xff"])

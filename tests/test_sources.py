@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,30 @@ def test_an_address_keeps_its_secrets(tmp_path: Path) -> None:
     error = refusal(f"http://user:xyz@127.0.0.1:{web.server_port}/a.csv")
     assert "cannot be read" in error.message
     assert "xyz" not in error.message
+
+
+def test_addresses_that_differ_in_what_is_not_shown_are_sources_of_their_own(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", CSV)
+    for number in (1, 2):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            archive.writestr("b.csv", f"id,content\n{number},a\n")
+    archives = [f"zip://b.csv::{tmp_path}/{number}.zip" for number in (1, 2, 1)]
+    assert ids(*archives) == ["1", "2"]
+    with serving(tmp_path) as web:
+        days = [f"{web.url}/a.csv?day={day}&key=secret" for day in (1, 2, 1)]
+        sources = find_sources([*days, *archives])
+        assert [source.name for source in sources] == ["a.csv (1)", "a.csv (2)", "b.csv (1)", "b.csv (2)"]
+        assert len({source.address for source in sources}) == len(sources)
+        assert "secret" not in repr(sources)
+
+
+def test_a_password_tells_no_source_from_another(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", CSV)
+    with serving(tmp_path) as web:
+        plain, *others = (web.url.replace("//", f"//{who}") + "/a.csv" for who in ("", "me:old@", "me:new@"))
+        before, after = (find_sources([address]) for address in others)
+        assert before == after != find_sources([plain])
+        assert before == find_sources(others)
 
 
 def test_a_store_that_fails_on_the_way_is_named(tmp_path: Path, memory: Any) -> None:

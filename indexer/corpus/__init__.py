@@ -13,16 +13,18 @@ DuckDB) with or without `--database` (a SQLAlchemy URL, or a SQLite or DuckDB fi
 file, or one for the query. It reads no more than it must to refuse early: formats, drivers, SQL that does not parse.
 `say` is called with a sentence for each folder in which something was skipped.
 
-    Source.name       short, for rejects and for people: "a.csv", or "2016/a.csv" where two files are called a.csv
+    Source.name       short, for rejects and for people: "a.csv", or "2016/a.csv" where two files are called a.csv, or
+                      "a.csv (2)" where their locations are the same
     Source.location   the path; the URL without user, password and query string; or the SQL, and its database
     Source.size       bytes as they are stored, packed or not; None where nobody knows
     Source.version    differs when the data differ, as far as can be told without reading (time, ETag); None where it
                       cannot be told (a query, some web servers), and then only reading again shows what is there
+    Source.address    a digest of the whole URL, without the password; "" where the location is whole
     Source.position   how many of these bytes have been read so far
 
-So [location, size, version] of every source tells one corpus from another. `Columns` holds every other choice that
-changes what an article is, but for `clean_html`: the names of columns, `attributes` (`--attributes a,b`: which of the
-other columns are kept; None: all) and `date_order` (`--date-order dmy|mdy`: what 01/02/2016 means; None: what the
+So [location, address, size, version] of every source tells one corpus from another. `Columns` holds every other choice
+that changes what an article is, but for `clean_html`: the names of columns, `attributes` (`--attributes a,b`: which of
+the other columns are kept; None: all) and `date_order` (`--date-order dmy|mdy`: what 01/02/2016 means; None: what the
 corpus shows, see `read`).
 
 Files are CSV, TSV, JSONL and Parquet, plain, .gz or .zst; a URL is any that fsspec has a driver for. What cannot be

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from coldframe.errors import InvalidArgument
 from indexer.corpus.formats import allowed_formats, known_format, read_file
@@ -36,6 +39,8 @@ class Source:
     """Read it, from its beginning; InvalidArgument, then or on the way, if it cannot be read."""
     position: Callable[[], int | None] = field(default=lambda: None, repr=False, compare=False)
     """How many of its bytes, of `size`, the reading under way has taken; None where nobody knows."""
+    address: str = ""
+    """Digest of a whole address, of which `location` is the public part."""
 
 
 def find_sources(
@@ -93,12 +98,16 @@ def _find(value: str, say: Say) -> Iterator[tuple[str, Source]]:
 
 
 def _named(sources: list[Source]) -> list[Source]:
-    """Name each by as much of the end of its path as tells it from all others."""
+    """Name each by as much of the end of its path as tells it from all others, and by a number where none does."""
     parts = [PurePosixPath(source.location).parts for source in sources]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(some[-length:]) for some in parts]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(set(parts)):
             break
+    alike, numbers = Counter(names), Counter[str]()
+    for n, name in enumerate(names):
+        numbers[name] += 1
+        names[n] = f"{name} ({numbers[name]})" if alike[name] > 1 else name
     return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
 
 
@@ -198,7 +207,9 @@ def _find_remote(value: str, filesystem: Any, key: str, say: Say) -> Iterator[tu
     for name, info in found.items():
         location = _public(filesystem.unstrip_protocol(name))
         version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), None)
-        yield location, _file_source(RemoteFile(filesystem, name, location), info.get("size"), version)
+        source = _file_source(RemoteFile(filesystem, name, location), info.get("size"), version)
+        whole = _whole(filesystem, name)
+        yield whole, replace(source, address=hashlib.sha256(whole.encode()).hexdigest()[:16])
 
 
 def _list_remote(filesystem: Any, key: str, say: Say) -> Mapping[str, Mapping[str, Any]]:
@@ -227,5 +238,15 @@ def _path(url: str) -> str:
 
 def _public(url: str) -> str:
     """An address without what may be secret: user and password, a signature in the query string."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return re.split(r"[?#]", re.sub(r"//[^/]*@", "//", url), maxsplit=1)[0]
+
+
+def _whole(filesystem: Any, name: str) -> str:
+    """All that tells a file from others: its query string, its server, what it is packed in; but no password."""
+    address = re.sub(r"(//[^/@:]*):[^/]*@", r"\1@", filesystem.unstrip_protocol(name))
+    options = json.loads(json.dumps(filesystem.storage_options, default=str), object_hook=_without_password)
+    return f"{address} {json.dumps(options, sort_keys=True)}"
+
+
+def _without_password(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "password"}
