@@ -89,7 +89,7 @@ def read(build: Build, say: Say) -> Record:
         stats = fill(
             spool,
             job.read(),
-            config.rejects or config.store / "rejects.jsonl",
+            config.rejects_path,
             max_reject_share=config.max_reject_share,
         )
         folded = fold(spool, live, config.corpus_as_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,7 @@ def calibrate_command(
         seed=seed,
         sample=sample,
     )
-    near, text_of = _texts(found, near, corpus, console)
+    near, text_of = _texts(found, near, replace(corpus, apart_from=[store]), console)
     calibration = propose(near, text_of, sampled=min(sample, len(set(digests))))
     _print(calibration, found.articles, show, console)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,11 @@ class BuildConfig:
     rejects: Path | None = None
     """None: rejects.jsonl in the store."""
     max_reject_share: float = 0.05
+
+    @property
+    def rejects_path(self) -> Path:
+        """The file of rejects."""
+        return self.rejects or self.store / "rejects.jsonl"
 
     def budgets(self) -> Budgets:
         """What the index may cost and must find."""
@@ -156,7 +161,8 @@ def plan(config: BuildConfig, reporter: Reporter) -> Job:
     """Refuses early what cannot end well."""
     with reporter.phase("plan") as say:
         config.check()
-        sources = config.corpus.sources(reporter.note)
+        corpus = replace(config.corpus, apart_from=[config.store, config.rejects_path])
+        sources = corpus.sources(reporter.note)
         encoder = Encoder.load(config.model, config.recipe, config.precision, config.device)
         encoder.tokenize(["a model of weights alone is refused here"])
         say(f"{counted(sources)}, {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")

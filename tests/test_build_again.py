@@ -112,6 +112,14 @@ def test_what_decides_nothing_may_differ(desk: Path, store: Path, tmp_path: Path
     assert len(names(store)) == 1
 
 
+def test_a_corpus_may_hold_the_store_and_what_was_rejected(desk: Path, tmp_path: Path) -> None:
+    write(tmp_path / "articles.jsonl", [*letters(40), letters(1)[0]])
+    for rejects in (None, None, tmp_path / "bad.jsonl", tmp_path / "bad.jsonl"):
+        build(tmp_path / "store", tmp_path, model=str(desk / "model"), rejects=rejects)
+        assert (rejects or tmp_path / "store" / "rejects.jsonl").is_file()
+    assert len(names(tmp_path / "store")) == 1
+
+
 # --- little new ------------------------------------------------------------------------------------------------------
 
 

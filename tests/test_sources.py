@@ -15,6 +15,7 @@ import pytest
 from coldframe.errors import InvalidArgument
 from indexer.corpus import Article, Columns, expand, find_sources, read
 from tests.corpus_files import packed, put, write
+from tests.rights import nobody
 from tests.web import serving
 
 if TYPE_CHECKING:
@@ -110,6 +111,44 @@ def test_a_folder_is_read_to_its_depth_and_what_is_skipped_is_said(tmp_path: Pat
     assert ".git/" in sentence
 
 
+def test_a_linked_folder_hides_no_other_of_its_name(tmp_path: Path) -> None:
+    for folder in ("real", "news/a", "news/b/2015"):
+        (tmp_path / folder).mkdir(parents=True)
+        put(tmp_path / folder / "c.csv", CSV)
+    (tmp_path / "news" / "a" / "2015").symlink_to(tmp_path / "real")
+    wanted = [str(tmp_path / "news" / name / "c.csv") for name in ("a", "b/2015")]
+    assert locations(str(tmp_path / "news")) == wanted
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+@pytest.mark.parametrize("value", ["news", "news/*/*.csv", "news/**/*.csv", "news/**", "news/shut/a.csv"])
+def test_what_cannot_be_read_of_a_corpus_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, mode: int
+) -> None:
+    (tmp_path / "news" / "shut").mkdir(parents=True)
+    for name in ("news/b.csv", "news/shut/a.csv"):
+        put(tmp_path / name, CSV)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "news" / "shut").chmod(mode)
+    with nobody():
+        error = refusal(value)
+    assert error.field == "corpus"
+    assert f"--corpus {value}: news/shut" in error.message
+    assert "cannot be read (Permission denied)" in error.message
+
+
+def test_a_folder_is_read_without_what_is_no_part_of_it(tmp_path: Path) -> None:
+    for name in ("news/a.jsonl", "news/store/rejects.jsonl", "news/deep/bad.jsonl", "news/deep/store/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        put(tmp_path / name, CSV)
+    news = tmp_path / "news"
+    (tmp_path / "link").symlink_to(news / "store")
+    found = locations(str(news), apart_from=[tmp_path / "link", news / "deep" / ".." / "deep" / "bad.jsonl"])
+    assert found == [str(news / "a.jsonl"), str(news / "deep" / "store" / "c.jsonl")]
+    assert locations(str(news / "deep" / "bad.jsonl"), apart_from=[news]) == [str(news / "deep" / "bad.jsonl")]
+
+
 @pytest.mark.parametrize("names", [[], ["README.md"]])
 def test_a_folder_without_a_corpus_is_refused(tmp_path: Path, names: list[str]) -> None:
     for name in names:
@@ -126,6 +165,8 @@ def test_a_folder_without_a_corpus_is_refused(tmp_path: Path, names: list[str]) 
         (["none/*.csv"], {}, "no such file", "corpus"),
         (["none.csv"], {}, "no such file", "corpus"),
         (["file:///none.csv"], {}, "no such file", "corpus"),
+        (["~nobody-at-all/a.csv"], {}, "no such file", "corpus"),
+        (["a" * 300 + ".csv"], {}, "cannot be read (File name too long)", "corpus"),
         ([], {}, "nothing to read", "corpus"),
         (["a.csv"], {"query": "select 1"}, "either --corpus or --query", "corpus"),
         ([], {"database": "sqlite:///a.db"}, "needs a --query", "query"),

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
 from coldframe.store import Store
 from tests.generations import LISTS, ROWS, draft, publish
+from tests.rights import nobody
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SETTLED = ["CURRENT", "HISTORY", "LOCK", "generations"]
@@ -346,19 +346,6 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument, match=r"articles\.csv"):
             Store(path).open()
     assert file.read_text() == "id,title"
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """As a user without rights, where the tests run as root, whom no folder's mode stops."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 def test_a_store_that_cannot_be_written_is_refused(own: Store) -> None:

@@ -11,6 +11,7 @@ from indexer.corpus.sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from indexer.corpus.articles import Article, Reject
     from indexer.corpus.sources import Say, Source
@@ -28,6 +29,8 @@ class CorpusConfig:
     """What the query is asked of; None: files that it names."""
     clean_html: bool = False
     columns: Columns = field(default_factory=Columns)
+    apart_from: Sequence[Path] = ()
+    """What is no part of it though one of its folders may hold it: the store, the file of rejects."""
 
     @property
     def named(self) -> bool:
@@ -36,7 +39,7 @@ class CorpusConfig:
 
     def sources(self, say: Say | None = None) -> list[Source]:
         """What there is to read, by `find_sources`, which says what it raises."""
-        return find_sources(self.files, self.query, self.database, say=say)
+        return find_sources(self.files, self.query, self.database, say=say, apart_from=self.apart_from)
 
     def read(self, sources: Sequence[Source] | None = None) -> Iterator[Article | Reject]:
         """All rows of these sources, or of those that there are now, by `read`, which says what it raises."""

@@ -44,9 +44,16 @@ class Source:
 
 
 def find_sources(
-    corpus: Sequence[str] = (), query: str | None = None, database: str | None = None, *, say: Say | None = None
+    corpus: Sequence[str] = (),
+    query: str | None = None,
+    database: str | None = None,
+    *,
+    say: Say | None = None,
+    apart_from: Sequence[Path] = (),
 ) -> list[Source]:
     """List what is to be read: files ordered by where they are, each once; or the query.
+
+    `apart_from` are files and folders that are none of the corpus, though a folder of it may hold them.
 
     Raises InvalidArgument (fields corpus, query, database) for what names nothing, or cannot be read as it stands.
     """
@@ -64,8 +71,9 @@ def find_sources(
     if not corpus:
         raise _invalid("there is nothing to read: give --corpus a file, a folder, a quoted glob or a URL, or --query")
     found: dict[str, Source] = {}
+    others = {os.path.realpath(path) for path in apart_from}
     for value in corpus:
-        for key, source in _find(value, say or (lambda _sentence: None)):
+        for key, source in _find(value, say or (lambda _sentence: None), others):
             found.setdefault(key, source)
     return _named([found[key] for key in sorted(found, key=lambda key: key.split("/"))])
 
@@ -87,13 +95,13 @@ def source_of(path: Path) -> Source:
     return _file_source(LocalFile(path), None, None, f"{path}: ")
 
 
-def _find(value: str, say: Say) -> Iterator[tuple[str, Source]]:
+def _find(value: str, say: Say, others: set[str]) -> Iterator[tuple[str, Source]]:
     """Every file that a value names, by a key that is the same however the file is named."""
     if "://" not in value:
-        return _find_local(value, Path(value).expanduser(), say)
+        return _find_local(value, Path(os.path.expanduser(value)), say, others)  # Path's own fails for no user's ~name
     filesystem, key = _filesystem(value)
     if "file" in filesystem.protocol:
-        return _find_local(value, Path(key), say)
+        return _find_local(value, Path(key), say, others)
     return _find_remote(value, filesystem, key, say)
 
 
@@ -134,38 +142,62 @@ def _tell_skipped(folder: str, taken: int, skipped: Sequence[str], say: Say) -> 
 # --- here ------------------------------------------------------------------------------------------------------------
 
 
-def _find_local(value: str, path: Path, say: Say) -> Iterator[tuple[str, Source]]:
-    if path.is_dir():
-        paths = _walk(path, say)
-    elif path.exists():
-        paths = [path]
-    else:
-        paths = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
-    if not paths:
+def _find_local(value: str, path: Path, say: Say, others: set[str]) -> Iterator[tuple[str, Source]]:
+    try:
+        found = [(each, each.stat()) for each in _list_local(path, say, others)]
+    except OSError as error:
+        raise _invalid(
+            f"--corpus {value}: {error.filename} cannot be read ({error.strerror}). Give what can be read whole."
+        ) from error
+    if not found:
         raise _invalid(
             f"--corpus {value}: there is no such file. Give a file, a folder, a URL, or a glob in quotes such as "
             "'news/*.csv'."
         )
-    for found in paths:
-        stat = found.stat()
-        yield os.path.abspath(found), _file_source(LocalFile(found), stat.st_size, f"{stat.st_mtime_ns}")
+    for each, stat in found:
+        yield os.path.abspath(each), _file_source(LocalFile(each), stat.st_size, f"{stat.st_mtime_ns}")
 
 
-def _walk(folder: Path, say: Say) -> list[Path]:
-    """The corpus files of a folder and of those in it. Hidden files are left out, and so are linked folders: a link
-    may lead in a circle.
+def _list_local(path: Path, say: Say, others: set[str]) -> list[Path]:
+    """The files that a path names. Raises OSError where one that it leads through cannot be read."""
+    if path.is_dir():
+        return _walk(path, say, others)
+    if path.exists():
+        return [path]
+    _check_ways(path)
+    return [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+
+
+def _check_ways(pattern: Path) -> None:
+    """Raise OSError for a folder that a glob leads through and that cannot be listed; `glob` passes over it."""
+    ways = [pattern] if pattern.name == "**" else []
+    for way in [*ways, *pattern.parents]:
+        if glob.has_magic(str(way)) or glob.has_magic(pattern.parts[len(way.parts)]):
+            for folder in glob.glob(os.path.join(way, ""), recursive=True):
+                os.scandir(folder).close()
+                os.stat(os.path.join(folder, os.curdir))  # names are of no use where what they name is out of reach
+
+
+def _walk(folder: Path, say: Say, others: set[str]) -> list[Path]:
+    """The corpus files of a folder and of those in it, without `others`. Hidden files are left out, and so are linked
+    folders: a link may lead in a circle.
     """
     paths: list[Path] = []
     skipped: list[str] = []
-    for name, folders, files in os.walk(folder):
-        here = Path(name)
-        skipped += [f"{inner}/" for inner in sorted(folders) if _hidden(inner) or (here / inner).is_symlink()]
-        folders[:] = sorted(inner for inner in folders if f"{inner}/" not in skipped)
-        usable = {file for file in files if _in_corpus(file) and (here / file).is_file()}
+    for name, folders, files in os.walk(folder, onerror=_raise):
+        here, real = Path(name), os.path.realpath(name)
+        apart = {inner for inner in (*folders, *files) if os.path.join(real, inner) in others}
+        closed = {inner for inner in folders if inner in apart or _hidden(inner) or (here / inner).is_symlink()}
+        folders[:] = sorted({*folders} - closed)
+        usable = {file for file in files if file not in apart and _in_corpus(file) and (here / file).is_file()}
         paths += [here / file for file in sorted(usable)]
-        skipped += sorted({*files} - usable)
+        skipped += [*(f"{inner}/" for inner in sorted(closed)), *sorted({*files} - usable)]
     _tell_skipped(str(folder), len(paths), skipped, say)
     return paths
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _hidden(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +110,8 @@ def evaluate(config: Config, encoder: Encoder, say: Callable[[str], None]) -> Re
 
 def read(config: Config) -> tuple[Corpus, Any]:
     """The corpus without duplicates and near duplicates, and its TF-IDF vectors by row."""
-    corpus = load(config.corpus, config.label_column, config.sample, config.seed)
+    files = replace(config.corpus, apart_from=[config.store] if config.store else [])
+    corpus = load(files, config.label_column, config.sample, config.seed)
     terms = tfidf(corpus.texts)
     kept = near_duplicates(terms)
     corpus = without(corpus, kept)
