@@ -91,6 +91,13 @@ def test_a_query_may_name_what_a_store_holds() -> None:
         memory.store.clear()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "s3", "gs", "nope", "hdfs", "zip"])
+def test_a_text_that_begins_like_an_address_is_no_file(scheme: str) -> None:
+    rows = f"(values (1, '{scheme}://a.example/b.csv'), (2, 'by {scheme}://'), (3, 'c')) t(id, content)"
+    for pattern, found in ((f"{scheme}://%", ["1"]), (f"%{scheme}://%", ["1", "2"])):
+        assert [row.id for row in answer(f"from {rows} where content like '{pattern}' order by id")] == found
+
+
 def test_values_of_every_kind_become_text() -> None:
     query = (
         "select 1 as id, 'a' as content, timestamptz '2016-08-22 12:34:00+05:30' as date, 1.50::decimal(4, 2) as price,"
@@ -144,6 +151,8 @@ def test_a_database_is_only_read(sqlite: Path, duck: Path) -> None:
         ("select 1 as id, 'a' as text, 'b' as text", "more than one column named text"),
         ("select 'a' as text, cast('x' as integer) as id", "'x'"),
         ("select * from 'https://example.com/a.parquet'", "Give that to --corpus"),
+        ("select * from 'https://a.example/b.csv' where title not like 's3://%'", "https://. Give that to --corpus"),
+        ('select * from "ftp://a.example/b.csv"', "Give that to --corpus"),
         ("select * from 's3://bucket/a.parquet'", "s3fs"),
         ("select * from 'nope://bucket/a.parquet'", "nope"),
     ],
@@ -166,6 +175,8 @@ def test_a_query_that_a_database_cannot_answer_is_refused(sqlite: Path, query: s
     ("database", "said"),
     [
         ("none.db", "no such file"),
+        ("~nobody-at-all/none.db", "no such file"),
+        ("a" * 300, "no such file"),
         ("duckdb:///none.db", "no such file"),
         ("sqlite:///none/none.db", "unable to open"),
         ("postgresql://user:secret@127.0.0.1:1/news", "pip install 'psycopg[binary]'"),

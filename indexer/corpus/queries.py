@@ -5,6 +5,8 @@ None of DuckDB's extensions is fetched at run time: addresses in a query are rea
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import sqlite3
 import tempfile
@@ -85,36 +87,49 @@ def _duckdb(query: str, database: Path | None) -> Iterator[Any]:
 
     with tempfile.TemporaryDirectory(prefix="coldframe-") as spill:
         config = {**_DUCKDB, "temp_directory": spill}
+        unread: dict[str, str] = {}
         try:
             with duckdb.connect(
                 str(database or ":memory:"), read_only=database is not None, config=config
             ) as connection:
                 connection.execute("SET TimeZone = 'UTC'")
-                _register_drivers(connection, query)
+                unread = _register_drivers(connection, query)
                 relation = connection.sql(query)
                 if relation is None:
                     raise _bad_query("it gives no rows; it must be one SELECT")
                 yield relation
         except (duckdb.Error, pa.ArrowException, OSError) as error:
-            raise _bad_query(_without_advice(str(error))) from error
+            said = _without_advice(str(error))
+            raise _bad_query(next((why for scheme, why in unread.items() if f"{scheme}://" in said), said)) from error
 
 
-def _register_drivers(connection: Any, query: str) -> None:
-    """Let DuckDB read the addresses that are in a query. Those of web servers it cannot: they lack what it asks for."""
-    for scheme in sorted(set(re.findall(r"\b([a-z][a-z0-9+.-]*)://", query))):
-        if scheme in ("http", "https"):
-            raise _bad_query(f"it names a file by {scheme}://. Give that to --corpus, or download it first")
-        if scheme != "file":
-            connection.register_filesystem(_driver(scheme))
+def _register_drivers(connection: Any, query: str) -> dict[str, str]:
+    """Let DuckDB read the addresses that may be in a query, where that is possible; else say why not, by scheme.
+
+    What begins like an address may be a text that rows are compared with: nothing is refused before DuckDB opens it.
+    """
+    unread = {}
+    for scheme in sorted(set(re.findall(r"""["']([a-z][a-z0-9+.-]*)://""", query)) - {"file"}):
+        unread[scheme] = f"it names a file by {scheme}://. Give that to --corpus, or download it first"
+        try:
+            if (driver := _driver(scheme)) is not None:
+                connection.register_filesystem(driver)
+                del unread[scheme]
+        except Exception as error:  # drivers raise anything
+            unread[scheme] = f"it names a file by {scheme}://, and {error}".splitlines()[0]
+    return unread
 
 
 def _driver(scheme: str) -> Any:
+    """The driver of a scheme; None for one that wants to know a server, and for web servers: they lack what DuckDB
+    asks for.
+    """
     import fsspec
 
-    try:
-        return fsspec.filesystem(scheme)
-    except (ImportError, ValueError) as error:
-        raise _bad_query(f"it names a file by {scheme}://, and {error}") from error
+    kind = fsspec.get_filesystem_class(scheme)
+    wanted = [*inspect.signature(kind.__init__).parameters.values()][1:]
+    needs_more = any(each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD for each in wanted)
+    return None if needs_more or scheme in ("http", "https") else fsspec.filesystem(scheme)
 
 
 def _without_advice(message: str) -> str:
@@ -125,9 +140,9 @@ def _without_advice(message: str) -> str:
 def _duckdb_file(database: str) -> Path | None:
     """The file if the database is DuckDB's: a URL such as duckdb:///news.db, or a file that begins like one."""
     scheme, mark, rest = database.partition(":///")
-    path = Path(rest if mark else database).expanduser()
+    path = Path(os.path.expanduser(rest if mark else database))
     if mark and scheme == "duckdb":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise _bad_database(database, "there is no such file")
         return path
     with suppress(OSError):
@@ -185,7 +200,7 @@ def _sqlalchemy(url: URL) -> Iterator[Connection]:
 
 def _open_sqlite(url: URL) -> sqlite3.Connection:
     """For reading only: a name that is misspelt makes no new file, and a query changes nothing."""
-    path = Path(url.database or "").expanduser()
+    path = Path(os.path.expanduser(url.database or ""))
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
     connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
     return connection
@@ -208,8 +223,8 @@ def _url(database: str) -> URL:
 
 
 def _sqlite_file(database: str) -> str:
-    path = Path(database).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(database))
+    if not os.path.isfile(path):
         raise _bad_database(
             database,
             "there is no such file. Give a SQLite or DuckDB file, or a URL such as postgresql://user@host/news",
