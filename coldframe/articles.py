@@ -45,6 +45,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _ROWS_PER_BATCH = 8_192
+# And at most about so many characters, of up to 4 bytes: in one batch Arrow holds less than 2 GiB of a column.
+_CHARS_PER_BATCH = 2**26
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FEW_IDS = 16
 """So few are found by bisection, and more by their hashes."""
@@ -116,13 +118,20 @@ def write_articles(path: Path, rows: Iterable[ArticleRow]) -> None:
     """Writes the rows, sorted by id already, as an Arrow file in batches, so that memory stays flat."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         batch: list[ArticleRow] = []
+        chars = 0
         for row in rows:
             batch.append(row)
-            if len(batch) == _ROWS_PER_BATCH:
+            chars += _chars(row)
+            if len(batch) == _ROWS_PER_BATCH or chars >= _CHARS_PER_BATCH:
                 writer.write_batch(_to_batch(batch))
-                batch = []
+                batch, chars = [], 0
         if batch:
             writer.write_batch(_to_batch(batch))
+
+
+def _chars(row: ArticleRow) -> int:
+    attributes = sum(len(key) + len(value) for key, value in row.attributes.items())
+    return len(row.id) + len(row.title) + len(row.excerpt) + attributes
 
 
 def _to_batch(rows: list[ArticleRow]) -> pa.RecordBatch:

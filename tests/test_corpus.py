@@ -228,6 +228,16 @@ def test_a_bad_csv_row_is_rejected_alone_with_its_line(tmp_path: Path, bad: byte
     assert (reject.source, reject.line, reject.kind, reject.id) == ("a.csv", 5, kind, reject_id)
 
 
+def test_a_row_with_more_attributes_than_can_be_kept_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.corpus.articles.MAX_ATTRIBUTE_CHARS", 20)
+    path = put(tmp_path / "a.csv", "id,content,a,b\n1,x,123456789,123456789\n2,x,123456789,1234567890\n")
+    article, reject = rows_of(path)
+    assert isinstance(article, Article)
+    assert reject == Reject("a.csv", 3, "attributes too long: 21 characters, at most 20 are allowed", "2")
+
+
 @pytest.mark.parametrize(
     ("bad", "kind"),
     [

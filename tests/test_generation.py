@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import string
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.ipc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -217,6 +219,17 @@ def test_many_ids_are_found_at_once_also_where_their_hashes_are_equal(
     assert table.rows_of(asked).tolist() == [ids.index(name) if name in ids else -1 for name in asked]
     assert table.rows_of(asked[-5:]).tolist() == [ids.index(asked[-5]), ids.index(asked[-4]), -1, -1, -1]
     assert table.rows_of([]).tolist() == []
+
+
+def test_rows_with_long_attributes_share_a_batch_with_few_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(articles_module, "_CHARS_PER_BATCH", 1_000)
+    rows = [replace(row(f"a{n:02}"), attributes={"html": "x" * (400 if n < 6 else 10)}) for n in range(40)]
+    table = written(tmp_path / ARTICLES, rows, per_batch=30)
+    batches = pyarrow.ipc.open_file(tmp_path / ARTICLES)
+    assert [batches.get_batch(n).num_rows for n in range(batches.num_record_batches)] == [3, 3, 30, 4]
+    assert [table[n] for n in range(40)] == rows
 
 
 def test_a_text_is_found_at_its_first_row_and_never_by_half_a_digest(tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ from coldframe.errors import InvalidArgument
 from indexer.dates import DateOrder, parse_date
 
 MAX_ID_CHARS = 512
+MAX_ATTRIBUTE_CHARS = 2**26
+"""Of all attributes together, with their names: the spool and the table of articles hold no more than a few times that
+in one row.
+"""
 _MARKUP = 10  # HTML that is so many times longer than a text may be is refused without being cleaned
 
 # The names by which a column is recognised, best first; written without case, spaces, '_' and '-'.
@@ -108,6 +112,7 @@ class Parser:
             _encoding_fault([article_id, title, content, *attributes, *attributes.values()])
             or _id_fault(article_id, roles)
             or _text_fault(row, roles, len(title) + len(content), self.max_text_chars)
+            or _attributes_fault(attributes)
         )
         if reason:
             return Reject(source, line, reason, _printable(article_id))
@@ -164,6 +169,13 @@ def _text_fault(row: Row, roles: Roles, chars: int, max_chars: int) -> str | Non
         return "no text: title and content are both empty"
     if chars > max_chars:
         return f"text too long: {chars:,} characters, at most {max_chars:,} are allowed"
+    return None
+
+
+def _attributes_fault(attributes: dict[str, str]) -> str | None:
+    chars = sum(map(len, (*attributes, *attributes.values())))
+    if chars > MAX_ATTRIBUTE_CHARS:
+        return f"attributes too long: {chars:,} characters, at most {MAX_ATTRIBUTE_CHARS:,} are allowed"
     return None
 
 
