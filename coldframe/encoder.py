@@ -245,18 +245,32 @@ class Encoder:
                 _trim()
 
     def _check_ids(self, documents: Sequence[Sequence[int]]) -> None:
-        for n, ids in enumerate(documents):
+        for n, document in enumerate(documents):
+            ids = _as_ids(document, n)
             if not 1 <= len(ids) <= self.max_tokens:
                 raise InvalidArgument(
                     f"document {n} has {len(ids):,} tokens; allowed are 1 to {self.max_tokens:,}", field="documents"
                 )
-            if min(ids) < 0 or max(ids) >= self._config.vocab_size:
+            if ids.min() < 0 or ids.max() >= self._config.vocab_size:
                 raise InvalidArgument(
                     f"document {n} has a token id outside 0 to {self._config.vocab_size - 1:,}", field="documents"
                 )
 
 
+def _as_ids(document: Sequence[int], n: int) -> NDArray[np.integer]:
+    """Token ids, (tokens,), of any type of whole numbers."""
+    with suppress(TypeError, ValueError, OverflowError):
+        ids = np.asarray(document)
+        if ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids)):
+            return ids
+    raise InvalidArgument(
+        f"document {n} is no list of token ids, which are whole numbers such as [101, 7592, 102]", field="documents"
+    )
+
+
 def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise InvalidArgument("texts is one text; give a list of texts, such as ['a text']", field="texts")
     for n, text in enumerate(texts):
         if len(text) > MAX_TEXT_CHARS:
             raise InvalidArgument(

@@ -403,6 +403,6 @@ class Longformer(nn.Module):
         device = self.embeddings.word.weight.device
         _, place, row = places(bounds)  # (tokens,) each
         ids, positions = torch.full((rows,), self.config.pad_id), torch.zeros(rows, dtype=torch.int64)
-        ids[row] = torch.tensor([i for document in documents for i in document])
+        ids[row] = torch.tensor([i for document in documents for i in document], dtype=torch.int64)
         positions[row] = place
         return moved(ids, device), moved(positions, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -58,6 +58,20 @@ def test_ids_embed_as_their_text_does(encoder: Encoder) -> None:
     np.testing.assert_array_equal(encoder.embed_ids([tokens[0].ids]), encoder.embed(["a b c"]))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
+def test_ids_may_be_whole_numbers_of_any_type(encoder: Encoder, kind: type[np.integer]) -> None:
+    expected = encoder.embed(["a b c"])
+    for documents in (np.array([[0, 4, 5, 6, 2]], kind), [[kind(n) for n in (0, 4, 5, 6, 2)]]):
+        np.testing.assert_array_equal(encoder.embed_ids(documents), expected)  # type: ignore[arg-type]
+
+
+def test_one_text_for_a_list_of_texts_is_refused(encoder: Encoder) -> None:
+    for read in (encoder.embed, encoder.tokenize):
+        with pytest.raises(InvalidArgument, match="give a list of texts") as caught:
+            read("hello")
+        assert caught.value.field == "texts"
+
+
 def test_a_long_text_is_cut_at_its_end_and_never_in_silence(encoder: Encoder) -> None:
     text = "a " * 5000
     tokens = encoder.tokenize([text])[0]
@@ -78,9 +92,20 @@ def test_a_lone_surrogate_is_read_and_not_a_crash(encoder: Encoder) -> None:
         ([0] * 4097, "4,097 tokens; allowed are 1 to 4,096"),
         ([0, 120, 2], "0 to 119"),
         ([-1], "0 to 119"),
+        ([2**70], "no list of token ids, which are whole numbers"),
+        ([0.0, 2.0], "document 1 is no list of token ids"),
+        ([0, float("nan")], "no list of token ids"),
+        ([True, False], "no list of token ids"),
+        (["a"], "no list of token ids"),
+        ([[0, 2], [0]], "no list of token ids"),
+        (np.array([0, 2], np.float32), "no list of token ids"),
+        (np.array([True, False]), "no list of token ids"),
+        (np.array([0, 120], np.uint8), "0 to 119"),
+        (7, "no list of token ids"),
+        ("abc", "no list of token ids"),
     ],
 )
-def test_ids_of_no_text_are_refused(encoder: Encoder, ids: list[int], message: str) -> None:
+def test_ids_of_no_text_are_refused(encoder: Encoder, ids: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message) as caught:
         encoder.embed_ids([[0, 2], ids])
     assert caught.value.field == "documents"
