@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,10 +73,10 @@ def locate(name: str) -> Path:
     """The directory that holds a model's files; a hub id is fetched into the hub's own cache."""
     if name == MINILM:
         return _embedded_minilm()
-    directory = Path(name).expanduser()
-    if directory.is_dir():
+    directory = _directory(name)
+    if directory is not None:
         return directory
-    if directory.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelUnavailable(
             f"there is no model directory {name!r}; give a directory, a hub id such as allenai/longformer-base-4096, "
             f"or {MINILM}, the embedded default"
@@ -85,14 +86,20 @@ def locate(name: str) -> Path:
 
 def display_name(name: str) -> str:
     """What a model is called on the wire: its id, or the name of its directory, never a path."""
-    directory = Path(name).expanduser()
-    return directory.resolve().name if name != MINILM and directory.is_dir() else name
+    directory = _directory(name)
+    return directory.resolve().name if name != MINILM and directory is not None else name
 
 
 def resolve(name: str) -> str:
     """The name by which another process, started elsewhere, finds the same model."""
-    directory = Path(name).expanduser()
-    return str(directory.resolve()) if name != MINILM and directory.is_dir() else name
+    directory = _directory(name)
+    return str(directory.resolve()) if name != MINILM and directory is not None else name
+
+
+def _directory(name: str) -> Path | None:
+    """The directory of that name; None where there is none, whatever else the name may be."""
+    path = os.path.expanduser(name)  # those of `os` fail for no name: of nobody's home, or too long for a file
+    return Path(path) if os.path.isdir(path) else None
 
 
 def _embedded_minilm() -> Path:
@@ -141,7 +148,9 @@ def _offline(name: str) -> ModelUnavailable:
 
 def read_config(directory: Path, name: str) -> dict[str, Any]:
     """The model's config.json. Raises ModelUnavailable where there is none."""
-    config: dict[str, Any] = _read_json(directory / "config.json", name)
+    config = _read_json(directory / "config.json", name)
+    if not isinstance(config, dict):
+        raise ModelUnavailable(f"{name}'s config.json holds no model's configuration; fetch the model again")
     return config
 
 
@@ -249,21 +258,30 @@ def _longformer_config(config: dict[str, Any], name: str) -> LongformerConfig:
         )
     if config.get("hidden_act", "gelu") != "gelu":
         raise InvalidArgument(f"{name} uses the activation {config['hidden_act']!r}; only 'gelu' is run", field="model")
-    layers, window = config["num_hidden_layers"], config["attention_window"]
-    windows = tuple(window) if isinstance(window, list) else (window,) * layers
-    if len(windows) != layers or any(w < 2 or w % 2 for w in windows):
+    layers, window = _count(config, "num_hidden_layers", name), config.get("attention_window")
+    windows: tuple[Any, ...] = tuple(window) if isinstance(window, list) else (window,) * layers
+    if len(windows) != layers or not all(isinstance(w, int) and w >= 2 and w % 2 == 0 for w in windows):
         raise InvalidArgument(f"{name}: attention_window must be {layers} even numbers, is {window}", field="model")
     return LongformerConfig(
-        vocab_size=config["vocab_size"],
-        hidden=config["hidden_size"],
+        vocab_size=_count(config, "vocab_size", name),
+        hidden=_count(config, "hidden_size", name),
         layers=layers,
-        heads=config["num_attention_heads"],
-        intermediate=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
-        pad_id=config.get("pad_token_id", 1),
+        heads=_count(config, "num_attention_heads", name),
+        intermediate=_count(config, "intermediate_size", name),
+        max_positions=_count(config, "max_position_embeddings", name),
+        pad_id=_count({"pad_token_id": 1} | config, "pad_token_id", name, least=0),
         windows=windows,
         norm_eps=config.get("layer_norm_eps", 1e-12),
     )
+
+
+def _count(config: dict[str, Any], key: str, name: str, least: int = 1) -> int:
+    count = config.get(key)
+    if not isinstance(count, int) or count < least:
+        raise InvalidArgument(
+            f"{name}'s config.json: {key} must be a whole number from {least} on, is {count}", field="model"
+        )
+    return count
 
 
 def fingerprint(model: Model, recipe: Recipe) -> str:

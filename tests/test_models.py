@@ -120,6 +120,10 @@ def test_weights_that_do_not_fit_are_refused(directory: Path) -> None:
         ({"hidden_act": "relu"}, "'relu'"),
         ({"attention_window": [31] * 4}, "even"),
         ({"attention_window": [32] * 3}, "4 even numbers"),
+        ({"attention_window": None}, "4 even numbers"),
+        ({"num_hidden_layers": None}, r"config\.json: num_hidden_layers must be a whole number from 1 on, is None"),
+        ({"pad_token_id": None}, "pad_token_id must be a whole number from 0 on"),
+        ({"hidden_size": "48"}, "hidden_size must be a whole number"),
     ],
 )
 def test_models_that_cannot_be_run_say_why(directory: Path, change: dict[str, object], message: str) -> None:
@@ -128,10 +132,28 @@ def test_models_that_cannot_be_run_say_why(directory: Path, change: dict[str, ob
         Encoder.load(str(directory))
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "nowhere", "/no/such/model", "a/b/c"])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "attention_window", "vocab_size", "max_position_embeddings"])
+def test_a_configuration_that_lacks_a_number_is_refused(directory: Path, key: str) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    del config[key]
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidArgument, match=key):
+        Encoder.load(str(directory))
+
+
+def test_a_configuration_that_is_none_is_refused(directory: Path) -> None:
+    (directory / "config.json").write_text("[]")
+    with pytest.raises(ModelUnavailable, match="holds no model's configuration"):
+        models.load(str(directory))
+
+
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "nowhere", "/no/such/model", "a/b/c", "~nobody-at-all/model", "a" * 300, "/" + "a" * 300]
+)
 def test_a_directory_that_is_not_there_is_said_to_be_missing(name: str) -> None:
     with pytest.raises(ModelUnavailable, match="no model directory"):
         models.load(name)
+    assert models.display_name(name) == models.resolve(name) == name
 
 
 def test_without_a_network_a_hub_id_gives_one_clear_sentence(tmp_path: Path) -> None:
