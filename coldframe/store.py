@@ -37,6 +37,7 @@ _NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
 _SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _SQLITE_NO_RIGHT = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 _HISTORY_NAMES = 100
+_FILES = {"CURRENT", "HISTORY", "PUBLISHING", "LOCK"}
 _PARTIAL_S = 60.0  # younger ones may be of somebody who activates a generation at this moment
 
 
@@ -54,26 +55,24 @@ class Store:
 
     def names(self) -> list[str]:
         """The generations, the oldest first; those that were kept and not published among them."""
-        if not self._generations.is_dir():
-            return []
-        return sorted(entry.name for entry in self._generations.iterdir() if entry.is_dir())
+        with self._reading():
+            if not self._generations.is_dir():
+                return []
+            return sorted(entry.name for entry in self._generations.iterdir() if entry.is_dir())
 
     def current(self) -> str | None:
         """The name of the served generation; None where nothing was published yet.
 
-        Raises InvalidArgument where the store is no folder.
+        Raises InvalidArgument where the store is no folder, or none that can be read.
         """
-        try:
+        with self._reading():
             return next(iter(_lines(self._current)), None)
-        except NotADirectoryError as error:
-            raise InvalidArgument(
-                f"the store {self.path} is no folder; give the one that a build published into", field="store"
-            ) from error
 
     def before(self) -> str | None:
         """The generation that was served before the current one and is still there; None if there is none."""
         current, names = self.current(), self.names()
-        served = _lines(self._history)
+        with self._reading():
+            served = _lines(self._history)
         if not self._history.exists():  # of a Coldframe that kept none, and published whatever it built
             served = [name for name in names if current and name < current]
         return next((name for name in reversed(served) if name != current and name in names), None)
@@ -189,7 +188,7 @@ class Store:
         Holds the store's lock: one build at a time. Raises FailedPrecondition where another one holds it, and
         InvalidArgument where the store cannot be written.
         """
-        with self.locked():
+        with self.locked(create=True):
             with self._writing():
                 self._job.mkdir(parents=True, exist_ok=True)
             try:
@@ -223,8 +222,7 @@ class Store:
 
         Returns the bytes freed by name. Raises InvalidArgument where none would be kept or the store cannot be written.
         """
-        if keep < 1:
-            raise InvalidArgument(f"--keep is {keep}; at least 1 generation is kept", field="keep")
+        check_keep(keep)
         names = self.names()
         kept = {*names[-keep:], self.current(), self.before()}
         freed = {}
@@ -239,10 +237,13 @@ class Store:
         return freed
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the store against other builds, after what a crash interrupted has been made good."""
+    def locked(self, *, create: bool = False) -> Iterator[None]:
+        """Holds the store against other builds, after what a crash interrupted has been made good.
+
+        Raises InvalidArgument where there is no such folder, unless it is to be made.
+        """
         with self._writing():
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._require(create)
             handle = (self.path / "LOCK").open("w")
         with handle:
             try:
@@ -255,6 +256,21 @@ class Store:
                 ) from error
             self._mend()
             yield
+
+    def _require(self, create: bool) -> None:
+        if self.path.is_dir():
+            return
+        if not create:
+            raise InvalidArgument(
+                f"there is no store {self.path}; give the folder that a build published into", field="store"
+            )
+        if self.path.name in _FILES:
+            raise InvalidArgument(
+                f"the store cannot be {self.path}: {self.path.name} is a file in every store; give the folder, or "
+                f"another name",
+                field="store",
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def _mend_if_idle(self) -> None:
         """What a crash left half published must not be published over what a person chooses now."""
@@ -276,7 +292,18 @@ class Store:
                 if time.time() - partial.stat().st_mtime > _PARTIAL_S:
                     partial.unlink()
 
-    # --- a store that cannot be written ------------------------------------------------------------------------------
+    # --- a store that cannot be read or written ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InvalidArgument(
+                f"the store {self.path} is no folder that can be read ({os.strerror(error.errno or 0)}); give the one "
+                f"that a build published into",
+                field="store",
+            ) from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -314,6 +341,12 @@ class Store:
             f"write to",
             field="store",
         )
+
+
+def check_keep(generations: int) -> None:
+    """Raises InvalidArgument where pruning would keep none."""
+    if generations < 1:
+        raise InvalidArgument(f"--keep is {generations}; at least 1 generation is kept", field="keep")
 
 
 def known_errno(error: Exception) -> int | None:

@@ -147,6 +147,14 @@ def test_rollback_goes_back_one_by_one_and_then_says_that_there_is_nothing(store
     assert (answer.code, "nothing to go back to" in answer.err) == (1, True)
 
 
+@pytest.mark.parametrize("command", [("rollback",), ("prune", "--keep", "1")])
+def test_what_builds_nothing_makes_no_store(ask: Ask, tmp_path: Path, command: tuple[str, ...]) -> None:
+    answer = ask(*command, "--store", tmp_path / "stroe")
+    assert (answer.code, answer.out) == (2, "")
+    assert f"there is no store {tmp_path / 'stroe'}; give the folder" in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rollback_refuses_a_damaged_generation(store: Path, ask: Ask) -> None:
     current, before = Store(store).current(), str(Store(store).before())
     (Store(store).directory(before) / "report.html").write_text("another picture")

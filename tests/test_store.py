@@ -348,6 +348,18 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert file.read_text() == "id,title"
 
 
+def test_a_store_that_cannot_be_read_is_refused(own: Store) -> None:
+    own.path.chmod(0)
+    try:
+        with nobody():
+            for read in (own.current, own.names, own.before, own.open):
+                with pytest.raises(InvalidArgument, match=r"can be read \(Permission denied\)") as refused:
+                    read()
+                assert refused.value.field == "store"
+    finally:
+        own.path.chmod(0o755)
+
+
 def test_a_store_that_cannot_be_written_is_refused(own: Store) -> None:
     names, current = own.names(), own.current()
     for path in (own.path / "LOCK", own.path):
