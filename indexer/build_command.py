@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from indexer.corpus import CorpusConfig
     from indexer.plan import BuildConfig
 
+_YEAR_S = 366 * 24 * 3600  # longer waits than some hundred years are none that a system can wait
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def parse_size(text: str) -> int:
     """Bytes: "2GiB", "1.5 GB", "800M" or a number alone."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]i?)?b?", text.strip().lower())
     if found is None:
         raise InvalidArgument(
-            f"--memory-budget is {text!r}; give a size such as 2GiB, 800MB, or a number of bytes", field="memory-budget"
+            f"--memory-budget is {text[:40]!r}; give a size such as 2GiB, 800MB, or a number of bytes",
+            field="memory-budget",
         )
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
@@ -160,8 +162,12 @@ def build_command(
     """
     from rich.console import Console
 
+    from coldframe.store import check_keep
+
     console = Console(highlight=False, markup=False)
     config = configuration(corpus, context.params)
+    if keep is not None:
+        check_keep(keep)
     if dry_run:
         _estimate(config, console)
     elif watch is None:
@@ -202,8 +208,10 @@ def _estimate(config: BuildConfig, console: Console) -> None:
 
 def again_and_again(once: Callable[[], None], seconds: float, console: Console) -> None:
     """Does it, waits so many seconds, and does it again, until SIGTERM or SIGINT. What fails is said."""
-    if not seconds > 0:
-        raise InvalidArgument(f"--watch is {seconds}; give the seconds to wait, more than 0", field="watch")
+    if not 0 < seconds <= _YEAR_S:
+        raise InvalidArgument(
+            f"--watch is {seconds}; give the seconds to wait, more than 0 and at most {_YEAR_S:,}", field="watch"
+        )
     try:
         while True:
             try:

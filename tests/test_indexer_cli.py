@@ -151,6 +151,15 @@ def test_a_failed_build_is_one_sentence_on_stderr(tmp_path: Path) -> None:
         (("--model", "no-such-model"), 1, "'no-such-model'"),
         (("--config", "none.toml"), 2, "none.toml"),
         (("--id-column", "key"), 2, "--id-column"),
+        (("--corpus", "~nobody-at-all/a.csv"), 2, "there is no such file"),
+        (("--corpus", "a" * 300), 2, "cannot be read (File name too long)"),
+        (("--model", "~nobody-at-all/model"), 1, "no model directory"),
+        (("--model", "a" * 300), 1, "no model directory"),
+        (("--store", "a" * 300), 2, "cannot be written (File name too long)"),
+        (("--keep", "0"), 2, "--keep is 0; at least 1 generation is kept"),
+        (("--watch", "inf"), 2, "--watch is inf"),
+        (("--watch", "1e12"), 2, "at most 31,622,400"),
+        (("--memory-budget", "9" * 400), 2, "give a size such as 2GiB"),
     ],
 )
 def test_a_build_that_cannot_start_exits_with_the_code_of_its_error(
@@ -177,6 +186,15 @@ def test_a_build_that_cannot_start_exits_with_the_code_of_its_error(
 def test_a_usage_error_exits_with_2(ask: Ask, args: tuple[str, ...], said: str) -> None:
     answer = ask("build", *args)
     assert (answer.code, said in answer.err, "Traceback" in answer.err) == (2, True, False)
+
+
+def test_a_store_is_not_made_in_place_of_a_file_of_another(desk: Desk, ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for name in ("CURRENT", "LOCK"):
+        flags = ("--corpus", desk.folder / "articles.csv", "--model", desk.folder / "model")
+        answer = ask("build", *flags, "--store", tmp_path / "store" / name)
+        assert (answer.code, f"{name} is a file in every store" in answer.err) == (2, True)
+    assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_a_store_may_have_brackets_in_its_name(desk: Desk, ask: Ask, tmp_path: Path) -> None:
@@ -247,6 +265,16 @@ def test_a_store_that_is_a_file_is_an_error(desk: Desk, ask: Ask, command: tuple
     answer = ask(*command, "--store", desk.folder / "articles.csv")
     assert answer.code in {1, 2}
     assert answer.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", [("list",), ("verify",), ("report", "--out", "x.html"), ("rollback",)])
+def test_a_store_that_cannot_be_read_is_one_sentence(ask: Ask, tmp_path: Path, command: tuple[str, ...]) -> None:
+    for store in (tmp_path, tmp_path / ("a" * 300)):
+        (tmp_path / "CURRENT").mkdir(exist_ok=True)
+        answer = ask(*command, "--store", store)
+        assert answer.code in {1, 2}
+        assert answer.err.startswith("error: ")
+        assert answer.err.count("\n") == 1
 
 
 def test_verify_finds_every_file_as_it_was(desk: Desk, ask: Ask) -> None:
