@@ -153,6 +153,8 @@ class Job:
             "columns": asdict(self.config.corpus.columns),
             "clean-html": self.config.corpus.clean_html,
             "corpus-as-of": self.config.corpus_as_of and self.config.corpus_as_of.isoformat(),
+            "rejects": self.config.rejects and str(self.config.rejects.absolute()),
+            "max-reject-share": self.config.max_reject_share,
             "previous generation": previous,
         }
 

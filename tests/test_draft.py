@@ -153,6 +153,8 @@ OTHER_PLANS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda _: {"recipe": "mean"}, "recipe was seed and is mean"),
     (lambda _: {"target_recall": 0.5, "topics": 3}, "target-recall was 0.99 and is 0.5; topics was None and is 3"),
     (touch, "corpus is another"),
+    (lambda desk: {"rejects": desk / "bad.jsonl"}, "rejects was None and is"),
+    (lambda _: {"max_reject_share": 0.5}, "max-reject-share was 0.05 and is 0.5"),
 ]
 
 
