@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,9 +50,14 @@ def calibrate_command(
     """
     from rich.console import Console
 
+    from coldframe.errors import InvalidArgument
     from coldframe.store import Store
     from indexer.calibrate import nearest_pairs, propose
 
+    if not 0 < story_window_days < math.inf:
+        raise InvalidArgument(
+            f"--story-window-days is {story_window_days}; it must be over 0", field="story-window-days"
+        )
     found = Store(store).open(generation)
     console = Console(highlight=False, markup=False)
     published_at, digests = _dates_and_digests(found.articles)

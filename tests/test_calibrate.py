@@ -172,6 +172,15 @@ def test_a_corpus_of_other_articles_is_refused(store_path: Path, tmp_path: Path)
         say("--store", str(store_path), "--corpus", str(tmp_path / "other.csv"))
 
 
+@pytest.mark.parametrize("days", ["nan", "-1", "0", "inf"])
+def test_a_window_that_is_none_is_refused(store_path: Path, days: str) -> None:
+    from coldframe.errors import InvalidArgument
+
+    with pytest.raises(InvalidArgument, match="--story-window-days is") as caught:
+        say("--store", str(store_path), "--story-window-days", days)
+    assert caught.value.field == "story-window-days"
+
+
 def test_columns_of_other_names_are_read(store_path: Path, tmp_path: Path, articles: list[Sample]) -> None:
     with (tmp_path / "odd.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("Nr", "Kopf", "Leib"), *((a.id, a.title, a.content) for a in articles)])

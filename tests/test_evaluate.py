@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import random
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +28,7 @@ from tests.builds import build
 if TYPE_CHECKING:
     from pathlib import Path
 
+HEADER = b"source,target,user,article\n"
 TOPICS = {"sea": "ship harbour sailor wave tide captain", "farm": "wheat cow tractor barn harvest soil"}
 
 
@@ -86,6 +90,31 @@ def test_links_and_reads_of_unknown_articles_are_counted(corpus: Corpus, tmp_pat
     assert corpus.sessions == [[1, 3]]
     names = ("links of unknown articles", "reads of unknown articles", "reads of skipped events")
     assert [corpus.counts[name] for name in names] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", HEADER + "ü,a00".encode("latin-1"), "is not UTF-8"),
+        ("a.csv", gzip.compress(HEADER), "is not UTF-8"),
+        ("a.csv.gz", HEADER, "is not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(HEADER + random.Random(0).randbytes(999).hex().encode())[:-99], "not a whole gzip"),
+        ("a.csv", HEADER + b'"' + b"a" * 200_000, "is not CSV"),
+        (".", None, "cannot be read"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(
+    corpus: Corpus, tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    csv.field_size_limit(2**17)  # the usual one; whoever reads a corpus sets its own
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    adding = {"links": partial(add_links, corpus, path), "sessions": partial(add_sessions, corpus, path, [])}
+    for field, add in adding.items():
+        with pytest.raises(InvalidArgument, match=said) as caught:
+            add()
+        assert caught.value.field == field
 
 
 def test_the_next_article_is_never_in_the_profile_nor_in_what_is_popular() -> None:
@@ -157,6 +186,12 @@ def test_the_command_recommends_a_recipe(file: Path, tmp_path: Path) -> None:
     assert {("neighbour label agreement", name) for name in ("mean", "lead-words", "tf-idf", "random")} <= found
     assert {("link recall@10", "popularity"), ("clustering v-measure", "tf-idf")} <= found
     assert "Recommended for this corpus" in ask(*flags)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_cannot_be_taken_is_refused(file: Path, seed: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"--seed is {seed}; it must be 0 to 4294967295"):
+        ask("--corpus", str(file), "--seed", str(seed))
 
 
 def test_a_label_column_that_is_not_there_is_named(file: Path) -> None:

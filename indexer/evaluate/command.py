@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from indexer.evaluate.run import Figure, Report
 
 _CERTAIN = 0.95
+_MOST_SEED = 2**32 - 1  # of scikit-learn
 
 
 @reads_corpus
@@ -94,8 +95,8 @@ def _check(sample: int | None, seed: int) -> None:
 
     if sample is not None and sample < 3:
         raise InvalidArgument(f"--sample is {sample}; at least 3 articles are needed", field="sample")
-    if seed < 0:
-        raise InvalidArgument(f"--seed is {seed}; it must be 0 or more", field="seed")
+    if not 0 <= seed <= _MOST_SEED:
+        raise InvalidArgument(f"--seed is {seed}; it must be 0 to {_MOST_SEED}", field="seed")
 
 
 def show(report: Report, console: Console) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -195,10 +197,20 @@ def _table(file: Path, flag: str) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(opened, restval="")
 
 
-def _open(file: Path, flag: str) -> TextIO:
+@contextmanager
+def _open(file: Path, flag: str) -> Iterator[IO[str]]:
+    """Raises InvalidArgument for what is found to be wrong with the file while it is open, too."""
+    opens = gzip.open if file.name.lower().endswith(".gz") else open
     try:
-        if file.name.lower().endswith(".gz"):
-            return cast(TextIO, gzip.open(file, "rt", encoding="utf-8-sig", newline=""))
-        return file.open(encoding="utf-8-sig", newline="")
+        with opens(file, "rt", encoding="utf-8-sig", newline="") as opened:
+            yield opened
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"{file} is not UTF-8; save it as UTF-8, or as .gz if it is packed", field=flag
+        ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidArgument(f"{file} is not a whole gzip file; copy it again, or rename it", field=flag) from error
     except OSError as error:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror}", field=flag) from error
+    except csv.Error as error:
+        raise InvalidArgument(f"{file} is not CSV: {error}; is a quote in it never closed?", field=flag) from error
