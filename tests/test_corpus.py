@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import tracemalloc
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,9 @@ from hypothesis import strategies as st
 from coldframe.errors import InvalidArgument
 from indexer.corpus import Article, Columns, Reject, read
 from tests.corpus_files import WHOLE_GZIP, Row, packed, put, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WHOLE_ZSTD = packed(gzip.decompress(WHOLE_GZIP), ".zst")
 SUFFIXES = [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"]
@@ -432,6 +436,15 @@ def test_a_format_that_is_not_known_is_refused_before_anything_is_read(tmp_path:
         read([put(tmp_path / "a.csv", "id,content\n1,a\n"), put(tmp_path / "notes.doc", "")], Columns())
 
 
+@pytest.fixture
+def field_limit() -> Iterator[None]:
+    """Puts back what is of the whole process, whatever a test makes of it."""
+    limit = csv.field_size_limit()
+    yield
+    csv.field_size_limit(limit)
+
+
+@pytest.mark.usefixtures("field_limit")
 def test_a_field_beyond_all_bounds_stops_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.corpus.formats._MAX_FIELD_CHARS", 1000)
     error = refusal(put(tmp_path / "a.csv", 'id,content\n1,a\n2,"' + "b\n" * 1000))

@@ -178,7 +178,7 @@ def test_the_node_client(target: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "UPSERT_OUTCOME_CREATED, in cluster c" in done.stdout
-    assert re.search(r"no sport:\n( +-?\d\.\d{3}  \S+  .+\n){3}", done.stdout)
+    assert re.search(r"by Milena Drozdek:\n( +-?\d\.\d{3}  \S+  .+\n){3}", done.stdout)
     assert re.search(r"'the economy':\n( +-?\d\.\d{3}  \S+  .+  \(interest \d\)\n){4}", done.stdout)
     assert re.search(r"INVALID_ARGUMENT: seeds.+\n +class InvalidArgument, field seeds\n", done.stdout)
     assert done.stdout.endswith("deleted node-1, not there never-seen\n")

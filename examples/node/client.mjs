@@ -69,9 +69,9 @@ print(
 const found = await call(search, "Search", {
   seed: { text: "a storm at sea" },
   limit: 3,
-  ranking: { filter: { not: { attribute: { key: "section", in: { values: ["sport"] } } } } },
+  ranking: { filter: { not: { attribute: { key: "Author", in: { values: ["Milena Drozdek"] } } } } },
 });
-print("What is like 'a storm at sea', and no sport:", found.hits.map(scored));
+print("What is like 'a storm at sea', but nothing by Milena Drozdek:", found.hits.map(scored));
 
 const reader = await call(search, "Recommend", {
   seeds: [{ seed: { article_id: "node-1" }, weight: 2 }, { seed: { text: "the economy" } }],
