@@ -56,6 +56,8 @@ _SCHEMA = f"""
 """
 # What SQLite says of a file that is no database, that is one no more, or that has no such table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+# It may quote what is damaged, which then is no text for Python.
+_REFUSED = (sqlite3.DatabaseError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Cache:
         self._path, self._space, self._warn = path, space, warn
         try:
             self._db, self._number = _open(path, space)
-        except (sqlite3.DatabaseError, _ForeignError) as error:
+        except (*_REFUSED, _ForeignError) as error:
             self._begin_anew(error)
 
     def __enter__(self) -> Self:
@@ -105,7 +107,7 @@ class Cache:
         """What is known of texts with these digests (16 bytes), a few hundred at a time."""
         try:
             return self._get(digests)
-        except sqlite3.DatabaseError as error:
+        except _REFUSED as error:
             self._begin_anew(error)
             return {}
 
@@ -118,7 +120,7 @@ class Cache:
         """Keep what is known of some texts, by digest, all of it or, if this is interrupted, nothing."""
         try:
             self._keep(known)
-        except sqlite3.DatabaseError as error:
+        except _REFUSED as error:
             self._begin_anew(error)
             self._keep(known)
 
@@ -139,9 +141,9 @@ class Cache:
         with _transaction(self._db):
             self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def _begin_anew(self, error: sqlite3.DatabaseError | _ForeignError) -> None:
+    def _begin_anew(self, error: sqlite3.DatabaseError | UnicodeDecodeError | _ForeignError) -> None:
         """Sets a damaged or foreign file aside. Raises any other error again."""
-        if isinstance(error, sqlite3.DatabaseError) and _code(error) not in _DAMAGED:
+        if not _damaged(error):
             raise error
         with suppress(AttributeError):  # nothing is open yet
             self._db.close()
@@ -241,8 +243,8 @@ def prune(path: Path, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> int:
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
             _keep_only(db, kept)
-    except sqlite3.DatabaseError as error:
-        if _code(error) not in _DAMAGED:
+    except _REFUSED as error:
+        if not _damaged(error):
             raise
         path.unlink()
         return before
@@ -268,8 +270,9 @@ def _checksum(digest: bytes, seen: int, used: int, vector: bytes) -> int:
     return zlib.crc32(vector, zlib.crc32(b"%b %d %d" % (digest, seen, used)))
 
 
-def _code(error: sqlite3.DatabaseError) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+def _damaged(error: Exception) -> bool:
+    """Whether an error says that a file is not what it was, or never was what it should be."""
+    return not isinstance(error, sqlite3.DatabaseError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 def _journal(path: Path) -> Path:

@@ -113,6 +113,17 @@ def test_flipped_bytes_never_give_a_wrong_vector_nor_stop_a_build(
     assert all("cannot be read" in text and str(path) in text for text in said)
 
 
+def test_a_file_whose_damage_is_no_text_is_set_aside_or_removed(tmp_path: Path, whole: bytes) -> None:
+    path, content, said = tmp_path / CACHE, bytearray(whole), list[str]()
+    content[whole.index(b"TABLE")] ^= 0x80  # SQLite quotes the word
+    path.write_bytes(bytes(content))
+    Cache(path, SPACE, warn=said.append).close()
+    assert [str(path) in text for text in said] == [True]
+    path.write_bytes(bytes(content))
+    assert prune(path, []) == len(content)
+    assert not path.exists()
+
+
 def other_database(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE orders (id INTEGER)")
