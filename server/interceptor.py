@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -194,10 +195,14 @@ def _status(error: ColdframeError) -> tuple[grpc.StatusCode, str, _Trailing]:
     if isinstance(error, InvalidArgument):
         hints["coldframe-field"] = error.field
     if isinstance(error, Overloaded):
-        hints["coldframe-retry-after-ms"] = str(round(1e3 * error.retry_after_s))
+        hints["coldframe-retry-after-ms"] = str(_retry_ms(error))
     trailing: list[tuple[str, str | bytes]] = [(key, quote(value)) for key, value in hints.items() if value]
     trailing.append(("grpc-status-details-bin", status.SerializeToString()))
     return code, message, tuple(trailing)
+
+
+def _retry_ms(error: Overloaded) -> int:
+    return math.ceil(1e3 * error.retry_after_s)  # who comes half a millisecond too early is refused again
 
 
 def _shortened(message: str) -> str:
@@ -215,7 +220,7 @@ def _details(error: ColdframeError, message: str) -> list[AnyMessage]:
         messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, Overloaded):
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(round(1e3 * error.retry_after_s))
+        retry.retry_delay.FromMilliseconds(_retry_ms(error))
         messages.append(retry)
     packed = []
     for detail in messages:

@@ -180,9 +180,9 @@ class Gate(grpc.aio.ServerInterceptor):
         if request is grpc.aio.EOF:
             raise InvalidArgument("the call ended without its request", field="request")
         _count(call, request)
-        more = len(getattr(request, "requests", ())) - 1 if call.method in BATCHES else 0
-        if more > 0:  # of which the call has paid for one
-            self._meter.spend(call.key, more)
+        searches = len(getattr(request, "requests", ())) if call.method in BATCHES else 0
+        if searches > 1:
+            self._meter.spend(call.key, searches, paid=1)  # as it opened
         return request
 
     def _stream(self, method: Callable[..., Any]) -> Callable[..., Awaitable[None]]:

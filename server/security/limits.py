@@ -100,14 +100,17 @@ class Bucket:
         self.rate, self.burst, self._full_at, self._clock = rate, burst, full_at, clock
         self._token_ns = min(1e9 / rate, _LONGEST_NS)
 
-    def take(self, count: int = 1) -> float:
-        """Takes tokens; 0.0, or seconds until they will be there, and then takes none."""
+    def take(self, count: int = 1, paid: int = 0) -> float:
+        """Takes tokens; 0.0, or seconds until they will be there, and then takes none.
+
+        paid: how many of them were taken before, and are to be taken again by who comes again.
+        """
         now = self._clock()
         full_at = max(self._full_at[0], now)
-        early_ns = full_at - now - round((self.burst - min(count, self.burst)) * self._token_ns)
+        early_ns = full_at - now - round((self.burst - (min(count, self.burst) - paid)) * self._token_ns)
         if early_ns > 0:
-            return early_ns / 1e9
-        self._full_at[0] = full_at + round(count * self._token_ns)
+            return (early_ns + round(paid * self._token_ns)) / 1e9
+        self._full_at[0] = full_at + round((count - paid) * self._token_ns)
         return 0.0
 
 
@@ -159,8 +162,10 @@ class Meter:
         if not self._by_key[key.id]:
             del self._by_key[key.id]
 
-    def wait(self, key: Key | None, count: int = 1) -> float:
-        """Takes the turns of so many requests: 0.0, or seconds until they may be made, and then takes none."""
+    def wait(self, key: Key | None, count: int = 1, paid: int = 0) -> float:
+        """Takes the turns of so many requests, some of which were paid for before: 0.0, or seconds until all may be
+        made, and then takes none.
+        """
         own = key.requests_per_second if key else None
         rate = own or self._limits.requests_per_second
         if not rate:
@@ -170,11 +175,11 @@ class Meter:
         if bucket is None or bucket.rate != rate:
             burst = 2 * rate if own else self._limits.burst or 2 * rate
             bucket = self._buckets[name] = Bucket(rate, max(1.0, burst), self._words.of(name))
-        return bucket.take(count)
+        return bucket.take(count, paid)
 
-    def spend(self, key: Key | None, count: int = 1) -> None:
+    def spend(self, key: Key | None, count: int = 1, paid: int = 0) -> None:
         """The same, of a call that cannot wait. Raises Overloaded."""
-        wait_s = self.wait(key, count)
+        wait_s = self.wait(key, count, paid)
         if wait_s:
             rate = self._buckets[key.id if key else ""].rate
             who = f"the key {key.name!r}" if key else "callers without a key"
