@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coldframe.errors import Overloaded
+from coldframe.errors import InvalidArgument, Overloaded
 from coldframe.requests import search_request
+from coldframe.v1.search_service_pb2 import SearchRequest
 from server.interceptor import _status
 from server.place import Words
 from server.security.limits import Bucket
@@ -34,6 +35,20 @@ def test_a_batch_of_any_size_passes_when_its_caller_was_told_to_come_back(
         assert len(client.batch_search(batch).results) == searches, "of a full bucket"
         for _ in range(2):
             assert refusals(lambda: client.batch_search(batch)) <= 2, "of the call, which says nothing yet, and of it"
+
+
+def test_a_batch_that_is_too_large_costs_its_key_no_more_than_the_largest_that_is_allowed(
+    background: Background, newsroom: Path, tmp_path: Path
+) -> None:
+    with (
+        guarded(background, newsroom, tmp_path / "s", requests_per_second=10, burst=1) as server,
+        server.client(server.key()) as client,
+    ):
+        with pytest.raises(InvalidArgument, match="requests has 200,000 entries; allowed are 1 to 64"):
+            client.batch_search([SearchRequest()] * 200_000)
+        with pytest.raises(Overloaded) as raised:
+            client.index()
+        assert raised.value.retry_after_s <= 6.4
 
 
 def refusals(ask: Callable[[], object]) -> int:

@@ -27,6 +27,7 @@ from server.security.audit import Call
 from server.security.keys import identify
 from server.security.limits import Limits, Meter
 from server.security.patience import Patience
+from server.wire.requests import MAX_SEARCHES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -182,7 +183,8 @@ class Gate(grpc.aio.ServerInterceptor):
         _count(call, request)
         searches = len(getattr(request, "requests", ())) if call.method in BATCHES else 0
         if searches > 1:
-            self._meter.spend(call.key, searches, paid=1)  # as it opened
+            # One was paid as the call opened. A batch of too many is refused, and costs no more than the largest.
+            self._meter.spend(call.key, min(searches, MAX_SEARCHES), paid=1)
         return request
 
     def _stream(self, method: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
