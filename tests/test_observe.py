@@ -19,6 +19,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.storm import Connection
 from coldframe import Client
 from coldframe.errors import InvalidArgument, UnknownArticle
 from coldframe.requests import search_request
@@ -211,8 +212,27 @@ def test_every_answer_says_the_id_of_its_request(server: Observed) -> None:
         assert dict(error.trailing_metadata())["x-request-id"] == "mine-2"
     assert ids[0] == "mine-1"
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", ids[1])
-    assert ids[2] != "x" * 200, "what cannot be logged is not taken"
+    assert ids[2] != "x" * 200, "what is too long is not taken"
     assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize("name", ["é-1".encode(), b"\xff\xfe", b"a\tb", b"\x7f", b" a, b "])
+def test_a_call_whose_id_cannot_be_sent_back_is_answered(server: Observed, name: bytes) -> None:
+    """No client of Python's sends these; others do."""
+    ended: list[str] = []
+    target, method = server.client._connection.target, "/coldframe.v1.IndexService/GetIndex"
+    connection = Connection.to(target, method, 30, lambda status, _: ended.append(status))
+    connection.headers += b"\x00\x0cx-request-id" + bytes([len(name)]) + name
+    connection.waiting.append((0.0, b""))
+    connection.send()
+
+    def answered() -> bool:
+        connection.receive()
+        return bool(ended)
+
+    wait_until(answered)
+    connection.socket.close()
+    assert ended == ["OK"]
 
 
 def test_a_slow_call_is_logged_with_its_parts(

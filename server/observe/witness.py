@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _slow = logging.getLogger("coldframe.slow")
 REQUEST_ID = "x-request-id"
-_MOST_ID = 128
+_TAKEN = re.compile(r"[ -~]{1,128}")  # gRPC reads more and sends none of it back: the call would end as INTERNAL
 
 
 class MethodTally:
@@ -64,9 +65,9 @@ class Witness:
         return tally
 
     def request_id(self, metadata: Iterable[tuple[str, Any]]) -> str:
-        """The caller's own name for a call, if it has one that can be logged; else one that no other call has."""
+        """The caller's own name for a call, if it has one that can be sent back; else one that no other call has."""
         for key, value in metadata:
-            if key == REQUEST_ID and isinstance(value, str) and 0 < len(value) <= _MOST_ID and value.isprintable():
+            if key == REQUEST_ID and isinstance(value, str) and _TAKEN.fullmatch(value):
                 return value
         return f"{self._beginning}-{next(self._numbers):x}"
 
