@@ -70,10 +70,11 @@ class Server:
         self._engine, self._guard, self._worker = engine, guard or Guard(), worker
         self._door, witness = Door(engine.searches), witness or Witness()
         self._guard.gate.ended = witness.ended
-        interceptors = [self._guard.gate, ErrorInterceptor(engine.catch_up, self._door, witness)]
+        limits = self._guard.limits
+        errors = ErrorInterceptor(engine.catch_up, self._door, witness, limits.message_bytes)
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
-        options = (("grpc.so_reuseport", int(worker)), *self._guard.limits.options(keys=self._guard.keys() is not None))
-        self._server = grpc.aio.server(interceptors=interceptors, options=options)
+        options = (("grpc.so_reuseport", int(worker)), *limits.options(keys=self._guard.keys() is not None))
+        self._server = grpc.aio.server(interceptors=[self._guard.gate, errors], options=options)
         self._health = HealthServicer()
         self._register()
 

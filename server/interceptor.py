@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 import grpc
@@ -23,6 +23,9 @@ from google.rpc import error_details_pb2, status_pb2
 from coldframe.errors import ColdframeError, InternalError, InvalidArgument, Overloaded, error_classes
 from server.admission import CALL, Call, Company
 from server.observe.witness import REQUEST_ID
+from server.security import audit
+from server.wire.replies import item_error
+from server.wire.sizes import too_large
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,11 +55,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once.
 
     A request is not looked at before `catch_up` has what it gave, if it gave anything, to wait for: whoever was told of
-    a change by another worker sees it here.
+    a change by another worker sees it here. Replies leave it as bytes, `reply_bytes` of them at most: one that is too
+    large to be sent is refused in words, where gRPC would say RESOURCE_EXHAUSTED, as if to come back helped.
     """
 
-    def __init__(self, catch_up: CatchUp, door: Door, witness: Witness) -> None:
-        self._catch_up, self._door, self._witness = catch_up, door, witness
+    def __init__(self, catch_up: CatchUp, door: Door, witness: Witness, reply_bytes: int) -> None:
+        self._catch_up, self._door, self._witness, self._reply_bytes = catch_up, door, witness, reply_bytes
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(  # noqa: D102
@@ -74,10 +78,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped[name] if refusal is None else _refusing(type(refusal).__name__, refusal.message)
 
     def _wrap(self, handler: Any, name: str) -> Any:
-        codecs = _lenient(handler.request_deserializer), handler.response_serializer
+        read, write = _lenient(handler.request_deserializer), handler.response_serializer
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(self._guarded_stream(handler.stream_stream, name), *codecs)
-        return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, name), *codecs)
+            return grpc.stream_stream_rpc_method_handler(self._guarded_stream(handler.stream_stream, write, name), read)
+        return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, write, name), read)
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
@@ -91,25 +95,30 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
 
-    def _guarded(self, method: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
+    def _guarded(
+        self, method: Callable[..., Awaitable[Any]], write: Callable[[Any], bytes], name: str
+    ) -> Callable[..., Awaitable[bytes]]:
         parts, catch_up, witness, tally = name in BATCHES, self._catch_up, self._witness, self._witness.of(name)
 
-        async def answer(request: Any, context: _Context) -> Any:
+        async def answer(request: Any, context: _Context) -> bytes:
             call = self._begin(context, parts=parts)
             try:
                 if (others := catch_up()) is not None:
                     await others
                 reply = await method(_whole(request, name), context)
+                raw = write(reply)
+                if len(raw) > self._reply_bytes:
+                    raise too_large(len(raw), self._reply_bytes, name)
                 witness.replied(tally, reply, call)
-                return reply
+                return raw
             except Exception as error:
                 await refuse(context, error, name)
 
         return answer
 
     def _guarded_stream(
-        self, method: Callable[..., AsyncIterator[Any]], name: str
-    ) -> Callable[..., AsyncIterator[Any]]:
+        self, method: Callable[..., AsyncIterator[Any]], write: Callable[[Any], bytes], name: str
+    ) -> Callable[..., AsyncIterator[bytes]]:
         catch_up, door, witness, tally = self._catch_up, self._door, self._witness, self._witness.of(name)
 
         async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -118,16 +127,28 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     await others
                 yield _whole(request, name)
 
-        async def answer(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
-            call = self._begin(context, parts=True, stream=True)
+        async def answer(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[bytes]:
+            call, told = self._begin(context, parts=True, stream=True), audit.CALL.get()
+            assert told is not None, "the gate let it in"
             try:
-                async for reply in method(whole(requests), context):
+                async for found in method(whole(requests), context):
+                    reply, raw = self._written(found, write, name)
                     witness.streamed(tally, reply, call)
-                    yield reply
+                    told.item_errors += reply.HasField("error")
+                    yield raw
             except Exception as error:
                 await refuse(context, error, name)
 
         return answer
+
+    def _written(self, reply: Any, write: Callable[[Any], bytes], name: str) -> tuple[Any, bytes]:
+        """A reply of a stream and its bytes. One that is too large gives way to an error: the stream goes on."""
+        raw = write(reply)
+        if len(raw) <= self._reply_bytes:
+            return reply, raw
+        error = item_error(too_large(len(raw), self._reply_bytes, name))
+        reply = type(reply)(correlation_id=reply.correlation_id, error=error)
+        return reply, write(reply)
 
 
 @functools.lru_cache(maxsize=16)
@@ -163,7 +184,7 @@ def _whole(request: Any, name: str) -> Any:
     return request
 
 
-async def refuse(context: _Context, error: Exception, name: str) -> None:
+async def refuse(context: _Context, error: Exception, name: str) -> NoReturn:
     """Ends a call with the status that stands for an error; one that nobody foresaw is logged under a ticket."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
@@ -174,7 +195,7 @@ async def refuse(context: _Context, error: Exception, name: str) -> None:
     await _abort(context, error)
 
 
-async def _abort(context: _Context, error: ColdframeError) -> None:
+async def _abort(context: _Context, error: ColdframeError) -> NoReturn:
     if type(error) is Overloaded:  # said again and again, and when there is least time to write it
         code, message, trailing = _overloaded(error.message, error.retry_after_s)
     else:

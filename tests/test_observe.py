@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from server.security.guard import Guard
     from tests.conftest import Background
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
@@ -82,14 +83,14 @@ class Observed:
         return read(text)
 
 
-def observed(background: Background, store: Path, witness: Witness) -> Iterator[Observed]:
+def observed(background: Background, store: Path, witness: Witness, guard: Guard | None = None) -> Iterator[Observed]:
     from server.app import Server
 
     engine = Engine(Store(store), precision="fp32")
     engine.load()
 
     async def start() -> tuple[Server, Address]:
-        server = Server(engine, witness=witness)
+        server = Server(engine, guard, witness=witness)
         return server, await server.start(Address("127.0.0.1", 0))
 
     server, address = background.run(start())

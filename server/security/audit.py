@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
@@ -46,6 +47,10 @@ class Call:
     outcome: str = "CANCELLED"
     """A status; this one until another is known."""
     began: float = field(default_factory=time.perf_counter)
+
+
+CALL: ContextVar[Call | None] = ContextVar("call", default=None)
+"""The call that is being answered, for whoever tells of it."""
 
 
 def note(call: Call, event: str = "end") -> None:

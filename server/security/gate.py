@@ -13,7 +13,6 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ import grpc.aio
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
 from server.interceptor import BATCHES, refuse
 from server.security import audit, roles
-from server.security.audit import Call
+from server.security.audit import CALL, Call
 from server.security.keys import identify
 from server.security.limits import Limits, Meter
 from server.security.patience import Patience
@@ -42,9 +41,6 @@ _log = logging.getLogger("coldframe.server")
 _BEARER = "bearer "
 _QUIET_S = 10.0
 _KEYLESS_RECEIVE_S = 5.0
-
-CALL: ContextVar[Call | None] = ContextVar("call", default=None)
-"""The call that is being answered, for whoever tells of it."""
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -195,7 +191,6 @@ class Gate(grpc.aio.ServerInterceptor):
             try:
                 async with aclosing(method(self._requests(context, call), context)) as replies:
                     async for reply in replies:
-                        call.item_errors += _failed(reply)
                         await context.write(reply)
                 call.outcome = "OK"
             except grpc.aio.AbortError:
@@ -293,11 +288,6 @@ def _count(call: Call, request: Any) -> None:
         return
     inside = getattr(request, "request", request)  # a stream's has its request inside
     call.items += len(getattr(inside, "articles", ())) + len(getattr(inside, "ids", ()))
-
-
-def _failed(reply: Any) -> bool:
-    """Whether the reply of a stream stands for a request that failed."""
-    return "error" in reply.DESCRIPTOR.fields_by_name and reply.HasField("error")
 
 
 def _code(context: _Context) -> str:
