@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -17,7 +18,7 @@ from coldframe.errors import InvalidArgument
 from server.admission import MAX_SEARCHES
 from server.place import MOST_WORKERS
 from server.security import audit
-from server.security.limits import Limits
+from server.security.limits import LARGEST, MOST_RATE, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from server.security.certificates import CertificateFiles
     from server.security.guard import Guard
 
+_LONGEST_S = float(LARGEST // 1_000)
 _SECRET = "secret"  # noqa: S105 - the mark of one, and none
 
 
@@ -93,41 +95,56 @@ class Config:
     ] = MAX_SEARCHES
     max_message_mib: Annotated[int, typer.Option(min=1, max=1024, help="The largest message, both ways.")] = 64
     requests_per_second: Annotated[
-        float, typer.Option(min=0.0, help="Of one key, unless the key says otherwise; 0 for any number.")
+        float,
+        typer.Option(min=0.0, max=MOST_RATE, help="Of one key, unless the key says otherwise; 0 for any number."),
     ] = Limits.requests_per_second
-    burst: Annotated[int, typer.Option(min=0, help="Requests a key may save up; 0 for two seconds' worth.")] = (
-        Limits.burst
-    )
+    burst: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Requests a key may save up; 0 for two seconds' worth.")
+    ] = Limits.burst
     max_calls: Annotated[int, typer.Option(min=1, help="Calls open at once, streams among them.")] = Limits.calls
     max_calls_per_key: Annotated[int, typer.Option(min=1, help="The same of one key.")] = Limits.calls_per_key
     max_unseen: Annotated[
         int,
         typer.Option(
             min=0,
+            max=LARGEST,
             help="Calls that wait to be looked at; more are cancelled without a word (docs/operations.md). 0: 64, or "
             "16,384 where callers need keys.",
         ),
     ] = Limits.unseen
     max_streams: Annotated[int, typer.Option(min=1, help="Streams open at once.")] = Limits.streams
     max_streams_per_connection: Annotated[
-        int, typer.Option(min=1, help="Calls that one connection may have open; more of them wait there.")
+        int, typer.Option(min=1, max=LARGEST, help="Calls that one connection may have open; more of them wait there.")
     ] = Limits.streams_per_connection
-    max_connections: Annotated[int, typer.Option(min=1, help="Connections open at once.")] = Limits.connections
+    max_connections: Annotated[int, typer.Option(min=1, max=LARGEST, help="Connections open at once.")] = (
+        Limits.connections
+    )
     receive_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a call's message must be there.")] = (
         Limits.receive_s
     )
     stream_idle: Annotated[float, typer.Option(min=0.1, help="Seconds for which a stream may bring no message.")] = (
         Limits.idle_s
     )
-    handshake_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a connection may take to begin.")] = (
-        Limits.handshake_s
-    )
+    handshake_timeout: Annotated[
+        float, typer.Option(min=0.1, max=_LONGEST_S, help="Seconds that a connection may take to begin.")
+    ] = Limits.handshake_s
     connection_idle: Annotated[
-        float, typer.Option(min=1.0, help="Seconds that a connection may be without a call.")
+        float, typer.Option(min=1.0, max=_LONGEST_S, help="Seconds that a connection may be without a call.")
     ] = Limits.connection_idle_s
     connection_age: Annotated[
-        float, typer.Option(min=0.0, help="Seconds after which a connection is asked to begin anew; 0 for never.")
+        float,
+        typer.Option(
+            min=0.0, max=_LONGEST_S, help="Seconds after which a connection is asked to begin anew; 0 for never."
+        ),
     ] = Limits.connection_age_s
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for a number that is none, or is without end."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                flag = field.name.replace("_", "-")
+                raise InvalidArgument(f"--{flag} is {value}; give a number that is finite", field=field.name)
 
     def folder(self) -> Path:
         """The store. Raises InvalidArgument where none is given."""

@@ -11,15 +11,19 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coldframe import Client
 from coldframe.errors import PermissionDenied, Unauthenticated
 from coldframe.store import Store
+from server.config import _LONGEST_S, Config
 from server.engine import Engine
+from server.place import Words
 from server.security.guard import is_loopback
 from server.security.keys import changed, removed
+from server.security.limits import LARGEST, MOST_RATE, Meter
 from tests.certificates import DAY, Files, files, signed
 from tests.guarded import add_key, guarded
 from tests.newsroom import piece, sealed_again, words
@@ -106,6 +110,63 @@ def test_what_cannot_be_used_is_a_usage_error_of_one_line(say: Say, tmp_path: Pa
     assert code == 2
     assert why in error
     assert error.count("\n") == 1
+
+
+NO_NUMBERS = [
+    ("connection-age", 2_592_000), ("connection-idle", 2_592_000), ("handshake-timeout", "inf"),
+    ("requests-per-second", "inf"), ("requests-per-second", "nan"), ("requests-per-second", 1e308), ("grace", "inf"),
+    ("stream-idle", "inf"), ("slow-ms", "nan"), ("max-connections", 2**31), ("max-unseen", 2**31),
+    ("max-streams-per-connection", 2**31), ("burst", 2**31),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flag", "value"), NO_NUMBERS)
+def test_a_number_that_no_server_could_start_with_is_refused_before_one_does(
+    say: Say, tmp_path: Path, flag: str, value: object
+) -> None:
+    (tmp_path / "a.toml").write_text(f"{flag} = {value}\n")
+    for how in ([f"--{flag}", value], ["--config", tmp_path / "a.toml"]):
+        code, _, error = say("check", "--store", tmp_path, *how)
+        assert code == 2
+        assert f"--{flag}" in error
+
+
+def test_the_largest_numbers_that_are_allowed_are_numbers_to_grpc(background: Background) -> None:
+    config = Config(
+        max_message_mib=1_024,
+        requests_per_second=MOST_RATE,
+        burst=LARGEST,
+        max_unseen=LARGEST,
+        max_streams_per_connection=LARGEST,
+        max_connections=LARGEST,
+        handshake_timeout=_LONGEST_S,
+        connection_idle=_LONGEST_S,
+        connection_age=_LONGEST_S,
+    )
+
+    async def ask() -> bool:
+        server = grpc.aio.server(options=config.limits().options(keys=True))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call: Any = channel.unary_unary("/nobody/Is")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call(b"", timeout=30)
+        await server.stop(0)
+        return raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    assert background.run(ask())
+    Meter(config.limits(), Words()).spend(None, 64)
+
+
+@pytest.mark.parametrize("rate", ["Infinity", "NaN", "-1", "0", "1e7"])
+def test_a_key_whose_rate_is_none_is_named_and_can_be_put_right(say: Say, tmp_path: Path, rate: str) -> None:
+    add_key(keys := tmp_path / "keys.json", name="homepage", requests_per_second=7.0)
+    keys.write_text(keys.read_text().replace("7.0", rate))
+    code, _, error = say("keys", "list", "--api-keys", keys)
+    assert code == 2
+    assert "the key 'homepage' in " in error
+    assert "requests_per_second; give a number above 0, up to 1,000,000, or null" in error
 
 
 def test_an_option_before_a_command_is_not_lost_in_silence(say: Say, tmp_path: Path) -> None:

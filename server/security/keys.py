@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldframe.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
 from coldframe.store import sync_path
+from server.security.limits import MOST_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,9 +79,10 @@ def new_key(
     now = datetime.now(UTC).replace(microsecond=0)
     if expires_at is not None and expires_at <= now:
         raise InvalidArgument(f"a key that expires on {expires_at:%Y-%m-%d} would be worth nothing", field="expires")
-    if requests_per_second is not None and not 0 < requests_per_second <= 1e6:
+    if requests_per_second is not None and not 0 < requests_per_second <= MOST_RATE:
         raise InvalidArgument(
-            f"{requests_per_second:g} requests per second are no limit; give a number above 0", field="rate"
+            f"{requests_per_second:g} requests per second are no limit; give a number above 0, up to {MOST_RATE:,.0f}",
+            field="rate",
         )
     number = secrets.token_hex(8)
     token = f"cfk_{number}_{secrets.token_hex(32)}"
@@ -120,8 +122,15 @@ def read_keys(path: Path) -> dict[str, Key]:
         raise _no_keys(path, f'it has no "version": {_VERSION}')
     try:
         keys = [_key(entry) for entry in document["keys"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _no_keys(path, "an entry lacks something, or holds what it should not") from error
+    for key in keys:
+        if key.requests_per_second is not None and not 0 < key.requests_per_second <= MOST_RATE:
+            raise InvalidArgument(
+                f"the key {key.name!r} in {path} has {key.requests_per_second:g} requests_per_second; give a number "
+                f"above 0, up to {MOST_RATE:,.0f}, or null for as many as other keys may make",
+                field="api_keys",
+            )
     return {key.id: key for key in keys}
 
 
@@ -129,8 +138,6 @@ def _key(entry: dict[str, Any]) -> Key:
     if not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]) or not _NAME.fullmatch(entry["name"]):
         raise ValueError("no digest, or no name")
     expires, rate = entry.get("expires_at"), entry.get("requests_per_second")
-    if rate is not None and not float(rate) > 0:
-        raise ValueError("no rate")
     return Key(
         str(entry["id"]),
         entry["name"],

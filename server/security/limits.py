@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from server.place import Words
     from server.security.keys import Key
 
+MOST_RATE = 1e6
+"""Requests a second that a limit may allow; more are as good as any number."""
+LARGEST = 2**31 - 2
+"""gRPC takes numbers up to this one, milliseconds among them; one more connection, and it ends the process."""
 _WAIT_S = 1.0
 # Rarer requests than one in eleven days are as good as none, and their times must find room in a word.
 _LONGEST_NS = 1e15
