@@ -41,6 +41,8 @@ _log = logging.getLogger("coldframe.server")
 _BEARER = "bearer "
 _QUIET_S = 10.0
 _KEYLESS_RECEIVE_S = 5.0
+_LOOK_S = 1.0
+"""Who waits longer for the next turn looks whether its key says something else by now."""
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -86,10 +88,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if role is not None and keys is not None:
             call.key = identify(keys, _token(metadata))
             self._meter.spend(call.key)
-            if not call.key.role.reaches(role):
-                raise PermissionDenied(
-                    f"the key {call.key.name!r} has the role {call.key.role}; {call.method} takes the role {role}"
-                )
+            _require_role(call.key, call.method)
         elif role is not None:
             self._meter.spend(None)
         self._meter.enter(call.pool, call.key)
@@ -222,17 +221,27 @@ class Gate(grpc.aio.ServerInterceptor):
             yield request
 
     async def _turn(self, call: Call) -> None:
-        """Waits until the key may ask again: unread, what else it sends stays with the caller.
-
-        Raises Unauthenticated where the key was taken away, or expired, since the stream began.
-        """
-        if call.key is not None:
-            keys = self._keys() or {}
-            if call.key.id not in keys or call.key.expired(_now()):
-                raise Unauthenticated(f"the key {call.key.name!r} is worth nothing any more; the stream ends here")
+        """Waits until the key may ask again: unread, what else it sends stays with the caller."""
+        self._look_again(call)
         first = call.requests == 1  # opening the stream has paid for it
         while not first and (wait_s := self._meter.wait(call.key)):
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(min(wait_s, _LOOK_S))
+            self._look_again(call)
+
+    def _look_again(self, call: Call) -> None:
+        """From now on an open stream may do what its key may by now.
+
+        Raises Unauthenticated where the key was taken away or exchanged, or expired, since the stream began, and
+        PermissionDenied where its role is no longer enough.
+        """
+        if call.key is None:
+            return
+        key = (self._keys() or {}).get(call.key.id)
+        if key is None or key.sha256 != call.key.sha256 or key.expired(_now()):
+            raise Unauthenticated(f"the key {call.key.name!r} is worth nothing any more; the stream ends here")
+        if key is not call.key:
+            call.key = key
+            _require_role(key, call.method)
 
 
 class _Strangers:
@@ -262,6 +271,12 @@ def _token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
         "this server answers callers with a key only; send it as metadata, 'authorization: Bearer cfk_...' "
         "(coldframe.Client: api_key; command line: COLDFRAME_API_KEY)"
     )
+
+
+def _require_role(key: Key, method: str) -> None:
+    role = roles.needed(method)
+    if role is not None and not key.role.reaches(role):
+        raise PermissionDenied(f"the key {key.name!r} has the role {key.role}; {method} takes the role {role}")
 
 
 def _pool(method: str, handler: Any) -> str:
