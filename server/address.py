@@ -34,12 +34,14 @@ class Address:
         """Another port of the host."""
         return Address(self.host, port)
 
-    def places(self) -> list[tuple[int, Any]]:
-        """The families and socket addresses that the host has. Raises InvalidArgument where it has none."""
+    def places(self, flag: str = "listen") -> list[tuple[int, Any]]:
+        """The families and socket addresses that the host has. Raises InvalidArgument where it has none, given by a
+        flag.
+        """
         try:
             found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise taken(self) from error
+            raise taken(self, flag) from error
         return [(family, place) for family, _, _, _, place in found]
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.storm import Connection
@@ -195,6 +196,30 @@ def test_probes_say_what_is(server: Observed) -> None:
     server.pulse.beat -= SILENT_S + 1
     assert get(port, "/livez")[0] == 503
     assert get(port, "/elsewhere")[0] == 404
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[::]", "127.0.0.1", "localhost", "0.0.0.0"])
+def test_probes_are_answered_on_hosts_of_either_family(host: str) -> None:
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    port = Port(Address(host, 0), CollectorRegistry(), Pulse(), lambda: True)
+    asked = host.replace("[::]", "[::1]").replace("0.0.0.0", "127.0.0.1")
+    with urllib.request.urlopen(f"http://{asked}:{port.port}/livez", timeout=10) as reply:
+        assert reply.status == 200
+    port.close()
+
+
+def test_a_metrics_host_that_there_is_not_is_said_by_its_flag() -> None:
+    with pytest.raises(InvalidArgument, match="--metrics HOST:PORT"):
+        Port(Address("no-such-host.invalid", 0), CollectorRegistry(), Pulse(), lambda: True)
 
 
 # --------------------------------------------------------------------------------------------------------------- logs

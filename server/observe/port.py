@@ -10,6 +10,7 @@ and knows no keys; it is off unless asked for, and has its place on an address t
 
 from __future__ import annotations
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -55,11 +56,7 @@ class Port:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Says nothing: probes come every few seconds."""
 
-        try:
-            self._server = ThreadingHTTPServer((address.host.strip("[]"), address.port), Handler)
-        except OSError as error:
-            raise taken(address, "metrics") from error
-        self._server.daemon_threads = True
+        self._server = _listening(address, Handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -81,3 +78,17 @@ class Port:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _listening(address: Address, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    # A name of both families, such as localhost, is IPv4's, where Prometheus and probes look first.
+    family, place = min(address.places("metrics"), key=lambda found: found[0] != socket.AF_INET)
+
+    class Server(ThreadingHTTPServer):
+        address_family = family
+        daemon_threads = True
+
+    try:
+        return Server(place, handler)
+    except OSError as error:
+        raise taken(address, "metrics") from error
