@@ -163,6 +163,22 @@ def test_metrics_tell_of_the_index_and_of_what_waits(server: Observed) -> None:
     assert one["process_resident_memory_bytes"] > 1 << 20
 
 
+def test_an_article_that_changed_is_counted_once_whatever_became_of_it(server: Observed) -> None:
+    client, changed = server.client, "coldframe_changed_ratio"
+    assert server.samples()[changed][()] == 0
+    client.upsert([piece(f"{n:03}", words(f"new {n}")) for n in range(10)])
+    assert server.samples()[changed][()] == pytest.approx(10 / 120), "replaced"
+    client.upsert([piece("000", words("newer"))])
+    assert server.samples()[changed][()] == pytest.approx(10 / 120), "and again"
+    client.delete(["000", "001"])
+    assert server.samples()[changed][()] == pytest.approx(10 / 120), "and removed"
+    client.delete(["010"])
+    client.upsert([piece("fresh"), piece("000")])
+    assert server.samples()[changed][()] == pytest.approx(12 / 120), "another, and one that came"
+    client.delete(["fresh"])
+    assert server.samples()[changed][()] == pytest.approx(11 / 120), "and went"
+
+
 def test_a_histogram_counts_each_value_in_one_range() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 3.0):

@@ -45,12 +45,13 @@ class Drift:
 
 def drift(view: View) -> Drift:
     """Looks at all live articles."""
-    rows = np.flatnonzero(view.alive).tolist()
+    live = [view.overlay.rows[row].article for row in np.flatnonzero(view.alive).tolist()]
     clusters, size = view.base.generation.clusters, len(view.base)
-    outliers = sum(view.overlay.rows[row].article.outlier for row in rows)
+    # By id: one that was replaced is a live article, and one of the generation's that is hidden.
+    changed = {article.id for article in live} | {view.id_of(row) for row in view.replaced.tolist()}
     return Drift(
-        live=len(rows),
-        changed=(len(rows) + len(view.replaced)) / max(size, 1),
-        outliers=outliers / max(len(rows), 1),
+        live=len(live),
+        changed=len(changed) / max(size, 1),
+        outliers=sum(article.outlier for article in live) / max(len(live), 1),
         built=sum(cluster.outliers for cluster in clusters) / max(size, 1),
     )
