@@ -22,6 +22,10 @@ _ALWAYS_LET_IN = frozenset(
     {
         "/coldframe.v1.IndexService/GetIndex",
         "/coldframe.v1.EmbeddingService/Embed",
+        # Neither needs a search, and an article that must go cannot wait. A deletion that is only tried is refused by
+        # itself.
+        "/coldframe.v1.IndexService/ActivateGeneration",
+        "/coldframe.v1.ArticleService/DeleteArticles",
         # What comes by a stream is refused one by one.
         "/coldframe.v1.EmbeddingService/StreamEmbed",
         "/coldframe.v1.SearchService/StreamSearch",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,14 +20,14 @@ from coldframe.encoder import Tokens
 from coldframe.errors import DeadlineExceeded, Overloaded, Unavailable
 from coldframe.longformer import Longformer
 from coldframe.requests import search_request
+from coldframe.store import Store
 from server.admission import CALL, Call, SearchLine
 from server.embed_queue import MAX_QUICK_TOKENS, QUICK_TOKENS, EmbedQueue, Line
-from tests.newsroom import opened, piece, words
+from tests.newsroom import opened, piece, sealed_again, words
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -107,6 +109,28 @@ def test_a_full_line_refuses_every_kind_of_call_at_once_and_answers_those_it_let
     assert crowd.results() == [10] * 6
     assert client.search(article_id="009").hits, "and others again"
     assert engine.searches.waiting == 0
+
+
+def test_a_full_line_of_searches_keeps_back_no_rollback_and_no_deletion(
+    background: Background, own_newsroom: Path
+) -> None:
+    store = Store(own_newsroom)
+    before = store.current()
+    assert before is not None
+    other = sealed_again(Path(shutil.copytree(store.directory(before), own_newsroom / "generations" / "other")))
+    with opened(background, own_newsroom, threads=1, max_searches=6) as (client, engine):
+        held = Held(background, engine)
+        crowd = Crowd(client, engine, 6)
+        with pytest.raises(Overloaded):
+            client.get_article("009")
+        with pytest.raises(Overloaded, match="6 searches are waiting or running"):
+            client.delete(["119"], validate_only=True)
+        assert [*client.delete(["119"]).deleted_ids] == ["119"]
+        assert client.activate(other).changed
+        assert client.index().index.generation == other
+        assert client.index().index.article_count == 119
+        held.open()
+        assert crowd.results() == [10] * 6
 
 
 def test_a_batch_and_a_stream_are_not_refused_for_their_own_company(served: tuple[Client, Engine]) -> None:
