@@ -178,8 +178,12 @@ class _Crew:
         hears, tells = multiprocessing.Pipe(duplex=False)
         process = _forks().Process(target=work, args=(self.config, number, self.page, tells))
         with hears:
-            await asyncio.to_thread(process.start)  # the first one waits for all that is imported
-            tells.close()
+            try:
+                with tells:
+                    await asyncio.to_thread(process.start)  # the first one waits for all that is imported
+            except Exception:  # such as too many processes or too little memory, for now
+                _log.exception("worker %d could not be started", number)
+                return 1
             self.running[number] = process
             if self.stopping.is_set():
                 process.terminate()
