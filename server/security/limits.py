@@ -46,7 +46,7 @@ class Limits:
     """Calls of any kind, which are streams to HTTP/2: a client waits with more of them."""
     connections: int = 4_096
     unseen: int = 0
-    """That came and were not looked at yet; 0 for 256, and 16,384 where callers need keys. gRPC cancels what comes
+    """That came and were not looked at yet; 0 for 64, and 16,384 where callers need keys. gRPC cancels what comes
     above it, calls of good callers among them, and none hears why. Where more calls come than the event loop can
     refuse, all others wait behind those that it has not seen: the more, the longer. Strangers come in crowds, and each
     must hear why it is refused; who needs no key is known, and must not wait."""
