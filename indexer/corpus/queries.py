@@ -93,6 +93,7 @@ def _duckdb(query: str, database: Path | None) -> Iterator[Any]:
                 str(database or ":memory:"), read_only=database is not None, config=config
             ) as connection:
                 connection.execute("SET TimeZone = 'UTC'")
+                connection.execute("SET enable_progress_bar = false")  # of standard output, which is for answers
                 unread = _register_drivers(connection, query)
                 relation = connection.sql(query)
                 if relation is None:
