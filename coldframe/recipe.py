@@ -263,6 +263,19 @@ class Placement:
         placed = unit(vectors)
         return placed if self.mean is None else unit(placed - self.mean)
 
+    def undone(self, placed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What was placed, (n, dim), where it was on the unit sphere before; what was the mean itself comes back as it.
+
+        For generations to be compared: each took another mean away, and with it what their corpora differ by.
+        """
+        if self.mean is None:
+            return placed
+        along = placed @ self.mean  # (n,)
+        # The sphere's point from which the mean leads in this direction: |mean + t placed| = 1, t > 0.
+        length = np.sqrt(along**2 + (1 - self.mean @ self.mean)) - along
+        back: NDArray[np.float32] = self.mean + length[:, None] * placed
+        return back
+
     @classmethod
     def load(cls, directory: Path) -> Placement:
         """What `save` wrote. Raises OSError or ValueError for a file that cannot be read."""

@@ -163,7 +163,7 @@ def place(vectors: NDArray[np.float32], recipe: Recipe, out: Path) -> None:
 def train_clusters(build: Build, say: Say) -> Record:
     """Finds and numbers the clusters, beginning at those of the previous generation."""
     config, vectors = build.config, build.vectors()
-    start = build.ancestor.index.centroids if build.ancestor is not None else None
+    start = build.inherited()
     previous = len(start) if start is not None else None
     wanted = choose_clusters(build.record("read")["distinct"], config.clusters, previous)
     centroids = train(vectors, wanted, config.seed, start)
@@ -210,8 +210,7 @@ def describe_clusters(build: Build, say: Say) -> Record:
 
 
 def _name_clusters(build: Build, clustering: Clustering, ids: list[str]) -> Naming:
-    comparable = build.ancestor is not None
-    previous = None if build.previous is None else Previous.of(build.previous, comparable=comparable)
+    previous = None if build.previous is None else Previous.of(build.previous, build.inherited())
     return name_clusters(
         clustering.centroids,
         clustering.assignment,

@@ -22,6 +22,7 @@ import numpy as np
 
 from coldframe.generation import INDEX, VECTORS
 from coldframe.index import ClusterIndex
+from coldframe.recipe import Placement
 from coldframe.store import replace_text, sync_tree
 from indexer.embed import Lengths
 from indexer.plan import open_previous
@@ -160,6 +161,17 @@ class Build:
         if self.previous is None or self.previous.manifest.model.fingerprint != self.job.encoder.fingerprint:
             return None
         return self.previous
+
+    def inherited(self) -> NDArray[np.float32] | None:
+        """The ancestor's centroids in the new generation's space, (clusters, dim); None without an ancestor."""
+        if self.ancestor is None:
+            return None
+        centroids, before, now = self.ancestor.index.centroids, self.ancestor.placement, self.placement()
+        return centroids if before.mean is None is now.mean else now(before.undone(centroids))
+
+    def placement(self) -> Placement:
+        """From the encoder's space to the index's, once the vectors were placed."""
+        return Placement.load(self.out)
 
     @property
     def out(self) -> Path:

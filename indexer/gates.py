@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coldframe.errors import InvalidArgument
+from coldframe.recipe import Placement
 from indexer.sample import take
 
 if TYPE_CHECKING:
@@ -166,7 +167,13 @@ def _share(value: float) -> str:
     return f"{value:.1%}"
 
 
-def drift(vectors: NDArray[np.float32], previous: NDArray[np.float32], *, seed: int = 0) -> float | None:
+def drift(
+    vectors: NDArray[np.float32],
+    previous: NDArray[np.float32],
+    placements: tuple[Placement, Placement] = (Placement(), Placement()),
+    *,
+    seed: int = 0,
+) -> float | None:
     """How differently two generations' vectors are spread: 0 for one distribution, 1 for two single points.
 
     The square root of the energy statistic H = (2 E|X-Y| - E|X-X'| - E|Y-Y'|) / 2 E|X-Y| (Szekely and Rizzo, "Energy
@@ -175,12 +182,15 @@ def drift(vectors: NDArray[np.float32], previous: NDArray[np.float32], *, seed: 
     same; its root grows in proportion to a shift, as a standard deviation does. docs/decisions/0014-report.md has
     examples of the scale.
 
-    vectors: (n, dim), previous: (m, dim), of unit length, in the space of one encoder; of each at most 2,000 rows are
+    vectors: (n, dim), previous: (m, dim), of unit length, of one encoder, and how each was placed, which is undone: two
+    corpora whose means were taken away lie about one point, whatever they are about. Of each at most 2,000 rows are
     looked at, drawn by `seed`, in some 0.2 s. None where there are fewer than two rows or the dimensions differ.
     """
     if min(len(vectors), len(previous)) < 2 or vectors.shape[1] != previous.shape[1]:
         return None
-    new, old = _sample(vectors, seed), _sample(previous, seed)
+    new, old = (
+        placement.undone(_sample(rows, seed)) for placement, rows in zip(placements, (vectors, previous), strict=True)
+    )
     between = float(_distances(new, old).mean())
     within = _mean_of_pairs(_distances(new, new)) + _mean_of_pairs(_distances(old, old))
     # Without bias, so that two samples of one distribution differ from 0 by their noise alone, to either side.

@@ -58,8 +58,8 @@ class Previous:
     """From an article's id to its cluster's; None for an article that was not there."""
 
     @classmethod
-    def of(cls, generation: Generation, *, comparable: bool = True) -> Previous:
-        """Of an open generation; `comparable` is whether the same encoder makes the new vectors."""
+    def of(cls, generation: Generation, centroids: NDArray[np.float32] | None) -> Previous:
+        """Of an open generation, whose centroids, (clusters, dim), are given in the new space."""
         articles, clusters = generation.articles, generation.clusters
         numbers = articles.clusters()
 
@@ -67,7 +67,6 @@ class Previous:
             row = articles.row_of(article_id)
             return None if row is None else clusters[numbers[row]].id
 
-        centroids = generation.index.centroids if comparable else None
         return cls(generation.name, centroids, generation.table, cluster_of)
 
     def by_id(self) -> Previous:

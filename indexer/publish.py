@@ -14,6 +14,7 @@ from indexer.gates import Facts, checks, drift, judge
 from indexer.report import ReportFacts, write_report
 
 if TYPE_CHECKING:
+    from coldframe.generation import Generation
     from indexer.draft import Build
     from indexer.plan import Job
 
@@ -150,8 +151,13 @@ def facts_of(build: Build) -> Facts:
         empty=build.record("train")["empty"],
         previous_articles=before,
         survived=build.record("describe")["lineage"]["survived"],
-        drift=None if ancestor is None else drift(vectors, ancestor.index.vectors, seed=build.config.seed),
+        drift=None if ancestor is None else _drift(build, ancestor),
     )
+
+
+def _drift(build: Build, ancestor: Generation) -> float | None:
+    placements = build.placement(), ancestor.placement
+    return drift(build.vectors(), ancestor.index.vectors, placements, seed=build.config.seed)
 
 
 def report_of(build: Build, facts: Facts) -> dict[str, Any]:

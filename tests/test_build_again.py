@@ -142,6 +142,20 @@ def test_a_title_or_a_date_that_changes_embeds_what_it_must(
     assert sum(computed) == 1
 
 
+def test_another_subject_is_drift_also_where_each_generation_takes_its_own_mean_away(
+    desk: Path, tmp_path: Path
+) -> None:
+    rows = letters(240)
+    files = [write(tmp_path / f"{subject}.csv", [row for row in rows if row["desk"] == subject]) for subject in "ac"]
+    found = {}
+    for recipe in ("mean", "mean-centred"):
+        first, other = (build(tmp_path / recipe, file, model=str(desk / "model"), recipe=recipe) for file in files)
+        assert first.report["drift"] is None
+        found[recipe] = other.report["drift"]
+    assert found["mean-centred"] == pytest.approx(found["mean"], abs=0.02)
+    assert found["mean-centred"] > 0.1
+
+
 def test_clusters_keep_their_ids_when_one_article_in_a_hundred_changes(desk: Path, store: Path, tmp_path: Path) -> None:
     before = Store(store).open()
     after = build(store, write(tmp_path / "new.csv", changed(letters(100), [40])), model=str(desk / "model"))

@@ -311,7 +311,7 @@ def test_a_generation_on_disk_is_a_previous_one(tmp_path: Path, comparable: bool
     store = Store(tmp_path / "store")
     publish(store)
     generation = store.open()
-    previous = Previous.of(generation, comparable=comparable)
+    previous = Previous.of(generation, generation.index.centroids if comparable else None)
     assert (previous.name, previous.table) == (generation.name, generation.table)
     assert (previous.centroids is not None) == comparable
     for row in range(len(generation.articles)):

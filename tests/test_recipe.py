@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from coldframe.recipe import LEAD, MEAN, RECIPES, WORDS_SHARE, Placement, Pooler, word_sketch
+from coldframe.recipe import LEAD, MEAN, RECIPES, WORDS_SHARE, Placement, Pooler, unit, word_sketch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +107,14 @@ def test_a_corpus_of_one_direction_is_not_centred() -> None:
     vectors = np.outer(np.arange(1, 9), [1.0, 2.0, 3.0]).astype(np.float32)
     placed = Placement.fit(RECIPES["lead"], vectors)(vectors)
     np.testing.assert_allclose(np.linalg.norm(placed, axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["mean", "mean-centred"])
+def test_a_placement_can_be_undone(recipe: str) -> None:
+    vectors = unit(np.random.default_rng(0).normal(0.5, 1, (50, 8)).astype(np.float32))
+    placement = Placement.fit(RECIPES[recipe], vectors)
+    np.testing.assert_allclose(placement.undone(placement(vectors)), vectors, atol=1e-6)
+    np.testing.assert_allclose(placement(placement.undone(placement(vectors))), placement(vectors), atol=1e-6)
 
 
 def test_a_placement_is_the_same_after_a_save(tmp_path: Path) -> None:
