@@ -67,3 +67,9 @@ def test_all_pages_count_ages_to_the_moment_of_the_first(client: Client, monkeyp
     fading: dict[str, Any] = {"half_life": month, "recency_weight": 2.0, "max_per_story": 0}
     hits = list(client.hits(search_request(words("a"), limit=20, **fading)))
     assert hits == list(client.search(words("a"), limit=1_000, as_of=first, **fading).hits)
+
+
+def test_ages_may_be_counted_to_a_moment_before_1970(client: Client) -> None:
+    fading: dict[str, Any] = {"half_life": timedelta(days=30), "as_of": datetime(1960, 1, 1, tzinfo=UTC)}
+    hits = list(client.hits(search_request(words("a"), limit=50, max_per_story=0, **fading)))
+    assert len(hits) == COUNT

@@ -90,7 +90,7 @@ class Asked:
             raise _refused("is none of this server's") from error
         if name != self._served.generation.name:
             raise _refused("belongs to an index that is no longer served")
-        if asked != self._digest or min(place) < 0:
+        if asked != self._digest or min(place.start, place.first) < 0:
             raise _refused(
                 "belongs to another request; send the one that it came with; only the number of hits may differ"
             )
