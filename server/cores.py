@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from server.place import Presence
 
 
@@ -45,13 +48,19 @@ class Cores:
             return
         if self._abroad is None:
             self._abroad = threading.get_native_id()
-            os.sched_setaffinity(0, self._presence.cores)
+            _go_to(self._presence.cores)
         _use(len(self._presence.cores))
 
     def _come_home(self) -> None:
         if self._abroad == threading.get_native_id():
-            os.sched_setaffinity(0, self._own)
             self._abroad = None
+            _go_to(self._own)
+
+
+def _go_to(cores: Collection[int]) -> None:
+    # A container may have been given other cores since; then the thread stays where it is, and computes all the same.
+    with suppress(OSError):
+        os.sched_setaffinity(0, cores)
 
 
 def _use(count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -308,6 +309,20 @@ def test_a_text_that_is_alone_has_the_cores_of_idle_workers_and_gives_them_back(
     torch.set_num_threads(before)
     own, all_ = (1, {min(everything)}), (len(everything), everything)
     assert found == [all_, own, all_, own, own]
+
+
+def test_cores_that_are_there_no_longer_keep_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: int, cores: object) -> None:
+        raise OSError(errno.EINVAL, "no such core")
+
+    (tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
+    cores = Cores(presence(tmp_path / "page", 0))
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    for take in (cores.everybodys, cores.half, cores.everybodys, cores.all):
+        take()
+    assert torch.get_num_threads() == before
+    torch.set_num_threads(before)
 
 
 def test_a_number_that_no_change_in_the_file_has_is_looked_for_once(newsroom: Path) -> None:
