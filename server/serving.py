@@ -138,9 +138,11 @@ class Loader:
             return entries
         _log.info("embedding %d live articles with the encoder of the new generation", len(stale))
         tokens = encoder.tokenize([article_text(e.article.title, e.article.content) for e in stale if e.article])
-        vectors = self.compute.submit(encoder.embed_ids, [t.ids for t in tokens]).result()
         anew: dict[int, Entry] = {}
-        for entry, text, vector in zip(stale, tokens, vectors, strict=True):
+        for entry, text in zip(stale, tokens, strict=True):
+            # One by one, and aside while there are searches, whose own texts wait for the same thread.
+            thread = self.aside if self.busy() else self.compute
+            vector = thread.submit(encoder.embed_ids, [text.ids]).result()[0]
             embedded = Embedded(vector, encoder.fingerprint, encoder.precision, text.seen, text.used)
             self._keep(entry, embedded)
             anew[entry.sequence] = replace(entry, embedded=embedded)

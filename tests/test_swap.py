@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from coldframe import Encoder
 from coldframe.errors import (
     CorruptGeneration,
     DeadlineExceeded,
@@ -167,6 +169,28 @@ def test_a_generation_of_another_encoder_has_the_live_articles_in_its_own_space(
             assert held is not None, "it need not be computed again"
             assert kept.sequence == 70
         assert client.upsert([piece("n5")]).served_by.live_sequence == 70, "unchanged"
+
+
+def test_readers_do_not_wait_while_live_articles_are_embedded_for_another_encoder(
+    background: Background, own: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_ids = Encoder.embed_ids
+
+    def slow(encoder: Encoder, documents: Any, *between: Any) -> Any:
+        if encoder.recipe.name == "mean":
+            time.sleep(0.2 * len(documents))
+        return embed_ids(encoder, documents, *between)
+
+    with followed(background, own) as (client, _):
+        client.upsert([piece(f"n{n}") for n in range(20)])
+        monkeypatch.setattr(Encoder, "embed_ids", slow)
+        own.activate(shelf.other)
+        longest = 0.0
+        while served_by(client) != shelf.other:
+            began = time.monotonic()
+            client.search(words("reader"))
+            longest = max(longest, time.monotonic() - began)
+        assert longest < 2, "of the four seconds that all of them take"
 
 
 def test_a_generation_that_is_corrupt_leaves_the_old_one_serving(
