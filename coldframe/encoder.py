@@ -215,6 +215,8 @@ class Encoder:
         for batch, found in self._batches(documents, recipes, between):
             for rows, part in zip(vectors, found, strict=True):
                 rows[batch] = part.float().cpu().numpy()
+        for rows in vectors:
+            _check_numbers(rows)
         return vectors
 
     def _batches(
@@ -266,6 +268,15 @@ def _as_ids(document: Sequence[int], n: int) -> NDArray[np.integer]:
     raise InvalidArgument(
         f"document {n} is no list of token ids, which are whole numbers such as [101, 7592, 102]", field="documents"
     )
+
+
+def _check_numbers(vectors: NDArray[np.float32]) -> None:
+    """One that is no number would be kept and compared with all others, and nothing would say so."""
+    if not np.isfinite(vectors).all():
+        raise ModelUnavailable(
+            "a vector holds what is no number: the model's weights are damaged, or the machine is; fetch the model "
+            "again, or try another precision or device"
+        )
 
 
 def _check_texts(texts: Sequence[str]) -> None:

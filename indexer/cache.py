@@ -158,7 +158,9 @@ def _whole(rows: Iterable[tuple[bytes, int, int, int, bytes]], space: Space) -> 
     """What is as it was put there; a vector that is not, by a flipped bit, is computed again."""
     for digest, seen, used, checksum, vector in rows:
         if len(vector) == 4 * space.dim and _checksum(digest, seen, used, vector) == checksum:
-            yield digest, Cached(np.frombuffer(vector, "<f4"), seen, used)
+            numbers = np.frombuffer(vector, "<f4")
+            if np.isfinite(numbers).all():  # or an encoder that failed once would be believed for ever
+                yield digest, Cached(numbers, seen, used)
 
 
 class _ForeignError(Exception):

@@ -113,6 +113,15 @@ def test_flipped_bytes_never_give_a_wrong_vector_nor_stop_a_build(
     assert all("cannot be read" in text and str(path) in text for text in said)
 
 
+def test_a_vector_that_is_no_number_is_computed_again(tmp_path: Path) -> None:
+    digests = texts(3)
+    broken = vectors(digests).copy()
+    broken[1, 0] = np.nan
+    with Cache(tmp_path / CACHE, SPACE, warn=pytest.fail) as cache:
+        cache.put(digests, tokens(digests), broken)
+        assert set(cache.get(digests)) == {digests[0], digests[2]}
+
+
 def test_a_file_whose_damage_is_no_text_is_set_aside_or_removed(tmp_path: Path, whole: bytes) -> None:
     path, content, said = tmp_path / CACHE, bytearray(whole), list[str]()
     content[whole.index(b"TABLE")] ^= 0x80  # SQLite quotes the word

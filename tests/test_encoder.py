@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from coldframe import Encoder, InvalidArgument, models
 from coldframe.encoder import TOKENS_PER_BATCH, PrecisionWarning, TruncationWarning, on_cores, plan_batches, plan_cores
+from coldframe.errors import ModelUnavailable
 from coldframe.linear import runs
 from coldframe.recipe import RECIPES, Placement, unit
 from tests.models import VOCABULARY, longformer_directory
@@ -109,6 +110,15 @@ def test_ids_of_no_text_are_refused(encoder: Encoder, ids: Any, message: str) ->
     with pytest.raises(InvalidArgument, match=message) as caught:
         encoder.embed_ids([[0, 2], ids])
     assert caught.value.field == "documents"
+
+
+def test_a_vector_that_is_no_number_is_refused(directory: Path) -> None:
+    broken = Encoder.load(str(directory), precision="fp32")
+    with torch.no_grad():
+        broken._longformer.embeddings.word.weight[7] = torch.nan
+    with pytest.raises(ModelUnavailable, match="what is no number"):
+        broken.embed_ids([[0, 5, 2], [0, 7, 2]])
+    assert np.isfinite(broken.embed_ids([[0, 5, 2]])).all()
 
 
 def test_a_text_beyond_all_articles_is_refused(encoder: Encoder) -> None:
