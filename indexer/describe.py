@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
+import regex
 
 from coldframe.clusters import Cluster, ClusterTable, Residuals, Topic
 from indexer.sample import take
@@ -35,8 +38,15 @@ _OUTLIER_DEVIATIONS = 3
 _NORMAL_PER_MAD = 1.4826  # standard deviations of a normal distribution per median absolute deviation
 _CORPUS_COUNTS_AS = 10
 _FP32_NOISE = 1e-6
-# Two words of two letters or more, not starting with a digit; apostrophes and hyphens stay inside a word.
-_WORD = r"(?u)\b[^\W\d_][\w'-]*\w\b"
+# Words of two letters or more, not starting with a digit; apostrophes and hyphens stay inside a word. To `re` a vowel
+# sign is no part of a word, and words of Hindi or Tamil fall to pieces; to `regex` it is.
+_WORD = r"\b[^\W\d_][\w'-]*\w\b"
+_ASCII_WORD, _ANY_WORD = re.compile(_WORD), regex.compile(_WORD)
+# Written without spaces, and taken by pieces that overlap: of two signs for Chinese and Japanese, of four for Thai,
+# Lao, Burmese and Khmer, which have more signs to a word.
+_PAIRED, _FOURFOLD = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc", r"\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}"
+_RUN = regex.compile(rf"([{_PAIRED}]+)|([{_FOURFOLD}]+)|[^{_PAIRED}{_FOURFOLD}]+")
+_SIGN = regex.compile(r"\X")
 # Reported speech and dates, which every news article has and no topic is about.
 _NEWS_WORDS = frozenset(
     [
@@ -262,14 +272,34 @@ def _count_words(texts: Iterable[tuple[int, str]]) -> _Words:
             # One way to write what looks the same: letters with their accents, the typewriter's apostrophe.
             yield normalize("NFC", text[:_CHARS_PER_ARTICLE]).replace("\u2019", "'")
 
-    stop_words = sorted(ENGLISH_STOP_WORDS | _NEWS_WORDS | _CONTRACTIONS)
-    vectorizer = CountVectorizer(token_pattern=_WORD, ngram_range=(1, 2), stop_words=stop_words)
+    vectorizer = CountVectorizer(analyzer=partial(_terms_of, ENGLISH_STOP_WORDS | _NEWS_WORDS | _CONTRACTIONS))
     try:
         counts = csr_array(vectorizer.fit_transform(words()), dtype=np.float64)
     except ValueError:  # no text has a word: the corpus is numbers, or of stop words
         return _Words(rows, csr_array((len(rows), 0)), np.array([], np.str_))
     counts.data = 1 + np.log(counts.data)
     return _Words(rows, counts, vectorizer.get_feature_names_out())
+
+
+def _terms_of(stop_words: frozenset[str], text: str) -> list[str]:
+    """The words of a text and their pairs. Pieces make no pairs: two that overlap are one longer piece."""
+    if text.isascii():
+        words = [word for word in _ASCII_WORD.findall(text.lower()) if word not in stop_words]
+        return words + [f"{one} {other}" for one, other in pairwise(words)]
+    runs = [run for word in _ANY_WORD.findall(text.lower()) if word not in stop_words for run in _runs(word)]
+    pairs = [f"{one[0]} {other[0]}" for one, other in pairwise(runs) if len(one) == len(other) == 1]
+    return [piece for run in runs for piece in run] + pairs
+
+
+def _runs(word: str) -> Iterator[list[str]]:
+    """A word as it is, and in pieces what of it is of a script without spaces."""
+    for run in _RUN.finditer(word):
+        size = 2 if run[1] else 4
+        signs = _SIGN.findall(run[0]) if run[1] or run[2] else []
+        if len(signs) > size:
+            yield ["".join(signs[start : start + size]) for start in range(len(signs) - size + 1)]
+        elif len(run[0]) > 1:
+            yield [run[0]]
 
 
 def _best_terms(weights: NDArray[np.float64], terms: NDArray[np.str_]) -> list[tuple[str, float]]:

@@ -148,6 +148,27 @@ def test_letters_with_accents_are_read_the_same_however_they_are_encoded() -> No
     assert describe_texts(split, assignment) == describe_texts(texts, assignment)
 
 
+HINDI = [["दिल्ली", "चुनाव", "आयोग", "मतदान"], ["क्रिकेट", "भारत", "विकेट", "गेंदबाज़"], ["बारिश", "बाढ़", "नदी", "राहत"]]
+HINDI_FILLER = ["ख़बर", "लोग", "आज", "और", "में"]
+
+
+def test_words_whose_vowels_are_signs_are_whole() -> None:
+    for cluster, words in zip(describe_topics(HINDI, HINDI_FILLER), HINDI, strict=True):
+        shown = {word for term in cluster.terms[:LABEL_TERMS] for word in term[0].split()}
+        assert shown <= {normalize("NFC", word) for word in words}
+
+
+def test_what_is_written_without_spaces_is_told_by_what_articles_share() -> None:
+    topics = ["政府宣布新的经济政策。就业形势严峻", "球队赢得比赛冠军。教练称赞球员"]
+    texts = [f"今天。{topic}。记者{n}报道。" for n in range(6) for topic in topics]
+    clusters = describe_texts(texts, [0, 1] * 6)
+    for cluster, topic in zip(clusters, topics, strict=True):
+        assert len(cluster.terms) == TERMS
+        assert all(len(term) == 2 and term in topic for term, _ in cluster.terms[:LABEL_TERMS])
+    thai = describe_texts(["รัฐบาลไทยประกาศนโยบายเศรษฐกิจใหม่", "ทีมฟุตบอลชนะการแข่งขัน"] * 4, [0, 1] * 4)
+    assert all(3 <= len(term) <= 12 for cluster in thai for term, _ in cluster.terms)
+
+
 @pytest.mark.parametrize("text", ["1999 2,000 3.14 42", "!!! ... ???", "the of and a"])
 def test_a_corpus_without_words_says_so(text: str) -> None:
     (cluster,) = describe_texts([text, text], [0, 0])
