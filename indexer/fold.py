@@ -35,6 +35,8 @@ class Folded:
     """Rows that were removed."""
     yielded: int = 0
     """Changes that the corpus is newer than."""
+    yielded_last: int = 0
+    """The number of the last of them."""
 
     @property
     def told(self) -> str:
@@ -51,13 +53,15 @@ def fold(spool: Spool, live: LiveStore, as_of: datetime | None = None) -> Folded
     are added all the same. Raises CorruptGeneration where live.db is damaged.
     """
     # What was acknowledged before this number was asked for is in what is read after it.
-    watermark, counts = live.sequence, {"upserts": 0, "deletes": 0, "yielded": 0}
+    watermark, counts, last = live.sequence, {"upserts": 0, "deletes": 0, "yielded": 0}, 0
     for entry in live.since(0):
         watermark = max(watermark, entry.sequence)
         became = _fold_one(spool, entry, yields=as_of is not None and entry.changed_at < as_of)
         if became is not None:
             counts[became] += 1
-    return Folded(watermark, **counts)
+        if became == "yielded":
+            last = entry.sequence
+    return Folded(watermark, **counts, yielded_last=last)
 
 
 def _fold_one(spool: Spool, entry: Entry, *, yields: bool) -> str | None:

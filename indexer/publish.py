@@ -16,7 +16,6 @@ from indexer.report import ReportFacts, write_report
 if TYPE_CHECKING:
     from coldframe.generation import Generation
     from indexer.draft import Build
-    from indexer.plan import Job
 
 
 def built_before(build: Build) -> Manifest | None:
@@ -24,12 +23,12 @@ def built_before(build: Build) -> Manifest | None:
 
     Raises FailedPrecondition where that was kept back, unless it shall be published by force.
     """
-    job, digest = build.job, build.record("read")["digest"]
-    if build.previous is not None and _is_the_same(build.previous.manifest, job, digest):
+    job = build.job
+    if build.previous is not None and _is_the_same(build.previous.manifest, build):
         job.reporter.note(f"nothing has changed since {build.previous.name}; no generation was made")
         job.store.discard()
         return build.previous.manifest
-    held = _held_before(build, digest)
+    held = _held_before(build)
     if held is None:
         return None
     job.store.discard()
@@ -40,11 +39,14 @@ def built_before(build: Build) -> Manifest | None:
     return held
 
 
-def _is_the_same(manifest: Manifest, job: Job, digest: str) -> bool:
-    return manifest.corpus.digest == digest and manifest.requested == job.requested()
+def _is_the_same(manifest: Manifest, build: Build) -> bool:
+    """Also to servers, who lay over it every change after its watermark, those that the corpus is newer than, too."""
+    read = build.record("read")
+    same = manifest.corpus.digest == read["digest"] and manifest.requested == build.job.requested()
+    return same and read["live"].get("yielded_last", 0) <= manifest.watermark
 
 
-def _held_before(build: Build, digest: str) -> Manifest | None:
+def _held_before(build: Build) -> Manifest | None:
     """A generation that was kept back, for the same reasons that would keep this one back."""
     store, previous = build.job.store, build.previous_name
     limits = asdict(build.config.limits)
@@ -54,7 +56,7 @@ def _held_before(build: Build, digest: str) -> Manifest | None:
         except ColdframeError:
             continue
         judged = manifest.report.get("previous") == previous and manifest.report.get("limits") == limits
-        if manifest.held and judged and _is_the_same(manifest, build.job, digest):
+        if manifest.held and judged and _is_the_same(manifest, build):
             return manifest
     return None
 

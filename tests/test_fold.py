@@ -114,7 +114,13 @@ def test_live_articles_come_to_the_corpus_that_would_have_had_them(
     manifest, said = rebuilt(desk, store)
     assert "8 folded in, 1 taken out" in said
     assert manifest.watermark == 10
-    assert manifest.report["live"] == {"watermark": 10, "upserts": 8, "deletes": 1, "yielded": 0}
+    assert manifest.report["live"] == {
+        "watermark": 10,
+        "upserts": 8,
+        "deletes": 1,
+        "yielded": 0,
+        "yielded_last": 0,
+    }
     assert manifest.corpus.articles == COUNT + 4
     assert "8 folded in, 1 taken out" in (Store(store).directory(manifest.name) / REPORT).read_text()
     del rows[5]
@@ -278,6 +284,19 @@ def test_changes_from_before_the_corpus_yield_for_the_ids_that_it_holds(
     later, _ = rebuilt(desk, store)
     assert "002" not in ids(store)
     assert later.name != manifest.name
+
+
+def test_a_corpus_that_is_newer_than_a_change_makes_a_generation_though_it_says_what_it_said_before(
+    desk: Path, store: Path
+) -> None:
+    before = Store(store).current()
+    apply(store, Delete("005"))
+    written = datetime.now(UTC)
+    manifest, _ = rebuilt(desk, store, corpus_as_of=written)
+    assert (manifest.watermark, manifest.name != before) == (1, True), "or servers went on without the article"
+    assert "005" in ids(store)
+    again, said = rebuilt(desk, store, corpus_as_of=written)
+    assert (again.name, "nothing has changed" in said) == (manifest.name, True)
 
 
 @pytest.mark.parametrize(
