@@ -39,6 +39,7 @@ MOST_PAGED = 10_000
 _SPARE = 5
 _WIDEN = 4
 _ALONE = Interest([0], 0, 1.0)
+_NOWHERE: tuple[Rows, Floats] = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Descent:
 
     def __init__(self, view: View, vector: Floats, ask: Ask, allowed: Allowed) -> None:
         self._search = partial(view.search, vector, probes=ask.probes, allowed=allowed, margin=ask.margin)
-        self.rows, self.scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        self.rows, self.scores = _NOWHERE
         self.whole = False
         """Whether there are no more."""
         self.search_ms = 0.0

@@ -394,6 +394,8 @@ def _numbers(attribute: Attribute) -> NDArray[np.float64]:
 
 def rows_of(view: View, ids: Sequence[str]) -> tuple[list[int], list[str]]:
     """Rows of the ids that are there, and the ids that are not, each once and in order."""
+    if not ids:
+        return [], []
     names = list(dict.fromkeys(ids))
     rows = view.base.generation.articles.rows_of(names)
     rows[~view.base_rows.has(rows)] = -1
