@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,14 +72,15 @@ class Trend:
 def trends(
     view: View, window_us: int, baseline_windows: int, as_of_us: int | None = None, min_count: int = 0
 ) -> tuple[list[Trend], int | None]:
-    """Clusters by their growth, the fastest first, and the end of the window: the newest date where none was given.
+    """Clusters by their growth, the fastest first, and the end of the window: where none was given the newest date that
+    is not in the future, where one that somebody mistyped would leave the window empty.
 
     Counts are compared as (count + 1) / (usual + 1), so that one article in a quiet cluster is no explosion.
     """
     dates, clusters = view.dated
     if as_of_us is None and not len(dates):
         return [], None
-    end = int(dates.max()) if as_of_us is None else as_of_us
+    end = _newest(dates) if as_of_us is None else as_of_us
     start, first = end - window_us, end - window_us * (1 + baseline_windows)
     size = len(view.sizes)
     counts = np.bincount(clusters[(dates > start) & (dates <= end)], minlength=size)
@@ -89,6 +91,11 @@ def trends(
         Trend(n, int(counts[n]), float(usual[n]), float(growth[n])) for n in order.tolist() if counts[n] >= min_count
     ]
     return found, end
+
+
+def _newest(dates: NDArray[np.int64]) -> int:
+    past = dates[dates <= time.time_ns() // 1_000]
+    return int((past if len(past) else dates).max())
 
 
 def by_size(view: View) -> Numbers:

@@ -159,6 +159,15 @@ def test_trends_are_those_of_a_slow_count(
     assert len(client.trending(limit=1, min_count=0).clusters) == 1
 
 
+def test_a_date_in_the_future_moves_no_window(background: Background, own_newsroom: Path) -> None:
+    with opened(background, own_newsroom) as (client, _):
+        before = client.trending(min_count=0)
+        client.upsert([piece("early", published_at=datetime.now(UTC) + timedelta(days=40_000))])
+        after = client.trending(min_count=0)
+    assert after.as_of == before.as_of
+    assert [trend.count for trend in after.clusters] == [trend.count for trend in before.clusters]
+
+
 @pytest.mark.parametrize("window", [timedelta(seconds=59), timedelta(days=3661)])
 def test_a_window_is_a_minute_to_ten_years(client: Client, window: timedelta) -> None:
     with pytest.raises(InvalidArgument, match="allowed are 60") as refused:

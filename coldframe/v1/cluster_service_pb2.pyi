@@ -399,7 +399,7 @@ class TrendingClustersRequest(google.protobuf.message.Message):
 
     @property
     def as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """The end of the window. Default: the date of the newest article in the index."""
+        """The end of the window. Default: the date of the newest article in the index that is not in the future."""
 
     def __init__(
         self,
