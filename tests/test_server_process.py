@@ -456,7 +456,7 @@ def test_a_store_that_is_a_file_is_a_usage_error(tmp_path: Path, capsys: pytest.
     assert run_here("--store", tmp_path / "articles.csv", "--listen", "127.0.0.1:0") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: the store ")
-    assert said.endswith("articles.csv is no folder; give the one that a build published into\n")
+    assert said.endswith("is no folder that can be read (Not a directory); give the one that a build published into\n")
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0"])
