@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from coldframe import seed
+from coldframe import InvalidArgument, seed
 from coldframe.requests import recommend_request, search_request
 from server.wire import ranking
 from tests.newsroom import COUNT, opened, words
@@ -73,3 +74,15 @@ def test_ages_may_be_counted_to_a_moment_before_1970(client: Client) -> None:
     fading: dict[str, Any] = {"half_life": timedelta(days=30), "as_of": datetime(1960, 1, 1, tzinfo=UTC)}
     hits = list(client.hits(search_request(words("a"), limit=50, max_per_story=0, **fading)))
     assert len(hits) == COUNT
+
+
+@pytest.mark.parametrize(
+    "numbers", ["5:1001:0", f"5:10:{10**20}", f"5:10:-{10**20}", f"{10**20}:10:0", "5:-1:0", "-5:10:0", "5:10:0:1"]
+)
+def test_a_token_that_somebody_made_is_refused(client: Client, numbers: str) -> None:
+    fading: dict[str, Any] = {"limit": 5, "half_life": timedelta(days=30)}
+    name, asked, *_ = base64.urlsafe_b64decode(client.search(words("a"), **fading).next_page_token).decode().split(":")
+    token = base64.urlsafe_b64encode(f"{name}:{asked}:{numbers}".encode()).decode()
+    with pytest.raises(InvalidArgument, match="none of this server's") as refused:
+        client.search(words("a"), page_token=token, **fading)
+    assert refused.value.field == "page_token"

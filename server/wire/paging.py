@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from coldframe.errors import InvalidArgument
+from server.wire.requests import MAX_LIMIT
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Of more at once hashlib lets other threads run, and waits for them afterwards.
 _BLOCK = 2_047
+# Whoever makes a token of his own gets no further than numbers that can be counted with, and a search for so many.
+_MOST = 2**40
 _OF_A_PAGE = ("page_token", "page_size", "limit")
 
 
@@ -90,7 +93,9 @@ class Asked:
             raise _refused("is none of this server's") from error
         if name != self._served.generation.name:
             raise _refused("belongs to an index that is no longer served")
-        if asked != self._digest or min(place.start, place.first) < 0:
+        if not (0 <= place.start <= _MOST and 0 <= place.first <= MAX_LIMIT and abs(place.moment) <= _MOST):
+            raise _refused("is none of this server's")
+        if asked != self._digest:
             raise _refused(
                 "belongs to another request; send the one that it came with; only the number of hits may differ"
             )
