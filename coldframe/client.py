@@ -5,68 +5,35 @@ It imports grpc, protobuf and the stubs, and nothing else: a backend installs no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
+from coldframe import streams
 from coldframe.connection import MAX_MESSAGE_BYTES, USE_CLIENT_DEFAULT, Connection, Timeout, error_of
-from coldframe.errors import InvalidArgument
-from coldframe.messages import choice, duration, not_one, sending, several, timestamp
+from coldframe.messages import not_one
 from coldframe.requests import (
     RecommendOptions,
     SearchOptions,
     SeedOptions,
+    activate_request,
+    delete_request,
+    embed_request,
+    get_article_request,
+    get_cluster_request,
+    list_cluster_articles_request,
+    list_clusters_request,
+    nearest_clusters_request,
     recommend_request,
     search_request,
-    seed_message,
+    trending_request,
+    upsert_request,
 )
-from coldframe.v1.article_service_pb2 import (
-    DeleteArticlesRequest,
-    DeleteArticlesResponse,
-    GetArticleRequest,
-    GetArticleResponse,
-    StreamUpsertArticlesRequest,
-    StreamUpsertArticlesResponse,
-    UpsertArticlesRequest,
-    UpsertArticlesResponse,
-)
+from coldframe.streams import MAX_GROUP
 from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
-from coldframe.v1.cluster_service_pb2 import (
-    ArticleOrder,
-    ClusterOrder,
-    GetClusterRequest,
-    GetClusterResponse,
-    ListClusterArticlesRequest,
-    ListClustersRequest,
-    TrendingClustersRequest,
-    TrendingClustersResponse,
-)
 from coldframe.v1.cluster_service_pb2_grpc import ClusterServiceStub
-from coldframe.v1.embedding_service_pb2 import (
-    EmbedRequest,
-    EmbedResponse,
-    StreamEmbedRequest,
-    StreamEmbedResponse,
-)
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
-from coldframe.v1.index_service_pb2 import (
-    ActivateGenerationRequest,
-    ActivateGenerationResponse,
-    GetIndexRequest,
-    GetIndexResponse,
-)
+from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
-from coldframe.v1.search_service_pb2 import (
-    BatchSearchRequest,
-    BatchSearchResponse,
-    NearestClustersRequest,
-    NearestClustersResponse,
-    RecommendRequest,
-    RecommendResponse,
-    SearchRequest,
-    SearchResponse,
-    StreamSearchRequest,
-    StreamSearchResponse,
-    WeightedSeed,
-)
+from coldframe.v1.search_service_pb2 import BatchSearchRequest, SearchRequest
 from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 
 if TYPE_CHECKING:
@@ -78,13 +45,27 @@ if TYPE_CHECKING:
     import grpc
 
     from coldframe.credentials import SecurityOptions
+    from coldframe.v1.article_service_pb2 import (
+        DeleteArticlesResponse,
+        GetArticleResponse,
+        StreamUpsertArticlesResponse,
+        UpsertArticlesResponse,
+    )
+    from coldframe.v1.cluster_service_pb2 import GetClusterResponse, TrendingClustersResponse
+    from coldframe.v1.embedding_service_pb2 import EmbedResponse, StreamEmbedResponse
+    from coldframe.v1.index_service_pb2 import ActivateGenerationResponse, GetIndexResponse
+    from coldframe.v1.search_service_pb2 import (
+        BatchSearchResponse,
+        NearestClustersResponse,
+        RecommendRequest,
+        RecommendResponse,
+        SearchResponse,
+        StreamSearchResponse,
+        WeightedSeed,
+    )
     from coldframe.v1.types_pb2 import Article, ArticleSummary, Cluster, Hit
 
 __all__ = ["MAX_GROUP", "MAX_MESSAGE_BYTES", "Client", "error_of"]
-
-MAX_GROUP = 256
-"""Articles in one upsert, at most."""
-_GROUP_BYTES = 8 * 1024 * 1024
 
 
 class Client:
@@ -183,14 +164,8 @@ class Client:
         A new generation that comes in between ends it with InvalidArgument (field "page_token"): scores of two
         generations do not belong in one list.
         """
-        ask: Any = self._search.Search if isinstance(request, SearchRequest) else self._search.Recommend
-        page_request = type(request).FromString(request.SerializeToString())
-        while True:
-            page = cast("SearchResponse | RecommendResponse", self._connection.call(ask, page_request, timeout))
-            yield from page.hits
-            page_request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return
+        method: Any = self._search.Search if isinstance(request, SearchRequest) else self._search.Recommend
+        return self._connection.pages(method, request, lambda page: page.hits, timeout)
 
     def batch_search(
         self, requests: Iterable[SearchRequest], *, timeout: Timeout = USE_CLIENT_DEFAULT
@@ -209,8 +184,7 @@ class Client:
         The requests are read in another thread, as fast as the server takes them. correlation_id is the request's
         number: "0", "1", ... timeout: of the whole stream.
         """
-        numbered = (StreamSearchRequest(correlation_id=str(n), request=item) for n, item in enumerate(requests))
-        return self._connection.stream(self._search.StreamSearch, numbered, timeout)
+        return self._connection.stream(self._search.StreamSearch, streams.searches(), requests, timeout)
 
     def nearest_clusters(
         self,
@@ -225,11 +199,7 @@ class Client:
 
         limit: 1 to 1,000, by default 5. temperature: of the softmax behind `share`; small ones sharpen it.
         """
-        request = NearestClustersRequest(seed=seed_message(text, seed))
-        with sending("limit"):
-            request.MergeFrom(NearestClustersRequest(limit=limit))
-        with sending("temperature"):
-            request.MergeFrom(NearestClustersRequest(temperature=temperature))
+        request = nearest_clusters_request(text, seed, limit=limit, temperature=temperature)
         return self._connection.call(self._search.NearestClusters, request, timeout)
 
     # -------------------------------------------------------------------------------------------------------- embedding
@@ -243,10 +213,7 @@ class Client:
 
         Raises InvalidArgument for an empty text, too many texts, or one string in place of a list.
         """
-        given = several(texts, "texts")
-        with sending("texts"):
-            request = EmbedRequest(texts=given, packed=packed)
-        return self._connection.call(self._embedding.Embed, request, timeout)
+        return self._connection.call(self._embedding.Embed, embed_request(texts, packed=packed), timeout)
 
     def stream_embed(
         self, texts: Iterable[str], *, packed: bool = True, timeout: float | None = None
@@ -260,8 +227,7 @@ class Client:
         cannot be sent.
         """
         given = not_one(texts, "texts")
-        numbered = (_embed_request(n, text, packed) for n, text in enumerate(given))
-        return self._connection.stream(self._embedding.StreamEmbed, numbered, timeout)
+        return self._connection.stream(self._embedding.StreamEmbed, streams.texts(packed=packed), given, timeout)
 
     # --------------------------------------------------------------------------------------------------------- articles
 
@@ -279,7 +245,9 @@ class Client:
         `coldframe.article` makes one from plain values. validate_only: say what would happen, and change nothing.
         cluster_limit, neighbor_limit: so many nearest clusters and articles come back with each.
         """
-        request = _upsert_request(articles, validate_only, cluster_limit, neighbor_limit)
+        request = upsert_request(
+            articles, validate_only=validate_only, cluster_limit=cluster_limit, neighbor_limit=neighbor_limit
+        )
         return self._connection.call(self._articles.UpsertArticles, request, timeout)
 
     def stream_upsert(
@@ -298,24 +266,16 @@ class Client:
         holds already. correlation_id names the numbers of its first and last article, from 0, such as "64-127".
         The articles are read in another thread, as fast as the server takes them. timeout: of the whole stream.
         """
-        if not 1 <= group <= MAX_GROUP:
-            raise InvalidArgument(f"group is {group}; give 1 to {MAX_GROUP}.", field="group")
-        requests = (
-            StreamUpsertArticlesRequest(
-                correlation_id=f"{first}-{first + len(members) - 1}",
-                request=_upsert_request(members, validate_only, cluster_limit, neighbor_limit),
-            )
-            for first, members in _grouped(articles, group)
+        requests = streams.upserts(
+            group, validate_only=validate_only, cluster_limit=cluster_limit, neighbor_limit=neighbor_limit
         )
-        return self._connection.stream(self._articles.StreamUpsertArticles, requests, timeout)
+        return self._connection.stream(self._articles.StreamUpsertArticles, requests, articles, timeout)
 
     def delete(
         self, ids: Iterable[str], *, validate_only: bool = False, timeout: Timeout = USE_CLIENT_DEFAULT
     ) -> DeleteArticlesResponse:
         """Remove 1 to 1,000 articles: no search finds them any more. Ids that are not there come in `missing_ids`."""
-        given = several(ids, "ids")
-        with sending("ids"):
-            request = DeleteArticlesRequest(ids=given, validate_only=validate_only)
+        request = delete_request(ids, validate_only=validate_only)
         return self._connection.call(self._articles.DeleteArticles, request, timeout)
 
     def get_article(
@@ -327,12 +287,7 @@ class Client:
         timeout: Timeout = USE_CLIENT_DEFAULT,
     ) -> GetArticleResponse:
         """Return one article with its cluster and story, and what is near it. Raises UnknownArticle."""
-        with sending("id"):
-            request = GetArticleRequest(id=article_id)
-        with sending("cluster_limit"):
-            request.cluster_limit = cluster_limit
-        with sending("neighbor_limit"):
-            request.neighbor_limit = neighbor_limit
+        request = get_article_request(article_id, cluster_limit=cluster_limit, neighbor_limit=neighbor_limit)
         return self._connection.call(self._articles.GetArticle, request, timeout)
 
     # --------------------------------------------------------------------------------------------------------- clusters
@@ -349,15 +304,8 @@ class Client:
         order: "size", the largest first; "freshness", that of the newest article first; "growth", as `trending` has
         it. page_size: 1 to 1,000, by default 100.
         """
-        with sending("page_size"):
-            request = ListClustersRequest(page_size=page_size)
-        request.order = cast("ClusterOrder.ValueType", choice(ClusterOrder, order, "order"))
-        while True:
-            page = self._connection.call(self._clusters.ListClusters, request, timeout)
-            yield from page.clusters
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return
+        request = list_clusters_request(order=order, page_size=page_size)
+        return self._connection.pages(self._clusters.ListClusters, request, lambda page: page.clusters, timeout)
 
     def cluster(
         self, cluster_id: str, *, neighbor_limit: int | None = None, timeout: Timeout = USE_CLIENT_DEFAULT
@@ -366,10 +314,7 @@ class Client:
 
         neighbor_limit: clusters beside it, 0 to 100, by default 5. Raises UnknownCluster.
         """
-        with sending("cluster_id"):
-            request = GetClusterRequest(cluster_id=cluster_id)
-        with sending("neighbor_limit"):
-            request.MergeFrom(GetClusterRequest(neighbor_limit=neighbor_limit))
+        request = get_cluster_request(cluster_id, neighbor_limit=neighbor_limit)
         return self._connection.call(self._clusters.GetCluster, request, timeout)
 
     def cluster_articles(
@@ -384,17 +329,8 @@ class Client:
 
         page_size: 1 to 1,000, by default 100. Raises UnknownCluster.
         """
-        with sending("cluster_id"):
-            request = ListClusterArticlesRequest(cluster_id=cluster_id)
-        with sending("page_size"):
-            request.MergeFrom(ListClusterArticlesRequest(page_size=page_size))
-        request.order = cast("ArticleOrder.ValueType", choice(ArticleOrder, order, "order"))
-        while True:
-            page = self._connection.call(self._clusters.ListClusterArticles, request, timeout)
-            yield from page.articles
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return
+        request = list_cluster_articles_request(cluster_id, order=order, page_size=page_size)
+        return self._connection.pages(self._clusters.ListClusterArticles, request, lambda page: page.articles, timeout)
 
     def trending(
         self,
@@ -412,14 +348,9 @@ class Client:
         baseline_windows (7) before it. as_of: the window's end, in a time zone; by default the newest article's date.
         min_count: clusters with fewer articles in the window are left out, by default 2.
         """
-        request = TrendingClustersRequest(
-            window=None if window is None else duration(window, "window"),
-            as_of=None if as_of is None else timestamp(as_of, "as_of"),
+        request = trending_request(
+            limit=limit, window=window, baseline_windows=baseline_windows, as_of=as_of, min_count=min_count
         )
-        numbers = {"limit": limit, "baseline_windows": baseline_windows, "min_count": min_count}
-        for field, value in numbers.items():
-            with sending(field):
-                request.MergeFrom(TrendingClustersRequest(**{field: value}))  # type: ignore[arg-type]
         return self._connection.call(self._clusters.TrendingClusters, request, timeout)
 
     # ------------------------------------------------------------------------------------------------------------ index
@@ -439,40 +370,5 @@ class Client:
         Raises UnknownGeneration, FailedPrecondition, FingerprintMismatch and CorruptGeneration; what was served goes
         on then. Where the server has keys this takes one of the role admin.
         """
-        with sending("generation"):
-            request = ActivateGenerationRequest(generation=generation, force=force)
+        request = activate_request(generation, force=force)
         return self._connection.call(self._index.ActivateGeneration, request, timeout)
-
-
-def _embed_request(number: int, text: str, packed: bool) -> StreamEmbedRequest:
-    with sending("text"):
-        return StreamEmbedRequest(correlation_id=str(number), text=text, packed=packed)
-
-
-def _upsert_request(
-    articles: Iterable[Article], validate_only: bool, cluster_limit: int, neighbor_limit: int
-) -> UpsertArticlesRequest:
-    request = UpsertArticlesRequest(articles=articles, validate_only=validate_only)
-    with sending("cluster_limit"):
-        request.cluster_limit = cluster_limit
-    with sending("neighbor_limit"):
-        request.neighbor_limit = neighbor_limit
-    return request
-
-
-def _grouped(articles: Iterable[Article], size: int) -> Iterator[tuple[int, list[Article]]]:
-    """Yield the number of a group's first article, and the group: as soon as it is full."""
-    members: list[Article] = []
-    first, room, ids = 0, _GROUP_BYTES, set[str]()
-    for number, article in enumerate(articles):
-        if members and (article.ByteSize() > room or article.id in ids):
-            yield first, members
-            first, members, room, ids = number, [], _GROUP_BYTES, set()
-        members.append(article)
-        ids.add(article.id)
-        room -= article.ByteSize()
-        if len(members) == size:
-            yield first, members
-            first, members, room, ids = number + 1, [], _GROUP_BYTES, set()
-    if members:
-        yield first, members

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
+from copy import deepcopy
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
 import grpc
@@ -31,6 +33,7 @@ from coldframe.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from coldframe.streams import Requests
     from coldframe.v1.types_pb2 import ItemError
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -52,8 +55,24 @@ _STREAMS = {
     "coldframe.v1.SearchService": "StreamSearch",
 }
 
+Item = TypeVar("Item")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+
+class Paged(Protocol):
+    """A request that can ask for the next page."""
+
+    page_token: str
+
+
+class PageOf(Protocol):
+    """A reply that may be continued."""
+
+    next_page_token: str
+
+
+Page = TypeVar("Page", bound=PageOf)
 
 
 class UseClientDefault:
@@ -66,8 +85,11 @@ Timeout: TypeAlias = float | UseClientDefault | None
 """Seconds to wait for an answer; None waits for ever."""
 
 
-class Connection:
-    """A channel to a server, and what every call on it has in common. `Client` says what the arguments mean."""
+class Terms:
+    """What all calls on a connection have in common, however they are waited for.
+
+    `Client` says what the arguments mean.
+    """
 
     def __init__(
         self,
@@ -83,15 +105,37 @@ class Connection:
         own = channel_credentials(security)
         if own is not None and credentials is not None:
             raise InvalidArgument("credentials are TLS of their own; give them or tls options.", field="credentials")
-        credentials = own or credentials
+        self._credentials = own or credentials
         metadata = with_key(metadata, security)
-        require_private(target, metadata, credentials is not None, security)
+        require_private(target, metadata, self._credentials is not None, security)
         self.closed = False
         self._timeout = _checked_timeout(timeout)
         self._metadata = tuple((key.lower(), value) for key, value in metadata)
-        self._secured = credentials is not None
-        attempts = _checked_attempts(attempts)
-        self.channel = _open_channel(target, attempts, credentials, channel_options(security))
+        self._options = _channel_options(target, _checked_attempts(attempts), channel_options(security))
+
+    def _require_usable(self) -> None:
+        if self.closed:
+            raise FailedPrecondition("this client is closed; make a new one to ask again.")
+
+    def _seconds(self, timeout: Timeout) -> float | None:
+        """Return what a call that begins now may take."""
+        self._require_usable()
+        return self._timeout if isinstance(timeout, UseClientDefault) else _checked_timeout(timeout)
+
+    def _error(self, error: grpc.RpcError, seconds: float | None) -> ColdframeError:
+        """Return what a call raises where gRPC raised this."""
+        return _translated(error, self.target, seconds, self._credentials is not None)
+
+
+class Connection(Terms):
+    """A channel to a server on which threads wait for answers."""
+
+    @cached_property
+    def channel(self) -> grpc.Channel:
+        """Opened when it is first asked for; gRPC connects at the first call."""
+        if self._credentials is None:
+            return grpc.insecure_channel(self.target, self._options)
+        return grpc.secure_channel(self.target, self._credentials, self._options)
 
     def close(self) -> None:
         """Cancel what is in flight; closing twice does no harm."""
@@ -104,14 +148,34 @@ class Connection:
         try:
             return method(request, timeout=seconds, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _translated(error, self.target, seconds, self._secured) from error
+            raise self._error(error, seconds) from error
+
+    def pages(
+        self,
+        method: Callable[..., Page],
+        request: Paged,
+        items: Callable[[Page], Iterable[Item]],
+        timeout: Timeout,
+    ) -> Iterator[Item]:
+        """Ask for page after page, and yield the items of each."""
+        request = deepcopy(request)
+        while True:
+            page = self.call(method, request, timeout)
+            yield from items(page)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
 
     def stream(
-        self, method: grpc.StreamStreamMultiCallable[Request, Response], requests: Iterable[Request], timeout: Timeout
+        self,
+        method: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Requests[Item, Request],
+        items: Iterable[Item],
+        timeout: Timeout,
     ) -> Iterator[Response]:
         """Send requests as the server takes them, and yield its answers. Leaving the iterator ends the call.
 
-        Where the requests themselves raise, those before are answered first: then the same error is raised here.
+        Where the items themselves raise, those before are answered first: then the same error is raised here.
         """
         seconds = self._seconds(timeout)
         failures: list[Exception] = []
@@ -119,7 +183,9 @@ class Connection:
         def fed() -> Iterator[Request]:
             # gRPC would answer UNKNOWN, and log the error in a thread of its own.
             try:
-                yield from requests
+                for item in items:
+                    yield from requests.add(item)
+                yield from requests.rest()
             except Exception as error:
                 failures.append(error)
 
@@ -127,16 +193,11 @@ class Connection:
         try:
             yield from answers
         except grpc.RpcError as error:
-            raise _translated(error, self.target, seconds, self._secured) from error
+            raise self._error(error, seconds) from error
         finally:
             answers.cancel()
         for failure in failures:
             raise failure
-
-    def _seconds(self, timeout: Timeout) -> float | None:
-        if self.closed:
-            raise FailedPrecondition("this client is closed; make a new one to ask again.")
-        return self._timeout if isinstance(timeout, UseClientDefault) else _checked_timeout(timeout)
 
 
 def _checked_target(target: str) -> str:
@@ -161,12 +222,7 @@ def _checked_attempts(attempts: int) -> int:
     return attempts
 
 
-def _open_channel(
-    target: str,
-    attempts: int,
-    credentials: grpc.ChannelCredentials | None,
-    more: Sequence[tuple[str, int | str]],
-) -> grpc.Channel:
+def _channel_options(target: str, attempts: int, more: Sequence[tuple[str, int | str]]) -> list[tuple[str, int | str]]:
     options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -181,9 +237,7 @@ def _open_channel(
     if is_local(target):
         # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
         options.append(("grpc.enable_http_proxy", 0))
-    if credentials is None:
-        return grpc.insecure_channel(target, options)
-    return grpc.secure_channel(target, credentials, options)
+    return options
 
 
 def _service_config(attempts: int) -> str:

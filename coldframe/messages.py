@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array as array_of
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     VectorLike: TypeAlias = Vector | bytes | Sequence[float]
+
+Texts = TypeVar("Texts")
 
 
 class _Enum(Protocol):
@@ -78,7 +80,7 @@ def several(values: Iterable[str], field: str) -> list[str]:
     return list(not_one(values, field))
 
 
-def not_one(values: Iterable[str], field: str) -> Iterable[str]:
+def not_one(values: Texts, field: str) -> Texts:
     """Return the texts as they are, read by nobody yet. Raises what `several` raises."""
     if isinstance(values, str):
         raise InvalidArgument(f"{field} is one string; pass a list of texts, such as [text].", field=field)

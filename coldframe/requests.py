@@ -3,6 +3,8 @@
 The options that several calls share stand here once: `Client.search(**options)`, `search_request(**options)` for
 batches and streams, and `Client.recommend(**options)` take them by name. None stands for the server's default; what
 that is, and what is allowed, is said in docs/api.md, and the server says it again when it refuses.
+
+Further down: what the other methods of `Client` and `AsyncClient` send. Each takes the arguments of its method.
 """
 
 from __future__ import annotations
@@ -10,12 +12,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 
 from coldframe.errors import InvalidArgument
 from coldframe.filters import Condition
 from coldframe.messages import choice, duration, sending, several, timestamp, vector
+from coldframe.v1.article_service_pb2 import DeleteArticlesRequest, GetArticleRequest, UpsertArticlesRequest
+from coldframe.v1.cluster_service_pb2 import (
+    ArticleOrder,
+    ClusterOrder,
+    GetClusterRequest,
+    ListClusterArticlesRequest,
+    ListClustersRequest,
+    TrendingClustersRequest,
+)
+from coldframe.v1.embedding_service_pb2 import EmbedRequest
+from coldframe.v1.index_service_pb2 import ActivateGenerationRequest
 from coldframe.v1.ranking_pb2 import Filter, Ranking
-from coldframe.v1.search_service_pb2 import Expansion, RecommendRequest, SearchRequest, WeightedSeed
+from coldframe.v1.search_service_pb2 import (
+    Expansion,
+    NearestClustersRequest,
+    RecommendRequest,
+    SearchRequest,
+    WeightedSeed,
+)
 from coldframe.v1.types_pb2 import EFFORT_EXACT, EFFORT_UNSPECIFIED, Article, Effort, Seed
 
 if TYPE_CHECKING:
@@ -26,7 +46,7 @@ if TYPE_CHECKING:
     from coldframe.messages import VectorLike
 
 
-Request = TypeVar("Request", SearchRequest, RecommendRequest)
+Request = TypeVar("Request", bound=Message)
 
 
 class SeedOptions(TypedDict, total=False):
@@ -117,15 +137,12 @@ def search_request(text: str | None = None, **options: Unpack[SearchOptions]) ->
     exact = options.get("exact", False)
     if exact and options.get("effort") is not None:
         raise InvalidArgument("both exact and effort are given; give one of them.", field="effort")
-    return _filled(
-        SearchRequest(
-            seed=seed_message(text, options),
-            effort=EFFORT_EXACT if exact else EFFORT_UNSPECIFIED,
-            ranking=_ranking(options),
-        ),
-        options,
-        ("limit", "page_token"),
+    request = SearchRequest(
+        seed=seed_message(text, options),
+        effort=EFFORT_EXACT if exact else EFFORT_UNSPECIFIED,
+        ranking=_ranking(options),
     )
+    return _filled(request, limit=options.get("limit"), page_token=options.get("page_token"))
 
 
 def recommend_request(seeds: Iterable[WeightedSeed | str], **options: Unpack[RecommendOptions]) -> RecommendRequest:
@@ -135,7 +152,8 @@ def recommend_request(seeds: Iterable[WeightedSeed | str], **options: Unpack[Rec
         raise InvalidArgument("seeds is one string; pass a list of seeds, such as [text].", field="seeds")
     weighted = [seed(item) if isinstance(item, str) else item for item in seeds]
     request = RecommendRequest(seeds=weighted, ranking=_ranking(options), expansion=options.get("expansion"))
-    return _filled(request, options, ("limit", "max_interests", "interest_similarity", "page_token"))
+    plain = ("limit", "max_interests", "interest_similarity", "page_token")
+    return _filled(request, **{name: options.get(name) for name in plain})
 
 
 def seed_message(text: str | None, options: SeedOptions | SearchOptions) -> Seed:
@@ -176,10 +194,9 @@ _CONVERTED: dict[str, Callable[[Any], object]] = {
 }
 
 
-def _filled(request: Request, options: Mapping[str, Any], names: Iterable[str]) -> Request:
-    """Return the request with plain options in its fields, each refused by its own name."""
-    for name in names:
-        value = options.get(name)
+def _filled(request: Request, **fields: object) -> Request:
+    """Return the request with what is not None in its fields, each refused by its own name."""
+    for name, value in fields.items():
         if value is not None:
             with sending(name):
                 setattr(request, name, value)
@@ -191,3 +208,77 @@ def _refuse_unknown(options: Mapping[str, object], known: Any, call: str) -> Non
     for name in options:
         if name not in known.__optional_keys__:
             raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+
+
+# ----------------------------------------------------------------------------------------- what the other methods send
+
+
+def nearest_clusters_request(
+    text: str | None, seed_options: SeedOptions, *, limit: int | None, temperature: float | None
+) -> NearestClustersRequest:
+    """Return what `nearest_clusters` sends."""
+    return _filled(NearestClustersRequest(seed=seed_message(text, seed_options)), limit=limit, temperature=temperature)
+
+
+def embed_request(texts: Iterable[str], *, packed: bool) -> EmbedRequest:
+    """Return what `embed` sends."""
+    given = several(texts, "texts")
+    with sending("texts"):
+        return EmbedRequest(texts=given, packed=packed)
+
+
+def upsert_request(
+    articles: Iterable[Article], *, validate_only: bool, cluster_limit: int, neighbor_limit: int
+) -> UpsertArticlesRequest:
+    """Return what `upsert` sends, and of `stream_upsert` each group."""
+    request = UpsertArticlesRequest(articles=articles, validate_only=validate_only)
+    return _filled(request, cluster_limit=cluster_limit, neighbor_limit=neighbor_limit)
+
+
+def delete_request(ids: Iterable[str], *, validate_only: bool) -> DeleteArticlesRequest:
+    """Return what `delete` sends."""
+    given = several(ids, "ids")
+    with sending("ids"):
+        return DeleteArticlesRequest(ids=given, validate_only=validate_only)
+
+
+def get_article_request(article_id: str, *, cluster_limit: int, neighbor_limit: int) -> GetArticleRequest:
+    """Return what `get_article` sends."""
+    return _filled(GetArticleRequest(), id=article_id, cluster_limit=cluster_limit, neighbor_limit=neighbor_limit)
+
+
+def list_clusters_request(*, order: str, page_size: int | None) -> ListClustersRequest:
+    """Return what `clusters` sends."""
+    return _filled(ListClustersRequest(), page_size=page_size, order=choice(ClusterOrder, order, "order"))
+
+
+def get_cluster_request(cluster_id: str, *, neighbor_limit: int | None) -> GetClusterRequest:
+    """Return what `cluster` sends."""
+    return _filled(GetClusterRequest(), cluster_id=cluster_id, neighbor_limit=neighbor_limit)
+
+
+def list_cluster_articles_request(cluster_id: str, *, order: str, page_size: int | None) -> ListClusterArticlesRequest:
+    """Return what `cluster_articles` sends."""
+    found = choice(ArticleOrder, order, "order")
+    return _filled(ListClusterArticlesRequest(), cluster_id=cluster_id, page_size=page_size, order=found)
+
+
+def trending_request(
+    *,
+    limit: int | None,
+    window: timedelta | None,
+    baseline_windows: int | None,
+    as_of: datetime | None,
+    min_count: int | None,
+) -> TrendingClustersRequest:
+    """Return what `trending` sends."""
+    request = TrendingClustersRequest(
+        window=None if window is None else duration(window, "window"),
+        as_of=None if as_of is None else timestamp(as_of, "as_of"),
+    )
+    return _filled(request, limit=limit, baseline_windows=baseline_windows, min_count=min_count)
+
+
+def activate_request(generation: str, *, force: bool) -> ActivateGenerationRequest:
+    """Return what `activate` sends."""
+    return _filled(ActivateGenerationRequest(force=force), generation=generation)

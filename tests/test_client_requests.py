@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from coldframe import article, expansion, filters, recommend_request, search_request, seed
-from coldframe import client as client_module
+from coldframe import article, expansion, filters, recommend_request, search_request, seed, streams
 from coldframe.client import Client, error_of
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, Unavailable, UnknownArticle
 from coldframe.requests import RankingOptions
@@ -390,7 +389,7 @@ def test_articles_stream_in_groups(server: Server, client: Client) -> None:
 
 
 def test_a_group_is_bounded_in_bytes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_GROUP_BYTES", 1000)
+    monkeypatch.setattr(streams, "_GROUP_BYTES", 1000)
     articles = [article(str(n), title="Storm", content="x" * size) for n, size in enumerate((400, 400, 400, 5000, 10))]
     replies = client.stream_upsert(articles)
     assert [reply.correlation_id for reply in replies] == ["0-1", "2-2", "3-3", "4-4"]
