@@ -117,6 +117,9 @@ class Terms:
         if self.closed:
             raise FailedPrecondition("this client is closed; make a new one to ask again.")
 
+    def _closed_meanwhile(self) -> ColdframeError:
+        return ColdframeError("the client was closed before the answer came.")
+
     def _seconds(self, timeout: Timeout) -> float | None:
         """Return what a call that begins now may take."""
         self._require_usable()
@@ -124,6 +127,8 @@ class Terms:
 
     def _error(self, error: grpc.RpcError, seconds: float | None) -> ColdframeError:
         """Return what a call raises where gRPC raised this."""
+        if self.closed and error.code() is grpc.StatusCode.CANCELLED:
+            return self._closed_meanwhile()
         return _translated(error, self.target, seconds, self._credentials is not None)
 
 

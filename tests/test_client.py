@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from coldframe.errors import (
 from coldframe.v1.search_service_pb2 import SearchRequest
 from coldframe.v1.types_pb2 import EFFORT_EXACT, EFFORT_UNSPECIFIED, Article
 from tests.scripted import MAX_REQUEST_BYTES, Failure, Server
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -178,6 +180,21 @@ def test_a_closed_client_says_so(server: Server) -> None:
     with pytest.raises(FailedPrecondition, match="closed"):
         client.index()
     assert repr(client) == f"<coldframe.Client {server.target} (closed)>"
+
+
+def test_a_call_says_that_the_client_was_closed_meanwhile(server: Server) -> None:
+    server.stalled = True
+    client = Client(server.target)
+
+    def close() -> None:
+        wait_until(lambda: bool(server.requests))
+        client.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(ColdframeError, match=r"^the client was closed before the answer came\.$"):
+        client.index()
+    closing.join()
 
 
 # -------------------------------------------------------------------------------------------- retries, deadlines
