@@ -2,9 +2,9 @@
 
     from coldframe import Client, Encoder
 
-`Client` and what its questions are made of (`seed`, `filters`, `article` and so on) need grpcio and protobuf only.
-`Encoder` needs the `[encoder]` extra and is imported when first used, so that a backend which only asks questions
-never loads torch.
+`Client`, its asyncio twin `AsyncClient` and what their questions are made of (`seed`, `filters`, `article` and so on)
+need grpcio and protobuf only. `Encoder` needs the `[encoder]` extra and is imported when first used, so that a backend
+which only asks questions never loads torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coldframe import filters
+from coldframe.async_client import AsyncClient
 from coldframe.client import Client
 from coldframe.errors import (
     ColdframeError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "ColdframeError",
     "CorruptGeneration",
