@@ -145,6 +145,16 @@ def test_what_the_readme_says_to_a_backend(target: str, capsys: pytest.CaptureFi
     assert len(capsys.readouterr().out.splitlines()) >= 5
 
 
+def test_what_the_readme_says_to_a_backend_on_asyncio(target: str) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"In asyncio .*?\n\n```python\n(.*?)```", page, re.DOTALL)
+    # In a process of its own: gRPC's asyncio has one poller for all event loops.
+    command = [sys.executable, "-W", "error", "-c", code.replace("localhost:50051", target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert re.match(r".+ \| \d+ clusters grow\n", done.stdout)
+    assert len(done.stdout.splitlines()) >= 3
+
+
 def test_the_pages_filter_by_what_the_sample_articles_have() -> None:
     with (ROOT / "examples" / "news" / "articles.csv").open(encoding="utf-8", newline="") as file:
         articles = list(csv.DictReader(file))
