@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coldframe.errors import ColdframeError, FailedPrecondition
-from coldframe.generation import CorpusInfo, Manifest, ModelInfo, Parameters
+from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition
+from coldframe.generation import CorpusInfo, Manifest, ModelInfo, Parameters, verify
 from coldframe.models import display_name, resolve
 from indexer.gates import Facts, checks, drift, judge
 from indexer.report import ReportFacts, write_report
@@ -31,9 +31,15 @@ def built_before(build: Build) -> Manifest | None:
     held = _held_before(build)
     if held is None:
         return None
-    job.store.discard()
     if not build.config.force:
+        job.store.discard()
         raise _kept_back(held)
+    try:
+        verify(job.store.directory(held.name))
+    except CorruptGeneration as error:  # to refuse it for good would leave nothing to do but to remove it by hand
+        job.reporter.note(f"{held.name} was built before, and is built anew: {error.message}")
+        return None
+    job.store.discard()
     job.store.activate(held.name)
     job.reporter.note(f"{held.name} was built before, and is published now")
     return held

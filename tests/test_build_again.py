@@ -305,6 +305,16 @@ def test_force_publishes_what_was_kept_back(desk: Path, store: Path, few: Path) 
     assert f"{name} was built before, and is published now" in said
 
 
+def test_force_publishes_nothing_that_is_damaged_but_builds_it_anew(desk: Path, store: Path, few: Path) -> None:
+    _, name = hold_back(desk, store, few)
+    flipped(Store(store).directory(name))
+    limits = Limits(max_drift=1, min_survived=0, max_cell_share=1)
+    manifest, said = build_aloud(store, few, model=str(desk / "model"), limits=limits, force=True)
+    assert f"{name} was built before, and is built anew: vectors.npy of generation {name} does not match" in said
+    assert Store(store).current() == manifest.name != name
+    assert Store(store).open().manifest.held == []
+
+
 def test_force_publishes_at_once_and_says_what_is_worse(desk: Path, store: Path, few: Path) -> None:
     manifest, said = build_aloud(store, few, model=str(desk / "model"), limits=Limits(), force=True)
     assert (Store(store).current(), manifest.held) == (manifest.name, [])
