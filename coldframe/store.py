@@ -220,11 +220,16 @@ class Store:
     def prune(self, keep: int) -> dict[str, int]:
         """Removes all but the newest `keep` generations, the current one and the one before it; the lock is held.
 
-        Returns the bytes freed by name. Raises InvalidArgument where none would be kept or the store cannot be written.
+        Those that were kept back do not count, or some bad nights would push out all that is good: the newest `keep` of
+        them stay beside the others, and none that is older than the current one. Returns the bytes freed by name.
+        Raises InvalidArgument where none would be kept or the store cannot be written.
         """
         check_keep(keep)
-        names = self.names()
-        kept = {*names[-keep:], self.current(), self.before()}
+        names, current = self.names(), self.current()
+        held = self._kept_back(names)
+        published = [name for name in names if name not in held]
+        waiting = [name for name in held if current is None or name > current]
+        kept = {*published[-keep:], *waiting[-keep:], current, self.before()}
         freed = {}
         for name in names:
             if name not in kept:
@@ -235,6 +240,12 @@ class Store:
                     (self._generations / name).rename(self._drafts / name)
         self._clear_strays()
         return freed
+
+    def _kept_back(self, names: list[str]) -> list[str]:
+        """Those of some generations that their build kept back, and that nobody has activated."""
+        with self._reading():
+            served = {self.current(), *_lines(self._history)}
+        return [name for name in names if name not in served and _is_held(self._generations / name)]
 
     @contextlib.contextmanager
     def locked(self, *, create: bool = False) -> Iterator[None]:
@@ -365,6 +376,15 @@ def _is_sealed(draft: Path, name: str) -> bool:
 
     try:
         return Manifest.read(draft).name == name
+    except ColdframeError:
+        return False
+
+
+def _is_held(directory: Path) -> bool:
+    from coldframe.generation import Manifest
+
+    try:
+        return bool(Manifest.read(directory).held)
     except ColdframeError:
         return False
 

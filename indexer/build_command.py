@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coldframe.errors import ColdframeError, InvalidArgument
+from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from indexer.corpus_flags import PANEL, reads_corpus
 
 if TYPE_CHECKING:
@@ -120,7 +120,9 @@ _DryRun = Annotated[
 _Watch = Annotated[
     float | None, _flag(_RUN, "Build again so many seconds after each end; without changes that is a no-op.")
 ]
-_Keep = Annotated[int | None, _flag(_RUN, "After publishing, prune all but so many of the newest generations.")]
+_Keep = Annotated[
+    int | None, _flag(_RUN, "In the end, prune all but so many of the newest generations, as `prune` does.")
+]
 
 
 @reads_corpus
@@ -192,9 +194,16 @@ def _build(config: BuildConfig, keep: int | None, console: Console) -> None:
     from indexer.progress import Reporter
     from indexer.store_commands import prune
 
-    manifest = run(config, Reporter(console))
+    store = Store(config.store)
+    before = store.names() if keep is not None else []
+    try:
+        manifest = run(config, Reporter(console))
+    except FailedPrecondition:
+        if keep is not None and store.names() != before:  # what is kept back takes room, too
+            prune(store, keep, console)
+        raise
     if keep is not None:
-        prune(Store(config.store), keep, console)
+        prune(store, keep, console)
     console.print(f"serve it: python -m server --store {config.store} --listen localhost:50051", soft_wrap=True)
     console.print(f"digest {manifest.digest}", style="dim", soft_wrap=True)
 

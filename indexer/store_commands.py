@@ -127,6 +127,8 @@ def prune_command(
 ) -> None:
     """Remove old generations, and the cached embeddings of texts that none of the others holds.
 
+    Those that were kept back do not count: as many of them stay beside the others, none older than the current one.
+
     Example: python -m indexer prune --store store --keep 7
     """
     from rich.console import Console

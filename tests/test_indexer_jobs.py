@@ -202,6 +202,18 @@ def test_a_build_prunes_when_it_has_published(desk: Path, store: Path, ask: Ask,
     assert "freed" in answer.out
 
 
+def test_builds_that_are_kept_back_prune_one_another(desk: Path, store: Path, ask: Ask, tmp_path: Path) -> None:
+    published = Store(store).names()
+    for count in (20, 19, 18):
+        few = write(tmp_path / f"{count}.csv", letters(count))
+        answer = ask("build", *flags(desk, store, str(few)), "--keep", "1")
+        assert (answer.code, "was built and kept, and not published" in answer.err) == (1, True)
+        (held,) = [name for name in Store(store).names() if name not in published]
+        assert held in answer.err
+    assert [name for name in Store(store).names() if name in published] == published[1:]
+    assert Store(store).current() == published[-1]
+
+
 # --- a dry run -------------------------------------------------------------------------------------------------------
 
 

@@ -327,6 +327,48 @@ def test_pruning_leaves_the_newest_the_current_and_the_one_before_it(
     assert sorted(entry.name for entry in store.path.iterdir()) == SETTLED
 
 
+def filled(store: Store, kinds: str, first: int = 1) -> list[str]:
+    """Publishes a generation for each p, and keeps one back for each h, one a day; their names."""
+    names = []
+    for day, kind in enumerate(kinds, start=first):
+        names.append(f"202601{day:02}T000000Z-{kind}")
+        with store.draft() as folder:
+            generation, _ = draft(folder, day, held=["too few articles"] if kind == "h" else [])
+            keep = store.keep if kind == "h" else store.publish
+            keep(generation, names[-1])
+            store.discard()
+    return names
+
+
+@pytest.mark.parametrize(
+    ("kinds", "keep", "left"),
+    [
+        ("ppphhh", 1, {1, 2, 5}),
+        ("ppphhh", 2, {1, 2, 4, 5}),
+        ("pppphhh", 3, {1, 2, 3, 4, 5, 6}),  # bad nights push out nothing that is good
+        ("pphphh", 9, {0, 1, 3, 4, 5}),  # what was kept back before the current one is of no use any more
+        ("phhhhh", 2, {0, 4, 5}),
+        ("hhh", 2, {1, 2}),
+    ],
+)
+def test_generations_that_were_kept_back_neither_pile_up_nor_push_others_out(
+    store: Store, kinds: str, keep: int, left: set[int]
+) -> None:
+    names = filled(store, kinds)
+    with store.locked():
+        store.prune(keep)
+    assert {names.index(name) for name in store.names()} == left
+
+
+def test_one_that_was_kept_back_and_activated_all_the_same_is_like_any_other(store: Store) -> None:
+    names = filled(store, "pph")
+    store.activate(names[2])
+    names += filled(store, "pp", first=4)
+    with store.locked():
+        store.prune(3)
+    assert store.names() == names[2:]
+
+
 def test_pruning_keeps_at_least_one(own: Store) -> None:
     with pytest.raises(InvalidArgument, match="--keep is 0") as refused:
         own.prune(0)
