@@ -15,9 +15,11 @@ import sqlite3
 import zlib
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import numpy as np
+
+from coldframe.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,15 +35,17 @@ _APPLICATION = 0x636F6C64  # "cold", in the header of the file
 _VERSION = 1
 # Vectors of 1.5 or 3 KB fill pages of this size to nine tenths; SQLite's own 4 KB pages would waste a quarter.
 _PAGE_BYTES = 16_384
+# A build writes for less than a second at a time, a prune for as long as it takes to remove what it does.
+_WAIT_S = 60.0
 _SCHEMA = f"""
     BEGIN IMMEDIATE;
-    CREATE TABLE spaces (
+    CREATE TABLE IF NOT EXISTS spaces (
         space INTEGER PRIMARY KEY,
         fingerprint TEXT NOT NULL,
         precision TEXT NOT NULL,
         UNIQUE (fingerprint, precision)
     );
-    CREATE TABLE vectors (
+    CREATE TABLE IF NOT EXISTS vectors (
         space INTEGER NOT NULL,
         digest BLOB NOT NULL,
         seen INTEGER NOT NULL,
@@ -56,6 +60,7 @@ _SCHEMA = f"""
 """
 # What SQLite says of a file that is no database, that is one no more, or that has no such table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+_IN_USE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 # It may quote what is damaged, which then is no text for Python.
 _REFUSED = (sqlite3.DatabaseError, UnicodeDecodeError)
 
@@ -81,7 +86,8 @@ class Cached:
 class Cache:
     """The vectors of one space, in the file that holds those of all. `warn` is told if the file is set aside.
 
-    Raises sqlite3.Error where the file cannot be read or written for another reason than damage.
+    Raises FailedPrecondition where another process keeps it waiting for too long, and sqlite3.Error where the file
+    cannot be read or written for another reason than damage.
     """
 
     def __init__(self, path: Path, space: Space, warn: Callable[[str], None]) -> None:
@@ -142,9 +148,9 @@ class Cache:
             self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def _begin_anew(self, error: sqlite3.DatabaseError | UnicodeDecodeError | _ForeignError) -> None:
-        """Sets a damaged or foreign file aside. Raises any other error again."""
+        """Sets a damaged or foreign file aside. Raises any other error again, or what it means."""
         if not _damaged(error):
-            raise error
+            _refuse(error, self._path)
         with suppress(AttributeError):  # nothing is open yet
             self._db.close()
         aside = self._path.with_name(f"{self._path.name}.damaged")
@@ -169,7 +175,7 @@ class _ForeignError(Exception):
 
 def _open(path: Path, space: Space) -> tuple[sqlite3.Connection, int]:
     """The file, made if it is not there, and the number of the space in it."""
-    db = sqlite3.connect(path, isolation_level=None)  # transactions begin and end where it is written
+    db = sqlite3.connect(path, _WAIT_S, isolation_level=None)  # transactions begin and end where it is written
     try:
         _prepare(db)
         key = (space.fingerprint, space.precision)
@@ -237,17 +243,17 @@ def look_up(path: Path, space: Space, digests: Sequence[bytes]) -> dict[bytes, N
 def prune(path: Path, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> int:
     """Removes every vector but those `kept`: fingerprint, precision and digests of texts. Returns the bytes freed.
 
-    A damaged file is removed as a whole. Raises sqlite3.Error for one that cannot be read or written.
+    A damaged file is removed as a whole. Raises as `Cache` does for one that cannot be read or written.
     """
     if not path.exists():
         return 0
     before = path.stat().st_size
     try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        with closing(sqlite3.connect(path, _WAIT_S, isolation_level=None)) as db:
             _keep_only(db, kept)
     except _REFUSED as error:
         if not _damaged(error):
-            raise
+            _refuse(error, path)
         path.unlink()
         return before
     return before - path.stat().st_size
@@ -275,6 +281,16 @@ def _checksum(digest: bytes, seen: int, used: int, vector: bytes) -> int:
 def _damaged(error: Exception) -> bool:
     """Whether an error says that a file is not what it was, or never was what it should be."""
     return not isinstance(error, sqlite3.DatabaseError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+def _refuse(error: Exception, path: Path) -> NoReturn:
+    """Raises an error that is no damage, in words where it says that the file is in use."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _IN_USE:
+        raise FailedPrecondition(
+            f"another process has kept the cache of embeddings {path} for itself for {_WAIT_S:g} seconds; wait until "
+            f"the build, prune or backup that uses it has ended, and the same command goes on"
+        ) from error
+    raise error
 
 
 def _journal(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldframe.encoder import Tokens
+from coldframe.errors import FailedPrecondition
 from coldframe.text import text_digest
 from indexer.cache import CACHE, Cache, Space, count, prune
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -183,6 +186,40 @@ def test_a_folder_in_its_place_is_an_error_of_the_stores(tmp_path: Path) -> None
     (tmp_path / CACHE).mkdir()
     with pytest.raises(sqlite3.OperationalError, match="unable to open"):
         Cache(tmp_path / CACHE, SPACE, warn=pytest.fail)
+
+
+# --- files that others use -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use", ["opens", "gets", "puts", "prunes"])
+def test_one_who_waits_too_long_for_the_file_is_told_who_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    monkeypatch.setattr("indexer.cache._WAIT_S", 0.05)
+    path = filled(tmp_path / CACHE, texts(3))
+    with Cache(path, SPACE, warn=pytest.fail) as cache, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        uses: dict[str, Callable[[], object]] = {
+            "opens": lambda: Cache(path, SPACE, warn=pytest.fail),
+            "gets": lambda: cache.get(texts(3)),
+            "puts": lambda: cache.put(texts(1), tokens(texts(1)), vectors(texts(1))),
+            "prunes": lambda: prune(path, []),
+        }
+        with pytest.raises(FailedPrecondition, match=r"another process .* for 0\.05 seconds; wait until") as refused:
+            uses[use]()
+        assert str(path) in refused.value.message
+        other.execute("ROLLBACK")
+        assert assert_right(cache, texts(3)) == 3
+
+
+def test_two_who_begin_one_file_at_once_share_it(tmp_path: Path) -> None:
+    for n in range(20):
+        path = tmp_path / f"{n}.db"
+        with ThreadPoolExecutor(4) as pool:
+            caches = [*pool.map(lambda _, path=path: filled(path, texts(3)), range(4))]
+        assert caches == [path] * 4
+        with Cache(path, SPACE, warn=pytest.fail) as cache:
+            assert assert_right(cache, texts(3)) == 3
 
 
 # --- counting and pruning --------------------------------------------------------------------------------------------
