@@ -33,14 +33,32 @@ _COMPANIONS = (
     "modules.json",
     "1_Pooling/config.json",
 )
+_POSITIONS = "embeddings.position_embeddings.weight"
+# What a Longformer needs of config.json, beside what is worked out here.
+_NEEDED = ("num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
+
+
+def whole_number(config: dict[str, Any], key: str, name: str, least: int = 1) -> int:
+    """A whole number of a model's config.json. Raises InvalidArgument where it is missing, too small or none."""
+    found = config.get(key)
+    if not isinstance(found, int) or found < least:
+        raise InvalidArgument(
+            f"{name}'s config.json: {key} must be a whole number from {least} on, is {found}", field="model"
+        )
+    return found
 
 
 def to_longformer(
-    config: dict[str, Any], weights: dict[str, torch.Tensor], *, window: int = WINDOW, max_tokens: int = MAX_TOKENS
+    config: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    *,
+    name: str,
+    window: int = WINDOW,
+    max_tokens: int = MAX_TOKENS,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Configuration and weights of the Longformer made of a BERT or RoBERTa encoder.
+    """Configuration and weights of the Longformer made of a BERT or RoBERTa encoder, which errors call by `name`.
 
-    Raises InvalidArgument for models whose positions are not absolute, or that are neither.
+    Raises InvalidArgument for models whose positions are not absolute, that are neither, or that lack what is needed.
     """
     kind = config.get("model_type")
     if kind not in CONVERTIBLE or config.get("position_embedding_type", "absolute") != "absolute":
@@ -49,21 +67,25 @@ def to_longformer(
             f"allowed are {', '.join(sorted(CONVERTIBLE))} with absolute positions",
             field="model",
         )
-    pad = int(config.get("pad_token_id") or 0)
+    layers, *_ = (whole_number(config, key, name) for key in _NEEDED)
+    pad = whole_number({"pad_token_id": config.get("pad_token_id") or 0}, "pad_token_id", name, least=0)
     # BERT counts positions from row 0, the RoBERTa family from the row after the padding id, as Longformer does.
     first = 0 if kind == "bert" else pad + 1
-    state = {name: tensor for name, tensor in weights.items() if name.startswith(("embeddings.", "encoder."))}
+    state = {key: tensor for key, tensor in weights.items() if key.startswith(("embeddings.", "encoder."))}
     state.pop("embeddings.position_ids", None)
-    table = state["embeddings.position_embeddings.weight"]
-    state["embeddings.position_embeddings.weight"] = _tile(table, first, pad + 1, max_tokens)
-    for name in [n for n in state if ".attention.self." in n]:
-        layer, _, leaf = name.rpartition(".attention.self.")
+    table = state.get(_POSITIONS)
+    if table is None or len(table) <= first:
+        said = "no tensor of that name" if table is None else f"{len(table)} rows, of which the first is row {first}"
+        raise InvalidArgument(f"{name} has no table of positions: {_POSITIONS} has {said}", field="model")
+    state[_POSITIONS] = _tile(table, first, pad + 1, max_tokens)
+    for key in [n for n in state if ".attention.self." in n]:
+        layer, _, leaf = key.rpartition(".attention.self.")
         part, _, kind_ = leaf.partition(".")
-        state[f"{layer}.attention.self.{part}_global.{kind_}"] = state[name].clone()
+        state[f"{layer}.attention.self.{part}_global.{kind_}"] = state[key].clone()
     changed = {
         "model_type": "longformer",
         "architectures": ["LongformerModel"],
-        "attention_window": [window] * config["num_hidden_layers"],
+        "attention_window": [window] * layers,
         "max_position_embeddings": pad + 1 + max_tokens,
         "pad_token_id": pad,
     }
@@ -81,12 +103,12 @@ def _tile(table: torch.Tensor, first: int, offset: int, max_tokens: int) -> torc
 
 
 def convert_directory(source: Path, out: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Writes the Longformer of an encoder into a new directory, whole or not at all."""
+    """Writes the Longformer of an encoder into a new directory, whole or not at all. Raises as `to_longformer` does."""
     from safetensors.torch import save_file
 
     if out.exists():
         raise InvalidArgument(f"{out} exists already; name a directory that does not", field="out")
-    new_config, state = to_longformer(config, weights)
+    new_config, state = to_longformer(config, weights, name=str(source))
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

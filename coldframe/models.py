@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coldframe.convert import CONVERTIBLE, to_longformer
+from coldframe.convert import CONVERTIBLE, to_longformer, whole_number
 from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.recipe import RECIPES, Recipe
 
@@ -58,7 +58,7 @@ def load(name: str) -> Model:
     weights = read_weights(directory, name)
     recipe = own_recipe(directory)
     if name == MINILM:
-        config, weights = to_longformer(config, weights)
+        config, weights = to_longformer(config, weights, name=name)
         recipe = RECIPES[MINILM_RECIPE]
     elif config.get("model_type") in CONVERTIBLE:
         raise InvalidArgument(
@@ -258,30 +258,21 @@ def _longformer_config(config: dict[str, Any], name: str) -> LongformerConfig:
         )
     if config.get("hidden_act", "gelu") != "gelu":
         raise InvalidArgument(f"{name} uses the activation {config['hidden_act']!r}; only 'gelu' is run", field="model")
-    layers, window = _count(config, "num_hidden_layers", name), config.get("attention_window")
+    layers, window = whole_number(config, "num_hidden_layers", name), config.get("attention_window")
     windows: tuple[Any, ...] = tuple(window) if isinstance(window, list) else (window,) * layers
     if len(windows) != layers or not all(isinstance(w, int) and w >= 2 and w % 2 == 0 for w in windows):
         raise InvalidArgument(f"{name}: attention_window must be {layers} even numbers, is {window}", field="model")
     return LongformerConfig(
-        vocab_size=_count(config, "vocab_size", name),
-        hidden=_count(config, "hidden_size", name),
+        vocab_size=whole_number(config, "vocab_size", name),
+        hidden=whole_number(config, "hidden_size", name),
         layers=layers,
-        heads=_count(config, "num_attention_heads", name),
-        intermediate=_count(config, "intermediate_size", name),
-        max_positions=_count(config, "max_position_embeddings", name),
-        pad_id=_count({"pad_token_id": 1} | config, "pad_token_id", name, least=0),
+        heads=whole_number(config, "num_attention_heads", name),
+        intermediate=whole_number(config, "intermediate_size", name),
+        max_positions=whole_number(config, "max_position_embeddings", name),
+        pad_id=whole_number({"pad_token_id": 1} | config, "pad_token_id", name, least=0),
         windows=windows,
         norm_eps=config.get("layer_norm_eps", 1e-12),
     )
-
-
-def _count(config: dict[str, Any], key: str, name: str, least: int = 1) -> int:
-    count = config.get(key)
-    if not isinstance(count, int) or count < least:
-        raise InvalidArgument(
-            f"{name}'s config.json: {key} must be a whole number from {least} on, is {count}", field="model"
-        )
-    return count
 
 
 def fingerprint(model: Model, recipe: Recipe) -> str:

@@ -210,3 +210,32 @@ def test_a_converted_directory_is_a_longformer_to_transformers_too(tmp_path: Pat
     assert type(model).__name__ == "LongformerModel"
     with pytest.raises(InvalidArgument, match="exists already"):
         convert_directory(source, out, models.read_config(source, "r"), models.read_weights(source, "r"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": None}, "num_hidden_layers must be a whole number from 1 on, is None"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers must be a whole number from 1 on, is 3"),
+        ({"hidden_size": 48.5}, "hidden_size must be a whole number from 1 on, is 48.5"),
+        ({"pad_token_id": "<pad>"}, "pad_token_id must be a whole number from 0 on, is <pad>"),
+    ],
+)
+def test_what_cannot_be_converted_says_which_field_of_which_file_is_wrong(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    source = roberta_directory(tmp_path / "roberta")
+    edit_config(source, **change)
+    with pytest.raises(InvalidArgument, match=re.escape(f"{source}'s config.json: {said}")):
+        convert_directory(source, tmp_path / "long", models.read_config(source, "r"), models.read_weights(source, "r"))
+    assert [path.name for path in tmp_path.iterdir()] == ["roberta"]
+
+
+def test_a_model_without_a_table_of_positions_cannot_be_converted(tmp_path: Path) -> None:
+    source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
+    config, weights = models.read_config(source, "r"), models.read_weights(source, "r")
+    with pytest.raises(InvalidArgument, match="66 rows, of which the first is row 100"):
+        convert_directory(source, out, config | {"pad_token_id": 99}, weights)
+    del weights["embeddings.position_embeddings.weight"]
+    with pytest.raises(InvalidArgument, match="has no tensor of that name"):
+        convert_directory(source, out, config, weights)
