@@ -54,8 +54,8 @@ class Previous:
     centroids: NDArray[np.float32] | None
     """(clusters, dim), of unit length, in the order of the table; None where they are in another space."""
     table: ClusterTable
-    article_clusters: Callable[[str], str | None]
-    """From an article's id to its cluster's; None for an article that was not there."""
+    article_clusters: Callable[[Sequence[str]], Sequence[str | None]]
+    """From articles' ids to their clusters'; None for an article that was not there."""
 
     @classmethod
     def of(cls, generation: Generation, centroids: NDArray[np.float32] | None) -> Previous:
@@ -63,11 +63,11 @@ class Previous:
         articles, clusters = generation.articles, generation.clusters
         numbers = articles.clusters()
 
-        def cluster_of(article_id: str) -> str | None:
-            row = articles.row_of(article_id)
-            return None if row is None else clusters[numbers[row]].id
+        def clusters_of(article_ids: Sequence[str]) -> list[str | None]:
+            rows = articles.rows_of(article_ids)
+            return [None if row < 0 else clusters[numbers[row]].id for row in rows.tolist()]
 
-        return cls(generation.name, centroids, generation.table, cluster_of)
+        return cls(generation.name, centroids, generation.table, clusters_of)
 
     def by_id(self) -> Previous:
         """The same with its clusters in the order of their ids: the order in which they came shall decide nothing."""
@@ -137,7 +137,7 @@ def next_number(store: Store) -> int:
 def _came_from(article_ids: Sequence[str], previous: Previous) -> Numbers:
     """The place of each article's previous cluster in the table, (n,); -1 for new articles."""
     places: dict[str | None, int] = {cluster.id: place for place, cluster in enumerate(previous.table.clusters)}
-    found = (places.get(previous.article_clusters(article), -1) for article in article_ids)
+    found = (places.get(cluster, -1) for cluster in previous.article_clusters(article_ids))
     return np.fromiter(found, np.int64, len(article_ids))
 
 

@@ -63,7 +63,8 @@ class Day:
         return {a: self.naming.ids[c] for a, c in zip(self.articles, self.assignment, strict=True)}
 
     def as_previous(self) -> Previous:
-        return Previous("yesterday", self.centroids, self.table, self.clusters.get)
+        clusters = self.clusters
+        return Previous("yesterday", self.centroids, self.table, lambda ids: [clusters.get(name) for name in ids])
 
 
 def build_day(vectors: Floats, articles: list[str], before: Day | None = None, seed: int = 0) -> Day:
