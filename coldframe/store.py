@@ -98,7 +98,7 @@ class Store:
                 "nothing has been published in this store yet; build it: python -m indexer build --corpus FILE "
                 "--store DIR"
             )
-        if name is None and chosen not in self.names():
+        if chosen not in self.names() and chosen == self.current():
             raise CorruptGeneration(
                 f"CURRENT names the generation {chosen!r}, which is not in the store; activate another one: "
                 f"python -m indexer list, activate"

@@ -47,15 +47,15 @@ class Activation:
 class Exchange:
     """Makes what the store names the served generation.
 
-    load: opens a generation, the current one for None, beside the one that answers. take_over: makes it the served one.
-    served: that one, None where there is none. refused: is told what cannot be served, and why callers may know.
+    load: opens a generation beside the one that answers. take_over: makes it the served one. served: that one, None
+    where there is none. refused: is told what cannot be served, and why callers may know.
     """
 
     def __init__(
         self,
         store: Store,
         *,
-        load: Callable[[str | None], Awaitable[Served]],
+        load: Callable[[str], Awaitable[Served]],
         take_over: Callable[[Served], Awaitable[None]],
         served: Callable[[], Served | None],
         refused: Callable[[ColdframeError], None],
@@ -90,8 +90,10 @@ class Exchange:
                 return
             async with self._one_at_a_time:
                 current = self._store.current()
-                if current not in {None, self._name()}:
-                    await self._exchange(None)
+                if current is not None and current != self._name():
+                    # By its name: CURRENT may say another one by the time that it is opened.
+                    await self._serve(await self._load(current))
+                    self._failures.forget()
                     self._done = current
         except Exception as error:  # whatever it is, a server that waits must say why
             self._refused(explained(error))
@@ -148,10 +150,6 @@ class Exchange:
                 f"generation {name} can be served, but this server cannot write in its store, and its log says why; "
                 f"activate it where the store can be written: python -m indexer activate"
             ) from error
-
-    async def _exchange(self, name: str | None) -> None:
-        await self._serve(await self._load(name))
-        self._failures.forget()
 
     async def _serve(self, new: Served) -> None:
         """Calls under way end on the generation that they began with."""

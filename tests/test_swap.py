@@ -26,7 +26,7 @@ from coldframe.store import Store
 from coldframe.text import text_digest
 from tests.builds import build, letters
 from tests.corpus_files import write
-from tests.newsroom import Barrier, make_store, nearest, opened, piece, sealed_again, words
+from tests.newsroom import Barrier, make_store, nearest, opened, piece, sealed_again, settled, words
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -96,6 +96,30 @@ def test_activate_and_rollback_are_noticed(background: Background, own: Store, s
             wait_until(lambda name=name: served_by(client) == name)  # type: ignore[misc]
             assert client.index().index.article_count == count
         assert client.search(words("x")).served_by.fingerprint == Store(own.path).open().manifest.model.fingerprint
+
+
+def test_what_is_activated_while_another_is_opened_is_served_and_so_is_the_other_again(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    with followed(background, own) as (client, engine):
+        held = Barrier(engine._load)
+        own.activate(shelf.second)
+        wait_until(engine.exchange._one_at_a_time.locked)
+        settled(background)  # it waits for its turn to be opened
+        own.activate(shelf.other)
+        held.open()
+        wait_until(lambda: served_by(client) == shelf.other)
+        own.activate(shelf.second)
+        wait_until(lambda: served_by(client) == shelf.second)
+
+
+def test_a_current_that_names_no_generation_is_said_in_the_log(
+    background: Background, own: Store, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    with followed(background, own) as (client, _):
+        (own.path / "CURRENT").write_text("20200101T000000Z-gone\n")
+        wait_until(lambda: "CURRENT names the generation '20200101T000000Z-gone'" in caplog.text)
+        assert served_by(client) == shelf.first
 
 
 def test_a_call_under_way_ends_on_the_generation_it_began_with(
