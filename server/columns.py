@@ -167,6 +167,14 @@ class LiveColumns:
     def __len__(self) -> int:
         return self._rows_known
 
+    def copy(self, rows: int) -> LiveColumns:
+        """The first rows, in columns of their own."""
+        other = LiveColumns()
+        for name in ("_microseconds", "_seconds", "_clusters", "_stories"):
+            setattr(other, name, getattr(self, name).copy(rows))
+        other._rows, other._rows_known = self._rows[:rows], rows
+        return other
+
     @property
     def microseconds(self) -> NDArray[np.int64]:
         """See `Columns`."""
@@ -225,6 +233,13 @@ class _Growing:
             self._array = wider
         self._array[self._length] = value
         self._length += 1
+
+    def copy(self, length: int) -> _Growing:
+        """The first values, in an array that grows by itself."""
+        other = _Growing(self._array.dtype)
+        other._array = np.concatenate([self._array[:length], other._array])
+        other._length = length
+        return other
 
     def first(self, length: int) -> NDArray[Any]:
         """The first values, (length,), without a copy."""

@@ -38,63 +38,69 @@ class LiveRow:
 
 
 class Overlay:
-    """Rows numbered from 0. One thread appends, many read."""
+    """Rows numbered from 0. One thread appends, many read.
 
-    def __init__(self, dim: int) -> None:
-        self._vectors = np.empty((_FIRST_ROOM, dim), np.float32)
-        self.columns = LiveColumns()
-        self.rows: list[LiveRow] = []
+    below: an overlay whose first rows, `first` of them, are this one's, too; what is appended here it does not see.
+    """
+
+    def __init__(self, dim: int, below: Overlay | None = None, first: int = 0) -> None:
+        self._below, self._first = below, first
+        self._vectors = np.empty((_FIRST_ROOM, dim), np.float32)  # of the rows from `first` on
+        self.columns: LiveColumns = LiveColumns() if below is None else below.columns.copy(first)
+        self.rows: list[LiveRow] = [] if below is None else below.rows[:first]
         self._by_id: dict[str, list[int]] = defaultdict(list)
         self._by_text: dict[bytes, list[int]] = defaultdict(list)
-        self._by_cluster: dict[int, list[int]] = defaultdict(list)
 
     def append(self, row: LiveRow) -> int:
         """Adds a row and gives its number."""
         number, article = len(self.rows), row.article
-        if number == len(self._vectors):
-            wider = np.empty((2 * number, self._vectors.shape[1]), np.float32)
-            wider[:number] = self._vectors
+        place = number - self._first
+        if place == len(self._vectors):
+            wider = np.empty((2 * place, self._vectors.shape[1]), np.float32)
+            wider[:place] = self._vectors
             self._vectors = wider
-        self._vectors[number] = row.vector
+        self._vectors[place] = row.vector
         self.columns.append(article.published_at, article.cluster, article.story, article.attributes)
         self._by_id[article.id].append(number)
         self._by_text[article.text_digest].append(number)
-        self._by_cluster[article.cluster].append(number)
         self.rows.append(row)
         return number
 
-    def copy(self, count: int) -> Overlay:
-        """The first rows in an overlay of their own."""
-        other = Overlay(self._vectors.shape[1])
-        for row in self.rows[:count]:
-            other.append(row)
-        return other
+    def branch(self, count: int) -> Overlay:
+        """An overlay that goes on from the first rows. Vectors, ids and texts are looked up here and not copied."""
+        return Overlay(self._vectors.shape[1], self, count)
 
-    def vectors(self, count: int) -> NDArray[np.float32]:
-        """Of the first rows, (count, dim), without a copy."""
-        return self._vectors[:count]
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of some rows, (n, dim)."""
+        if self._below is None:
+            return self._vectors[rows]
+        found = np.empty((len(rows), self._vectors.shape[1]), np.float32)
+        own = rows >= self._first
+        found[own], found[~own] = self._vectors[rows[own] - self._first], self._below.vectors(rows[~own])
+        return found
 
     def row_of(self, article_id: str, alive: NDArray[np.bool_]) -> int | None:
         """The row alive, (count,), that has an id; None where there is none."""
-        return _alive(reversed(self._by_id.get(article_id, ())), alive)
+        found = _alive(reversed(self._by_id.get(article_id, ())), alive)
+        if found is None and self._below is not None:
+            return self._below.row_of(article_id, alive[: self._first])
+        return found
 
     def row_of_text(self, digest: bytes, alive: NDArray[np.bool_]) -> int | None:
         """The first row alive, (count,), that has a text; None where there is none."""
-        return _alive(self._by_text.get(digest, ()), alive)
+        found = None if self._below is None else self._below.row_of_text(digest, alive[: self._first])
+        return _alive(self._by_text.get(digest, ()), alive) if found is None else found
 
     def candidates(self, clusters: NDArray[np.int64], wanted: int, allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Rows to look at, (n,), ascending: the allowed ones, (count,), of some clusters; all where those are fewer
         than are wanted, or where there are only few in all.
         """
+        rows = np.flatnonzero(allowed)
         if len(allowed) > _FEW_ROWS:
-            numbers = [
-                n for cluster in clusters.tolist() for n in self._by_cluster.get(cluster, ()) if n < len(allowed)
-            ]
-            rows = np.sort(np.array(numbers, np.int64))
-            rows = rows[allowed[rows]]
-            if len(rows) >= wanted:
-                return rows
-        return np.flatnonzero(allowed)
+            near = rows[np.isin(self.columns.clusters[rows], clusters)]
+            if len(near) >= wanted:
+                return near
+        return rows
 
 
 def _alive(numbers: Iterable[int], alive: NDArray[np.bool_]) -> int | None:

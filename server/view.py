@@ -139,7 +139,7 @@ class View:
 
     def apart(self) -> View:
         """The same state, to try out what would become of it."""
-        return replace(self, overlay=self.overlay.copy(len(self.alive)))
+        return replace(self, overlay=self.overlay.branch(len(self.alive)))
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -224,7 +224,12 @@ class View:
 
     def vectors(self, rows: Rows) -> Floats:
         """Vectors of some rows, (n, dim)."""
-        return self._pick(rows, self.base.generation.index.vectors, self.overlay.vectors(len(self.alive)))
+        of_base, live = self.base.generation.index.vectors, rows >= len(self.base)
+        if not live.any():
+            return of_base[rows]
+        found = np.empty((len(rows), of_base.shape[1]), np.float32)
+        found[~live], found[live] = of_base[rows[~live]], self.overlay.vectors(rows[live] - len(self.base))
+        return found
 
     def microseconds(self, rows: Rows) -> NDArray[np.int64]:
         """When they were published, since 1970, (n,); UNDATED where that is not known."""
@@ -364,11 +369,11 @@ class View:
         rows = self.overlay.candidates(nearest, limit, allowed)
         if not len(rows):
             return rows, np.empty(0, np.float32)
-        vectors = self.overlay.vectors(len(self.alive))
-        guesses = vectors[rows] @ vector  # (rows,)
+        vectors = self.overlay.vectors(rows)  # (rows, dim)
+        guesses = vectors @ vector  # (rows,)
         last = np.partition(guesses, -limit)[-limit] if limit < len(rows) else -np.inf
-        rows = rows[guesses >= last - _FP32_NOISE]
-        return rows, dots(vectors, rows, vector)
+        near = np.flatnonzero(guesses >= last - _FP32_NOISE)
+        return rows[near], dots(vectors, near, vector)
 
     def order_of_ids(self, rows: Rows) -> NDArray[np.int64]:
         """The place of each row among them in the order of article ids, (n,)."""

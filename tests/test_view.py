@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,13 @@ import pytest
 
 from coldframe.recipe import unit
 from coldframe.store import Store
-from server.overlay import LiveRow
+from server.overlay import LiveRow, Overlay
 from server.view import Base, View
 from tests.generations import DIM, LISTS, ROWS, publish, row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 WORDS = np.empty(0, np.uint64)
@@ -123,6 +126,51 @@ def test_trying_out_does_not_touch_what_is_served(base: Base) -> None:
     assert (len(tried), tried.row_of("one")) == (ROWS + 5, None)
     real = view.with_article(live(base, "two", random_units(1, 6)[0]), 2)
     assert (real.row_of("two"), real.id_of(ROWS + 1)) == (ROWS + 1, "two")
+
+
+def test_what_is_tried_out_goes_its_own_way_from_where_it_began(base: Base) -> None:
+    vectors = random_units(40, 12)
+    view, articles = View.of(base), of_base(base)
+    for n in range(10):
+        view = view.with_article(live(base, f"n{n}", vectors[n]), n + 1)
+        articles[f"n{n}"] = vectors[n]
+    tried, served = view.apart(), view
+    for n in range(10, 20):
+        served = served.with_article(live(base, f"n{n - 5}", vectors[n]), n + 1)
+        tried = tried.with_article(live(base, f"n{n + 5}", vectors[n + 10]), n + 1)
+        articles[f"n{n + 5}"] = vectors[n + 10]
+    tried, served = tried.without_article("n2", 21), served.with_article(live(base, "later", vectors[30]), 21)
+    del articles["n2"]
+    assert {name for name in articles if tried.row_of(name) is None} == set()
+    assert [tried.row_of(name) for name in ("n2", "n10", "later")] == [None] * 3
+    assert tried.row_of_text(row("n17").text_digest) == tried.row_of("n17")
+    assert tried.row_of_text(row("later").text_digest) is None
+    again = tried.apart().with_article(live(base, "n2", vectors[2]), 22)
+    assert (again.row_of("n2"), tried.row_of("n2")) == (ROWS + 20, None)
+    for query in random_units(4, 13):
+        assert found(tried, query, 60) == slow(tried, articles, query)
+        assert found(again, query, 60) == slow(again, articles | {"n2": vectors[2]}, query)
+
+
+def test_trying_out_copies_no_rows(base: Base) -> None:
+    view = View.of(base)
+    new = [live(base, f"n{n}", vector) for n, vector in enumerate(random_units(5_000, 14))]
+
+    def copied() -> Overlay:
+        overlay = Overlay(DIM)
+        for one in new:
+            overlay.append(one)
+        return overlay
+
+    view = replace(view, overlay=copied(), alive=np.ones(len(new), np.bool_))
+    by_row, apart = (min(_seconds(work) for _ in range(5)) for work in (copied, view.apart))
+    assert apart < by_row / 20
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def test_a_row_of_the_overlay_is_found_by_its_text_while_it_is_alive(base: Base) -> None:
