@@ -42,7 +42,7 @@ _FEW_ROWS = 512
 # So many times as many rows and lists are visited with a filter, and as many rows proposed: a question may lie far from
 # all that it keeps, where lists and codes tell less well what is nearest than for questions like the articles, by which
 # they were measured.
-_WIDER = 4
+WIDER = 4
 # With a margin so many times as many lists may be visited as without one.
 REACH = 2
 
@@ -223,7 +223,7 @@ class ClusterIndex:
         exact = probes >= self.clusters
         if len(allowed) <= max(_FEW_ROWS, 4 * limit) or (exact and self.storage != "flat"):
             return self._best_of(allowed.rows(), vector, wanted)
-        fetch = _WIDER * self._overfetch * limit + _SPARE_ROWS
+        fetch = WIDER * self._overfetch * limit + _SPARE_ROWS
         lists, coarse = self._lists_for(vector, probes, allowed, fetch)
         selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
         parameters = kinds.parameters(self.storage, len(lists), selector)
@@ -243,7 +243,7 @@ class ClusterIndex:
         order = np.argsort(-similarities, kind="stable")
         order = order[held[order] > 0]
         seen = np.cumsum(held[order])
-        probes *= _WIDER
+        probes *= WIDER
         enough = max(fetch, len(self) * probes // self.clusters)
         count = max(probes, int(np.searchsorted(seen, enough)) + 1)
         return order[:count], similarities[order[:count]]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coldframe.index import WIDER
 from server.columns import LiveColumns
 
 if TYPE_CHECKING:
@@ -91,16 +92,26 @@ class Overlay:
         found = None if self._below is None else self._below.row_of_text(digest, alive[: self._first])
         return _alive(self._by_text.get(digest, ()), alive) if found is None else found
 
-    def candidates(self, clusters: NDArray[np.int64], wanted: int, allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Rows to look at, (n,), ascending: the allowed ones, (count,), of some clusters; all where those are fewer
-        than are wanted, or where there are only few in all.
+    def candidates(
+        self, nearest: NDArray[np.int64], probes: int, wanted: int, allowed: NDArray[np.bool_], *, filtered: bool
+    ) -> NDArray[np.int64]:
+        """Rows to look at, (n,), ascending: the allowed ones, (count,), of the nearest clusters; all where those are
+        fewer than are wanted, or where few are allowed.
+
+        nearest: every cluster, (clusters,), the nearest first. Of those as many are visited as `probes` says; with a
+        filter as many as `ClusterIndex.search_among` would visit.
         """
         rows = np.flatnonzero(allowed)
-        if len(allowed) > _FEW_ROWS:
-            near = rows[np.isin(self.columns.clusters[rows], clusters)]
-            if len(near) >= wanted:
-                return near
-        return rows
+        if len(rows) <= _FEW_ROWS:
+            return rows
+        clusters = self.columns.clusters[rows]
+        if filtered:
+            held = np.bincount(clusters, minlength=len(nearest))
+            nearest = nearest[held[nearest] > 0]
+            enough = max(wanted, WIDER * probes * len(allowed) // len(held))
+            probes = max(WIDER * probes, int(np.searchsorted(np.cumsum(held[nearest]), enough)) + 1)
+        near = rows[np.isin(clusters, nearest[:probes])]
+        return near if len(near) >= wanted else rows
 
 
 def _alive(numbers: Iterable[int], alive: NDArray[np.bool_]) -> int | None:

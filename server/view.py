@@ -357,16 +357,15 @@ class View:
             rows, scores = index.search_among(vector, limit, probes, allowed.base)
         if not allowed.live.any():
             return rows, scores
-        live, live_scores = self._search_live(vector, limit, probes, allowed.live)
+        live, live_scores = self._search_live(vector, limit, probes, allowed)
         rows, scores = np.concatenate([rows, live + len(self.base)]), np.concatenate([scores, live_scores])
         order = self.by_score(rows, scores)[:limit]
         return rows[order], scores[order]
 
-    def _search_live(self, vector: Floats, limit: int, probes: int, allowed: NDArray[np.bool_]) -> tuple[Rows, Floats]:
+    def _search_live(self, vector: Floats, limit: int, probes: int, allowed: Allowed) -> tuple[Rows, Floats]:
         """The nearest allowed live rows and all that could tie with the last of them, in no order."""
-        centroids = self.base.generation.index.centroids
-        nearest = np.argsort(-(centroids @ vector), kind="stable")[:probes]  # (probes,)
-        rows = self.overlay.candidates(nearest, limit, allowed)
+        nearest = np.argsort(-(self.base.generation.index.centroids @ vector), kind="stable")  # (clusters,)
+        rows = self.overlay.candidates(nearest, probes, limit, allowed.live, filtered=allowed.plain is None)
         if not len(rows):
             return rows, np.empty(0, np.float32)
         vectors = self.overlay.vectors(rows)  # (rows, dim)

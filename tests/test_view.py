@@ -11,6 +11,8 @@ import pytest
 
 from coldframe.recipe import unit
 from coldframe.store import Store
+from coldframe.v1.ranking_pb2 import Filter
+from server import filters
 from server.overlay import LiveRow, Overlay
 from server.view import Base, View
 from tests.generations import DIM, LISTS, ROWS, publish, row
@@ -114,6 +116,22 @@ def test_many_live_rows_are_searched_by_cluster_and_still_fill_the_limit(base: B
         assert int(sizes[near[0, 0]]) < 2_500
         whole = found(view, query, 2_530, probes=1)
         assert whole == slow(view, articles, query), "more than the nearest cluster holds"
+
+
+@pytest.mark.parametrize("kept", [30, 2_400])
+def test_a_filter_finds_the_nearest_of_many_live_rows_whatever_cluster_they_are_in(base: Base, kept: int) -> None:
+    view = View.of(base)
+    for n, vector in enumerate(vectors := random_units(3_000, 4)):
+        new = live(base, f"live-{n:04}", vector)
+        view = view.with_article(replace(new, article=replace(new.article, attributes={"number": str(n)})), n + 1)
+    message = Filter()
+    message.attribute.key, message.attribute.range.max = "number", kept - 1
+    allowed = view.allow(filters.compile(message, base.generation.numbers))
+    articles = {f"live-{n:04}": vector for n, vector in enumerate(vectors[:kept])}
+    for query in random_units(20, 5):
+        rows, scores = view.search(query, 5, 1, allowed)
+        answer = [(-float(score), view.id_of(int(n))) for n, score in zip(rows, scores, strict=True)]
+        assert answer == slow(view, articles, query)[:5]
 
 
 def test_trying_out_does_not_touch_what_is_served(base: Base) -> None:
