@@ -113,6 +113,19 @@ def test_signs_find_as_much_where_questions_lie_far_from_all_that_they_may_find(
     assert found >= 0.98 * 1_000
 
 
+@pytest.mark.parametrize(("dim", "spread", "limit"), [(384, 0.03, 10), (384, 0.03, 30), (2, 5.0, 20)])
+def test_half_precision_finds_what_flat_lists_find_where_all_articles_are_about_as_near(
+    dim: int, spread: float, limit: int
+) -> None:
+    """Cosines of about 0.999, and two components: what half precision gets wrong decides which are proposed."""
+    rng = np.random.default_rng(0)
+    vectors = unit((rng.standard_normal(dim) + spread * rng.standard_normal((3_000, dim))).astype(np.float32))
+    half, flat = built(vectors, "fp16"), built(vectors, "flat")
+    for query in unit((vectors[::30] + 0.001 * rng.standard_normal((100, dim))).astype(np.float32)):
+        for probes in (4, 6):
+            assert half.search(query, limit, probes)[0].tolist() == flat.search(query, limit, probes)[0].tolist()
+
+
 @pytest.mark.parametrize("limit", [1, 10, 500, 3000, 4000])
 def test_with_all_lists_visited_every_kind_is_brute_force(
     index: ClusterIndex, vectors: NDArray[np.float32], limit: int
