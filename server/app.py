@@ -69,7 +69,7 @@ class Server:
     ) -> None:
         self._engine, self._guard, self._worker = engine, guard or Guard(), worker
         self._door, witness = Door(engine.searches), witness or Witness()
-        self._guard.gate.ended = witness.ended
+        self._guard.gate.witness = witness
         limits = self._guard.limits
         errors = ErrorInterceptor(engine.catch_up, self._door, witness, limits.message_bytes)
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.

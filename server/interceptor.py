@@ -85,8 +85,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
-        left, metadata = context.time_remaining(), context.invocation_metadata() or ()
-        call = Call(None if left is None else time.monotonic() + left, self._witness.request_id(metadata))
+        left, metadata, told = context.time_remaining(), context.invocation_metadata() or (), audit.CALL.get()
+        assert told is not None, "the gate let it in"
+        request_id = told.request_id or self._witness.request_id(metadata)
+        call = Call(None if left is None else time.monotonic() + left, request_id)
         if parts:
             call.company = Company()
         if self._witness.tracer is not None:
@@ -184,23 +186,26 @@ def _whole(request: Any, name: str) -> Any:
     return request
 
 
-async def refuse(context: _Context, error: Exception, name: str) -> NoReturn:
-    """Ends a call with the status that stands for an error; one that nobody foresaw is logged under a ticket."""
+async def refuse(context: _Context, error: Exception, name: str, request_id: str | None = None) -> NoReturn:
+    """Ends a call with the status that stands for an error; one that nobody foresaw is logged under a ticket.
+
+    `request_id` None is that of the call at hand.
+    """
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, ColdframeError):
         ticket = uuid.uuid4().hex[:12]
         _log.error("%s failed, ticket %s", name, ticket, exc_info=error)
         error = InternalError(f"the server failed; its log says why under {ticket}")
-    await _abort(context, error)
+    await _abort(context, error, CALL.get().request_id if request_id is None else request_id)
 
 
-async def _abort(context: _Context, error: ColdframeError) -> NoReturn:
+async def _abort(context: _Context, error: ColdframeError, request_id: str) -> NoReturn:
     if type(error) is Overloaded:  # said again and again, and when there is least time to write it
         code, message, trailing = _overloaded(error.message, error.retry_after_s)
     else:
         code, message, trailing = _status(error)
-    await context.abort(code, message, (*trailing, (REQUEST_ID, CALL.get().request_id)))
+    await context.abort(code, message, (*trailing, (REQUEST_ID, request_id)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,7 +2,7 @@
 
     {"at": "2026-03-01T06:00:00.123+00:00", "event": "end", "who": "ingest", "key": "5f0c...", "role": "write",
      "peer": "ipv4:10.0.0.7:51234", "certificate": "ingest.internal", "method": "/coldframe.v1.ArticleService/...",
-     "requests": 1, "items": 64, "item_errors": 0, "outcome": "OK", "ms": 12.3}
+     "request_id": "1f0a9c3e-2b", "requests": 1, "items": 64, "item_errors": 0, "outcome": "OK", "ms": 12.3}
 
 A stream has a line when it opens ("begin"), too. No line has a text, an id or a key.
 """
@@ -40,6 +40,8 @@ class Call:
     peer: str = ""
     certificate: str = ""
     """The name in the certificate that the caller showed; "" for none."""
+    request_id: str = ""
+    """Which the gate gave it, if it is audited or refused there; "" else: most calls have theirs from their work."""
     requests: int = 0
     items: int = 0
     """Articles or ids in them."""
@@ -65,13 +67,15 @@ def note(call: Call, event: str = "end") -> None:
         "peer": call.peer,
         "certificate": call.certificate,
         "method": call.method,
+        "request_id": call.request_id,
         "requests": call.requests,
         "items": call.items,
         "item_errors": call.item_errors,
         "outcome": call.outcome if event == "end" else "",
         "ms": round(1e3 * (time.perf_counter() - call.began), 1),
     }
-    _log.info("%s", json.dumps(document, ensure_ascii=True))
+    # A call ends where its context is not at hand, of which the log would know the id.
+    _log.info("%s", json.dumps(document, ensure_ascii=True), extra={"request_id": call.request_id})
 
 
 def to_file(path: Path) -> None:

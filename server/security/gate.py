@@ -14,13 +14,14 @@ import logging
 import time
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
 from server.interceptor import BATCHES, refuse
+from server.observe.witness import Witness
 from server.security import audit, roles
 from server.security.audit import CALL, Call
 from server.security.keys import identify
@@ -56,8 +57,8 @@ class Gate(grpc.aio.ServerInterceptor):
         self._for_keyless = Patience(min(limits.receive_s, _KEYLESS_RECEIVE_S))
         self._for_next = Patience(limits.idle_s)
         self._wrapped: dict[str, tuple[Any, Any]] = {}
-        self.ended: Callable[[Call], None] | None = None
-        """Is told of every call that is over."""
+        self.witness = Witness()
+        """Names calls, and is told of every one that is over."""
 
     @property
     def open(self) -> int:
@@ -74,8 +75,11 @@ class Gate(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         call = Call(method, _pool(method, handler), roles.audited(method))
+        metadata = handler_call_details.invocation_metadata or ()
+        if call.audited:
+            call.request_id = self.witness.request_id(metadata)
         try:
-            self._admit(call, handler_call_details.invocation_metadata or ())
+            self._admit(call, metadata)
         except ColdframeError as error:
             return self._refusing(call, error)
         CALL.set(call)
@@ -103,20 +107,29 @@ class Gate(grpc.aio.ServerInterceptor):
     def _told(self, call: Call) -> None:
         if call.audited:
             audit.note(call)
-        if self.ended is not None:
-            self.ended(call)
+        self.witness.ended(call)
 
     def _refusing(self, call: Call, error: ColdframeError) -> Any:
         """A handler that reads nothing and tells why."""
 
         async def tell(_: object, context: _Context) -> None:
             call.peer, call.outcome = context.peer(), error.code
+            self._name(call, context)
             if isinstance(error, Unauthenticated):
                 self._strangers.note(call)
             self._told(call)
-            await refuse(context, error, call.method)
+            await self._refuse(call, context, error)
 
         return grpc.stream_stream_rpc_method_handler(tell)
+
+    def _name(self, call: Call, context: _Context) -> None:
+        if not call.request_id:
+            call.request_id = self.witness.request_id(context.invocation_metadata() or ())
+
+    async def _refuse(self, call: Call, context: _Context, error: ColdframeError) -> NoReturn:
+        """Ends a call that came to no work of ours, which would have named it."""
+        self._name(call, context)
+        await refuse(context, error, call.method, call.request_id)
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
@@ -150,7 +163,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 # Who goes before the message is there looks like one who ends the call without it.
                 gone = isinstance(error, InvalidArgument) and not call.requests
                 call.outcome = "CANCELLED" if gone else error.code
-                await refuse(context, error, call.method)
+                await self._refuse(call, context, error)
 
         return answer
 
@@ -160,7 +173,7 @@ class Gate(grpc.aio.ServerInterceptor):
             try:
                 request = await self._message(context, call)
             except ColdframeError as error:
-                await refuse(context, error, call.method)
+                await self._refuse(call, context, error)
             # One that reads and writes through the context, as health's does.
             await method(request, context)
 
@@ -197,7 +210,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 raise
             except ColdframeError as error:  # of a stream that is none of ours, such as reflection
                 call.outcome = error.code
-                await refuse(context, error, call.method)
+                await self._refuse(call, context, error)
             except grpc.aio.InternalError as error:
                 # The caller went while it was written to. gRPC would log a traceback of each, a thousand of a crowd.
                 raise asyncio.CancelledError from error
@@ -256,7 +269,8 @@ class _Strangers:
             self._untold += 1
             return
         more = f" ({self._untold:,} more since the last time)" if self._untold else ""
-        _log.warning("%s refused from %s: no good key%s", call.method, call.peer, more)
+        told = {"request_id": call.request_id}
+        _log.warning("%s refused from %s: no good key%s", call.method, call.peer, more, extra=told)
         self._untold, self._told_at = 0, now
 
 
