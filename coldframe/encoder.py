@@ -8,6 +8,7 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
@@ -46,6 +47,8 @@ _CHARS_PER_WINDOW = 131_072
 # After so many tokens, half a minute of work, what malloc keeps in pieces between two batches goes back to the system.
 # Else a process grows by a tenth and more over some thousand articles.
 _TOKENS_PER_TRIM = 262_144
+# Held while torch's number of threads is another than new threads are to have.
+_NUMBER = Lock()
 
 # A model whose int8 vectors turn further from its unrounded ones than this cosine is not run in int8.
 INT8_COSINE = 0.995
@@ -236,7 +239,7 @@ class Encoder:
         if self.device == "cuda":
             yield from ((batch, run(batch)) for batch in plan_batches(lengths, _TOKENS_PER_GPU_BATCH))
             return
-        cores = 1 if between is not None else torch.get_num_threads()
+        cores = 1 if between is not None else _cores()
         together, apart = plan_cores(lengths, cores)
         yield from ((batch, run(batch)) for batch in together)
         if apart:
@@ -335,12 +338,27 @@ def on_cores(run: Callable[[Part], Result], parts: Sequence[Part], cores: int) -
 
     The threads are new ones, so that they have the caller's cores and priority.
     """
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(min(cores, len(parts)), "embed", torch.set_num_threads, (1,)) as pool:
-            yield from pool.map(run, parts)
-    finally:
-        torch.set_num_threads(before)  # one that is set is the number of every thread that has yet to ask, too
+    with ThreadPoolExecutor(min(cores, len(parts)), "embed", _take_one_core, (_cores(),)) as pool:
+        yield from pool.map(run, parts)
+
+
+def _cores() -> int:
+    """How many cores torch has on this thread."""
+    with _NUMBER:
+        return torch.get_num_threads()
+
+
+def _take_one_core(others: int) -> None:
+    """Gives this thread one core, and threads that have yet to ask torch for their number the one from before.
+
+    torch tells them, for good, whatever was set last on any thread.
+    """
+    with _NUMBER:
+        torch.get_num_threads()  # or this thread, too, would be told later
+        torch.set_num_threads(1)
+        last = Thread(target=torch.set_num_threads, args=(others,))
+        last.start()
+        last.join()
 
 
 def _trim() -> None:

@@ -271,6 +271,25 @@ def test_cores_keep_the_order_and_leave_the_number_of_threads_alone() -> None:
     assert [torch.get_num_threads(), *later] == [before, before]
 
 
+def test_a_thread_that_first_asks_while_cores_compute_has_all_of_them() -> None:
+    """What torch tells a thread that first time holds for ever."""
+    before, both, asked = torch.get_num_threads(), threading.Barrier(2, timeout=60), []
+
+    def run(part: int) -> None:
+        both.wait()
+        thread = threading.Thread(target=lambda: asked.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        both.wait()
+
+    torch.set_num_threads(3)
+    try:
+        list(on_cores(run, range(2), 2))
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [3, 3]
+
+
 def test_many_documents_have_the_vectors_that_they_have_alone(encoder: Encoder) -> None:
     rng = np.random.default_rng(3)
     docs = [rng.integers(4, VOCABULARY, n).tolist() for n in (500, 3, 9, 400, 3, 250, 31, 8, 8, 410, 120)]
