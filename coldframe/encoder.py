@@ -47,6 +47,7 @@ _CHARS_PER_WINDOW = 131_072
 # After so many tokens, half a minute of work, what malloc keeps in pieces between two batches goes back to the system.
 # Else a process grows by a tenth and more over some thousand articles.
 _TOKENS_PER_TRIM = 262_144
+_QUOTED = 40
 # Held while torch's number of threads is another than new threads are to have.
 _NUMBER = Lock()
 
@@ -145,7 +146,8 @@ class Encoder:
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of each text, its end cut off where it is longer than the model reads.
 
-        Raises InvalidArgument for texts over 1,000,000 characters, ModelUnavailable for a model of weights alone.
+        Raises InvalidArgument for texts over 1,000,000 characters and for those without a token, such as blank ones
+        where the tokenizer adds none; ModelUnavailable for a model of weights alone.
         """
         if self._tokenizer is None:
             raise ModelUnavailable(
@@ -155,7 +157,9 @@ class Encoder:
         _check_texts(texts)
         # A lone surrogate is no character and the tokenizer refuses it; it reads as the replacement character.
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return [self._cut(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(clean)]
+        tokens = [self._cut(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(clean)]
+        _check_tokens(clean, tokens)
+        return tokens
 
     def _cut(self, ids: list[int]) -> Tokens:
         # The closing special token stays: it is one of the two global ones.
@@ -289,6 +293,16 @@ def _check_texts(texts: Sequence[str]) -> None:
         if len(text) > MAX_TEXT_CHARS:
             raise InvalidArgument(
                 f"text {n} has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are allowed", field="texts"
+            )
+
+
+def _check_tokens(texts: Sequence[str], tokens: Sequence[Tokens]) -> None:
+    for text, read in zip(texts, tokens, strict=True):
+        if not read.ids:
+            raise InvalidArgument(
+                f"the text {text[:_QUOTED]!r} has no token: it is blank, or all of it is what the model leaves out; "
+                f"give a text with a word",
+                field="texts",
             )
 
 

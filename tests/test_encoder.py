@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -71,6 +72,19 @@ def test_one_text_for_a_list_of_texts_is_refused(encoder: Encoder) -> None:
         with pytest.raises(InvalidArgument, match="give a list of texts") as caught:
             read("hello")
         assert caught.value.field == "texts"
+
+
+def test_a_text_without_a_token_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    """Of most models every text has two, those at its ends; not of all."""
+    directory = longformer_directory(tmp_path / "bare", layers=1)
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    bare = Encoder.load(str(directory), precision="fp32", device="cpu")
+    assert bare.embed(["a b", "a"]).shape == (2, bare.dim)
+    for blank in ("", " \n"):
+        with pytest.raises(InvalidArgument, match="has no token: it is blank") as refused:
+            bare.embed(["a b", blank])
+        assert refused.value.field == "texts"
 
 
 def test_a_long_text_is_cut_at_its_end_and_never_in_silence(encoder: Encoder) -> None:
