@@ -155,7 +155,7 @@ class Encoder:
                 f"its weights"
             )
         _check_texts(texts)
-        # A lone surrogate is no character and the tokenizer refuses it; it reads as the replacement character.
+        # A lone surrogate is no character and the tokenizer refuses it; it reads as a question mark.
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         tokens = [self._cut(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(clean)]
         _check_tokens(clean, tokens)
