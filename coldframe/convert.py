@@ -16,14 +16,20 @@ from coldframe.errors import InvalidArgument
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import tokenizers
     import torch
 
-CONVERTIBLE = frozenset({"bert", "roberta", "xlm-roberta", "camembert"})
+# What can be converted, and the class of its tokenizer: a Longformer's own would be taken otherwise.
+CONVERTIBLE = {
+    "bert": "BertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+}
 MAX_TOKENS = 4096
 WINDOW = 512
-# What is copied beside config.json and the weights: tokenizer and pooling.
+# What is copied beside what is written: the tokenizer's other files, and pooling.
 _COMPANIONS = (
-    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.txt",
@@ -102,8 +108,18 @@ def _tile(table: torch.Tensor, first: int, offset: int, max_tokens: int) -> torc
     return tiled
 
 
-def convert_directory(source: Path, out: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Writes the Longformer of an encoder into a new directory, whole or not at all. Raises as `to_longformer` does."""
+def convert_directory(
+    source: Path,
+    out: Path,
+    config: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    tokenizer: tokenizers.Tokenizer | None,
+) -> None:
+    """Writes the Longformer of an encoder into a new directory, whole or not at all. Raises as `to_longformer` does.
+
+    `tokenizer` is what `models.read_tokenizer` finds at the source: older files than tokenizer.json do not say of what
+    class they are, and nothing in the new directory does.
+    """
     from safetensors.torch import save_file
 
     if out.exists():
@@ -118,12 +134,14 @@ def convert_directory(source: Path, out: Path, config: dict[str, Any], weights: 
         if (source / name).is_file():
             (partial / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, partial / name)
-    _lengthen_tokenizer(partial / "tokenizer_config.json")
+    if tokenizer is not None:
+        tokenizer.save(str(partial / "tokenizer.json"))
+        _describe_tokenizer(partial / "tokenizer_config.json", CONVERTIBLE[config["model_type"]])
     partial.rename(out)
 
 
-def _lengthen_tokenizer(path: Path) -> None:
-    """Other programs cut texts where the tokenizer's configuration says so, at 512 tokens as a rule."""
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": MAX_TOKENS}
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _describe_tokenizer(path: Path, usual_class: str) -> None:
+    """Other programs cut texts where this file says so, at 512 tokens as a rule, and ask it for the class."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = {"tokenizer_class": usual_class} | found | {"model_max_length": MAX_TOKENS}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

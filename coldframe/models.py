@@ -30,6 +30,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "1_Pooling
 # Prefixes under which checkpoints keep the bare encoder; "" is the encoder saved alone.
 _PREFIXES = ("", "longformer.", "bert.", "roberta.", "model.")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+# A vocabulary of fewer words and pieces of words, specials aside, is that of no language but of a file not found.
+_LEAST_PIECES = 16
 _FIRST_KEY = "embeddings.word_embeddings.weight"
 
 
@@ -215,15 +217,25 @@ def read_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer | None:
 
 
 def _convert_slow_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer:
-    """A tokenizer of the older file formats (vocab.txt, vocab.json and merges.txt), read by transformers."""
+    """A tokenizer of the older file formats (vocab.txt, vocab.json and merges.txt), read by transformers.
+
+    Whose class asks for other files than are there, it makes of nothing, and every text would be read as empty.
+    """
     import tokenizers
     import transformers
 
     try:
         backend = transformers.AutoTokenizer.from_pretrained(directory).backend_tokenizer
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # of two libraries, which raise nothing narrower
         raise ModelUnavailable(f"{name}'s tokenizer cannot be read; save it again as tokenizer.json") from error
     assert isinstance(backend, tokenizers.Tokenizer)
+    if backend.get_vocab_size() - len(backend.get_added_tokens_decoder()) < _LEAST_PIECES:
+        found = ", ".join(file for file in _TOKENIZER_FILES if (directory / file).is_file())
+        raise ModelUnavailable(
+            f"{name}'s tokenizer knows no words: {found} is not read by the class that its config.json and "
+            f"tokenizer_config.json name. Save it as tokenizer.json, or name its class in tokenizer_config.json "
+            f'("tokenizer_class": "BertTokenizer" for vocab.txt); what was converted earlier, convert again'
+        )
     return backend
 
 

@@ -46,8 +46,9 @@ def convert(
 
     directory = models.locate(model)
     config, weights = models.read_config(directory, model), models.read_weights(directory, model)
+    tokenizer = models.read_tokenizer(directory, model)
     try:
-        convert_directory(directory, out, config, weights)
+        convert_directory(directory, out, config, weights, tokenizer)
     except OSError as error:
         raise InvalidArgument(
             f"{out} cannot be written ({error.strerror}); name another directory", field="out"

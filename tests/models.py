@@ -69,6 +69,24 @@ def roberta_directory(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
+def bert_directory(path: Path) -> Path:
+    """A random BERT that reads 64 tokens, with a vocabulary of letters in the older file that has no class in it."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=64,
+    )
+    model = transformers.BertModel(config, add_pooling_layer=False)
+    random_weights(model, seed=0)
+    model.save_pretrained(path)
+    (path / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    return path
+
+
 def write_tokenizer(path: Path) -> None:
     """Letters by whitespace, between <s> and </s>."""
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {letter: 4 + n for n, letter in enumerate(LETTERS)}

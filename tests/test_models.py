@@ -16,7 +16,7 @@ import transformers
 
 from coldframe import Encoder, InvalidArgument, ModelUnavailable, models
 from coldframe.convert import convert_directory
-from tests.models import longformer_directory, roberta_directory
+from tests.models import bert_directory, longformer_directory, roberta_directory
 from tests.oracle import relative_error
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
 def edit_config(directory: Path, **changes: object) -> None:
     file = directory / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def convert(source: Path, out: Path) -> None:
+    config, weights = models.read_config(source, "r"), models.read_weights(source, "r")
+    convert_directory(source, out, config, weights, models.read_tokenizer(source, "r"))
 
 
 def test_the_same_weights_in_any_file_are_the_same_encoder(directory: Path) -> None:
@@ -191,7 +196,7 @@ def test_a_short_reader_must_be_converted_first(tmp_path: Path) -> None:
 
 def test_a_converted_roberta_equals_the_original_where_that_can_read(tmp_path: Path) -> None:
     source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
-    convert_directory(source, out, models.read_config(source, "r"), models.read_weights(source, "r"))
+    convert(source, out)
     encoder = Encoder.load(str(out), precision="fp32", device="cpu")
     assert (encoder.max_tokens, encoder.recipe.name) == (4096, "mean")
     original = transformers.RobertaModel.from_pretrained(source, add_pooling_layer=False)
@@ -205,11 +210,33 @@ def test_a_converted_roberta_equals_the_original_where_that_can_read(tmp_path: P
 
 def test_a_converted_directory_is_a_longformer_to_transformers_too(tmp_path: Path) -> None:
     source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
-    convert_directory(source, out, models.read_config(source, "r"), models.read_weights(source, "r"))
+    convert(source, out)
     model = transformers.AutoModel.from_pretrained(out)
     assert type(model).__name__ == "LongformerModel"
     with pytest.raises(InvalidArgument, match="exists already"):
-        convert_directory(source, out, models.read_config(source, "r"), models.read_weights(source, "r"))
+        convert(source, out)
+
+
+def test_a_converted_model_reads_texts_as_the_original_does(tmp_path: Path) -> None:
+    source, out = bert_directory(tmp_path / "bert"), tmp_path / "long"
+    convert(source, out)
+    texts = ["a b c", "ab", ""]
+    wanted = transformers.AutoTokenizer.from_pretrained(source)(texts)["input_ids"]
+    assert wanted[0] == [2, 5, 6, 7, 3]
+    assert [tokens.ids for tokens in Encoder.load(str(out), "mean").tokenize(texts)] == wanted
+    assert transformers.AutoTokenizer.from_pretrained(out)(texts)["input_ids"] == wanted
+
+
+def test_a_tokenizer_that_knows_no_words_is_refused(directory: Path, tmp_path: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+    shutil.copyfile(bert_directory(tmp_path / "bert") / "vocab.txt", directory / "vocab.txt")
+    with pytest.raises(ModelUnavailable, match=r"knows no words: vocab\.txt is not read by the class"):
+        models.load(str(directory))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    assert Encoder.load(str(directory)).tokenize(["a b"])[0].ids == [2, 5, 6, 3]
+    (directory / "vocab.txt").write_bytes(b"\xff")
+    with pytest.raises(ModelUnavailable, match=r"tokenizer cannot be read; save it again as tokenizer\.json"):
+        models.load(str(directory))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +254,7 @@ def test_what_cannot_be_converted_says_which_field_of_which_file_is_wrong(
     source = roberta_directory(tmp_path / "roberta")
     edit_config(source, **change)
     with pytest.raises(InvalidArgument, match=re.escape(f"{source}'s config.json: {said}")):
-        convert_directory(source, tmp_path / "long", models.read_config(source, "r"), models.read_weights(source, "r"))
+        convert(source, tmp_path / "long")
     assert [path.name for path in tmp_path.iterdir()] == ["roberta"]
 
 
@@ -235,7 +262,7 @@ def test_a_model_without_a_table_of_positions_cannot_be_converted(tmp_path: Path
     source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
     config, weights = models.read_config(source, "r"), models.read_weights(source, "r")
     with pytest.raises(InvalidArgument, match="66 rows, of which the first is row 100"):
-        convert_directory(source, out, config | {"pad_token_id": 99}, weights)
+        convert_directory(source, out, config | {"pad_token_id": 99}, weights, None)
     del weights["embeddings.position_embeddings.weight"]
     with pytest.raises(InvalidArgument, match="has no tensor of that name"):
-        convert_directory(source, out, config, weights)
+        convert_directory(source, out, config, weights, None)
