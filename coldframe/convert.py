@@ -41,7 +41,7 @@ _COMPANIONS = (
 )
 _POSITIONS = "embeddings.position_embeddings.weight"
 # What a Longformer needs of config.json, beside what is worked out here.
-_NEEDED = ("num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
+_NEEDED = ("num_hidden_layers", "vocab_size", "intermediate_size")
 
 
 def whole_number(config: dict[str, Any], key: str, name: str, least: int = 1) -> int:
@@ -52,6 +52,17 @@ def whole_number(config: dict[str, Any], key: str, name: str, least: int = 1) ->
             f"{name}'s config.json: {key} must be a whole number from {least} on, is {found}", field="model"
         )
     return found
+
+
+def hidden_and_heads(config: dict[str, Any], name: str) -> tuple[int, int]:
+    """How wide the model is, and in how many heads. Raises InvalidArgument where these cannot share it equally."""
+    hidden, heads = whole_number(config, "hidden_size", name), whole_number(config, "num_attention_heads", name)
+    if hidden % heads:
+        raise InvalidArgument(
+            f"{name}'s config.json: num_attention_heads must divide hidden_size; {heads} does not divide {hidden}",
+            field="model",
+        )
+    return hidden, heads
 
 
 def to_longformer(
@@ -74,6 +85,7 @@ def to_longformer(
             field="model",
         )
     layers, *_ = (whole_number(config, key, name) for key in _NEEDED)
+    hidden_and_heads(config, name)
     pad = whole_number({"pad_token_id": config.get("pad_token_id") or 0}, "pad_token_id", name, least=0)
     # BERT counts positions from row 0, the RoBERTa family from the row after the padding id, as Longformer does.
     first = 0 if kind == "bert" else pad + 1

@@ -114,9 +114,8 @@ class Encoder:
         way to a higher one, with PrecisionWarning. Raises ModelUnavailable where the model cannot be had,
         InvalidArgument for a recipe, precision or device that there is not.
         """
-        chosen = named(recipe) if recipe is not None else None
-        loaded = models.load(model)
-        return cls(loaded, chosen or loaded.recipe, precision, device)
+        loaded = models.load(model, named(recipe) if recipe is not None else None)
+        return cls(loaded, loaded.recipe, precision, device)
 
     def _require_int8(self, model: models.Model) -> None:
         """Goes back to the next precision where the model's int8 vectors are not those of its unrounded weights."""

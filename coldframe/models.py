@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coldframe.convert import CONVERTIBLE, to_longformer, whole_number
+from coldframe.convert import CONVERTIBLE, hidden_and_heads, to_longformer, whole_number
 from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.recipe import RECIPES, Recipe
 
@@ -32,6 +32,7 @@ _PREFIXES = ("", "longformer.", "bert.", "roberta.", "model.")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 # A vocabulary of fewer words and pieces of words, specials aside, is that of no language but of a file not found.
 _LEAST_PIECES = 16
+_OR_CHOOSE = f"fetch the model again, or choose a recipe: {', '.join(RECIPES)}"
 _FIRST_KEY = "embeddings.word_embeddings.weight"
 
 
@@ -46,29 +47,32 @@ class Model:
     tokenizer: tokenizers.Tokenizer | None
     """None for a directory of weights alone, which embeds token ids and no texts."""
     recipe: Recipe
-    """The model's own."""
+    """The one that was chosen, or else the model's own."""
 
     def longformer_config(self) -> LongformerConfig:
         """The part of config.json that inference needs. Raises InvalidArgument where it is not one we can run."""
         return _longformer_config(self.config, self.name)
 
 
-def load(name: str) -> Model:
-    """The model of that name: "minilm", a directory, or a hub id. Raises ModelUnavailable or InvalidArgument."""
+def load(name: str, recipe: Recipe | None = None) -> Model:
+    """The model of that name: "minilm", a directory, or a hub id. Raises ModelUnavailable or InvalidArgument.
+
+    `recipe` None is the model's own, which is not looked at where another is chosen: it may be one that we do not know.
+    """
     directory = locate(name)
     config = read_config(directory, name)
     weights = read_weights(directory, name)
-    recipe = own_recipe(directory)
     if name == MINILM:
         config, weights = to_longformer(config, weights, name=name)
-        recipe = RECIPES[MINILM_RECIPE]
+        recipe = recipe or RECIPES[MINILM_RECIPE]
     elif config.get("model_type") in CONVERTIBLE:
         raise InvalidArgument(
             f"{name} is a {config['model_type']} model, which reads 512 tokens; make a Longformer of it first: "
             f"python -m indexer convert --model {name} --out DIRECTORY",
             field="model",
         )
-    return Model(name, config, weights, read_tokenizer(directory, name), recipe)
+    _longformer_config(config, name)  # else it is transformers that finds what is wrong, and blames the tokenizer
+    return Model(name, config, weights, read_tokenizer(directory, name), recipe or own_recipe(directory, name))
 
 
 def locate(name: str) -> Path:
@@ -171,11 +175,18 @@ def _weight_files(directory: Path, name: str) -> list[Path]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = directory / f"{single}.index.json"
         if index.is_file():
-            shards = sorted(set(_read_json(index, name)["weight_map"].values()))
-            return [directory / shard for shard in shards]
+            return _shards(index, name)
         if (directory / single).is_file():
             return [directory / single]
     raise ModelUnavailable(f"{name} has no weights: neither model.safetensors nor pytorch_model.bin in {directory}")
+
+
+def _shards(index: Path, name: str) -> list[Path]:
+    content = _read_json(index, name)
+    where = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
+        raise ModelUnavailable(f"{name}'s {index.name} does not say which file holds a tensor; fetch the model again")
+    return [index.parent / shard for shard in sorted(set(where.values()))]
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -239,21 +250,32 @@ def _convert_slow_tokenizer(directory: Path, name: str) -> tokenizers.Tokenizer:
     return backend
 
 
-def own_recipe(directory: Path) -> Recipe:
-    """What the model was trained for, by sentence-transformers' modules.json; else the notebook's "seed"."""
+def own_recipe(directory: Path, name: str) -> Recipe:
+    """What the model was trained for, by sentence-transformers' modules.json; else the notebook's "seed".
+
+    Raises InvalidArgument where that is no recipe of ours, ModelUnavailable where the files cannot be read.
+    """
     if not (directory / "modules.json").is_file():
         return RECIPES["seed"]
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in _read_json(directory / "modules.json", str(directory))]
-    pooling = _read_json(directory / "1_Pooling" / "config.json", str(directory))
+    modules = _read_json(directory / "modules.json", name)
+    if not isinstance(modules, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("type"), str) for m in modules
+    ):
+        raise ModelUnavailable(f"{name}'s modules.json holds no list of modules with their types; {_OR_CHOOSE}")
+    kinds = {module["type"].rsplit(".", 1)[-1] for module in modules}
+    file = directory / "1_Pooling" / "config.json"
+    pooling = _read_json(file, name) if file.is_file() else {}
+    if not isinstance(pooling, dict):
+        raise ModelUnavailable(f"{name}'s 1_Pooling/config.json holds no object of JSON; {_OR_CHOOSE}")
     # Older files have a switch for each; where several are on, their vectors stand end to end.
     switches = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
     mode = pooling.get("pooling_mode") or " + ".join(key.removeprefix("pooling_mode_") for key in switches)
-    recipe = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}.get(mode)
-    extra = set(kinds) - {"Transformer", "Pooling", "Normalize"}
+    recipe = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first"}.get(str(mode))
+    extra = sorted(kinds - {"Transformer", "Pooling", "Normalize"})
     if recipe is None or extra:
         raise InvalidArgument(
-            f"the model's own pooling ({mode or 'none'}{', ' + ', '.join(sorted(extra)) if extra else ''}) is not one "
-            f"Coldframe knows; choose a recipe: {', '.join(RECIPES)}",
+            f"{name}'s own pooling ({', '.join([str(mode or 'none'), *extra])}) is not one Coldframe knows; choose a "
+            f"recipe: {', '.join(RECIPES)}",
             field="recipe",
         )
     return RECIPES[recipe]
@@ -274,16 +296,20 @@ def _longformer_config(config: dict[str, Any], name: str) -> LongformerConfig:
     windows: tuple[Any, ...] = tuple(window) if isinstance(window, list) else (window,) * layers
     if len(windows) != layers or not all(isinstance(w, int) and w >= 2 and w % 2 == 0 for w in windows):
         raise InvalidArgument(f"{name}: attention_window must be {layers} even numbers, is {window}", field="model")
+    norm_eps = config.get("layer_norm_eps", 1e-12)
+    if not isinstance(norm_eps, int | float) or norm_eps < 0:
+        raise InvalidArgument(f"{name}: layer_norm_eps must be a number from 0 on, is {norm_eps}", field="model")
+    hidden, heads = hidden_and_heads(config, name)
     return LongformerConfig(
         vocab_size=whole_number(config, "vocab_size", name),
-        hidden=whole_number(config, "hidden_size", name),
+        hidden=hidden,
         layers=layers,
-        heads=whole_number(config, "num_attention_heads", name),
+        heads=heads,
         intermediate=whole_number(config, "intermediate_size", name),
         max_positions=whole_number(config, "max_position_embeddings", name),
         pad_id=whole_number({"pad_token_id": 1} | config, "pad_token_id", name, least=0),
         windows=windows,
-        norm_eps=config.get("layer_norm_eps", 1e-12),
+        norm_eps=norm_eps,
     )
 
 

@@ -129,6 +129,8 @@ def test_weights_that_do_not_fit_are_refused(directory: Path) -> None:
         ({"num_hidden_layers": None}, r"config\.json: num_hidden_layers must be a whole number from 1 on, is None"),
         ({"pad_token_id": None}, "pad_token_id must be a whole number from 0 on"),
         ({"hidden_size": "48"}, "hidden_size must be a whole number"),
+        ({"num_attention_heads": 5}, "num_attention_heads must divide hidden_size; 5 does not divide 48"),
+        ({"layer_norm_eps": "1e-5"}, "layer_norm_eps must be a number from 0 on, is 1e-5"),
     ],
 )
 def test_models_that_cannot_be_run_say_why(directory: Path, change: dict[str, object], message: str) -> None:
@@ -181,11 +183,41 @@ def test_a_models_own_recipe_is_that_of_its_modules(original: Path, tmp_path: Pa
     directory = roberta_directory(tmp_path / "cls")
     pooling = directory / "1_Pooling" / "config.json"
     pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
-    assert models.own_recipe(directory).name == "first"
+    assert models.own_recipe(directory, "r").name == "first"
     for modes in (["max_tokens"], ["cls_token", "mean_tokens"]):
         pooling.write_text(json.dumps({f"pooling_mode_{mode}": True for mode in modes}))
         with pytest.raises(InvalidArgument, match=re.escape(f"({' + '.join(modes)})")):
-            models.own_recipe(directory)
+            models.own_recipe(directory, "r")
+
+
+def test_a_chosen_recipe_stands_in_for_one_that_is_not_known(directory: Path) -> None:
+    wanted = Encoder.load(str(directory), "mean").fingerprint
+    (directory / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Transformer"}]))
+    with pytest.raises(InvalidArgument, match=r"own pooling \(none\) is not one .*; choose a recipe: seed"):
+        models.load(str(directory))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(InvalidArgument, match=r"own pooling \(max_tokens\)"):
+        Encoder.load(str(directory))
+    assert Encoder.load(str(directory), "mean").fingerprint == wanted
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors.index.json", "{}", "does not say which file holds a tensor"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "does not say which file holds a tensor"),
+        ("modules.json", '{"a": 1}', r"modules\.json holds no list of modules"),
+        ("modules.json", '[{"name": "0"}]', r"modules\.json holds no list of modules"),
+        ("1_Pooling/config.json", "[]", r"1_Pooling/config\.json holds no object .* or choose a recipe: seed"),
+    ],
+)
+def test_files_that_hold_something_else_are_said_so(directory: Path, file: str, content: str, said: str) -> None:
+    (directory / "modules.json").write_text("[]")
+    (directory / "1_Pooling").mkdir()
+    (directory / file).write_text(content)
+    with pytest.raises(ModelUnavailable, match=said):
+        Encoder.load(str(directory))
 
 
 def test_a_short_reader_must_be_converted_first(tmp_path: Path) -> None:
@@ -244,6 +276,7 @@ def test_a_tokenizer_that_knows_no_words_is_refused(directory: Path, tmp_path: P
     [
         ({"num_hidden_layers": None}, "num_hidden_layers must be a whole number from 1 on, is None"),
         ({"num_hidden_layers": "3"}, "num_hidden_layers must be a whole number from 1 on, is 3"),
+        ({"num_attention_heads": 5}, "num_attention_heads must divide hidden_size; 5 does not divide 48"),
         ({"hidden_size": 48.5}, "hidden_size must be a whole number from 1 on, is 48.5"),
         ({"pad_token_id": "<pad>"}, "pad_token_id must be a whole number from 0 on, is <pad>"),
     ],
