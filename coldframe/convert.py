@@ -86,7 +86,7 @@ def to_longformer(
         )
     layers, *_ = (whole_number(config, key, name) for key in _NEEDED)
     hidden_and_heads(config, name)
-    pad = whole_number({"pad_token_id": config.get("pad_token_id") or 0}, "pad_token_id", name, least=0)
+    pad = _pad(config, name)
     # BERT counts positions from row 0, the RoBERTa family from the row after the padding id, as Longformer does.
     first = 0 if kind == "bert" else pad + 1
     state = {key: tensor for key, tensor in weights.items() if key.startswith(("embeddings.", "encoder."))}
@@ -108,6 +108,13 @@ def to_longformer(
         "pad_token_id": pad,
     }
     return {**config, **changed}, state
+
+
+def _pad(config: dict[str, Any], name: str) -> int:
+    """The id of the padding, from which positions are counted; what transformers takes where config.json has none."""
+    if config.get("pad_token_id") is None:
+        return 0 if config["model_type"] == "bert" else 1
+    return whole_number(config, "pad_token_id", name, least=0)
 
 
 def _tile(table: torch.Tensor, first: int, offset: int, max_tokens: int) -> torch.Tensor:

@@ -240,6 +240,18 @@ def test_a_converted_roberta_equals_the_original_where_that_can_read(tmp_path: P
     assert np.isfinite(encoder.embed_ids([[0, *[5] * 4094, 2]])).all()
 
 
+def test_a_roberta_without_a_padding_id_is_converted_as_transformers_reads_it(tmp_path: Path) -> None:
+    source = roberta_directory(tmp_path / "roberta")
+    convert(source, tmp_path / "long")
+    config = json.loads((source / "config.json").read_text())
+    del config["pad_token_id"]
+    (source / "config.json").write_text(json.dumps(config))
+    convert(source, tmp_path / "same")
+    wanted = Encoder.load(str(tmp_path / "long"), precision="fp32")
+    found = Encoder.load(str(tmp_path / "same"), precision="fp32")
+    assert np.array_equal(found.embed(["a b c"]), wanted.embed(["a b c"]))
+
+
 def test_a_converted_directory_is_a_longformer_to_transformers_too(tmp_path: Path) -> None:
     source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
     convert(source, out)
