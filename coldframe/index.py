@@ -372,14 +372,14 @@ class ClusterIndex:
         return best.I, best.D
 
     def search_many(
-        self, queries: NDArray[np.float32], limit: int, probes: int
+        self, queries: NDArray[np.float32], limit: int, probes: int, among: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest rows to many vectors, (q, dim), for work offline: rows, (q, limit), -1 where there are none.
 
         Takes the lists one after the other, all queries of a list in one matrix product with its stored vectors, on
         all threads: the answer does not depend on the storage, and the more queries, the less each costs. Visits
         exactly `probes` lists. Similarities, (q, limit), are fp32 products: those that differ by less than 1e-5 may
-        come in either order, and so may lists at the edge of the visited.
+        come in either order, and so may lists at the edge of the visited. `among`, (n,), tells which rows may be found.
         """
         queries = np.ascontiguousarray(queries)
         _, visited = self._quantizer.search(queries, min(probes, self.clusters))
@@ -389,6 +389,7 @@ class ClusterIndex:
         best = faiss.ResultHeap(len(queries), limit, keep_max=True)
         for cluster, subset in enumerate(np.split(asking, ends[:-1])):
             members = self.members(cluster)
+            members = members if among is None else members[among[members]]
             if len(subset) and len(members):
                 vectors, wanted = self.vectors[members], min(limit, len(members))
                 scores, found = faiss.knn(queries[subset], vectors, wanted, faiss.METRIC_INNER_PRODUCT)

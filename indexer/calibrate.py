@@ -38,7 +38,7 @@ USUAL_THRESHOLD = 0.9
 _KEPT = 0.99
 _STEPS = 1_000
 _MOST_IN_VAIN = 1.0  # comparisons per article
-_NEIGHBOURS = 16  # copies of a text are among them, and are passed over
+_NEIGHBOURS = 16  # those that lie outside the window are passed over
 _PAIRS_PER_TEXT = 5
 _TEXTS_KEPT = 16_384
 _PAIRS_AT_ONCE = 256  # before the pages that they touched are let go of
@@ -124,10 +124,11 @@ def nearest_pairs(
     texts = Texts.of(published_at, digests)
     drawn = np.random.default_rng(seed).choice(len(texts), min(sample, len(texts)), replace=False)
     drawn = np.sort(drawn)
-    rows, _ = index.search_many(take(vectors, texts.first[drawn]), min(_NEIGHBOURS, len(vectors)), PROBES)
+    limit = min(_NEIGHBOURS, len(texts))
+    rows, _ = index.search_many(take(vectors, texts.first[drawn]), limit, PROBES, texts.firsts())
     pairs: dict[tuple[int, int], None] = {}
     for text, found in zip(drawn.tolist(), rows, strict=True):
-        others = dict.fromkeys(texts.number[found[found >= 0]].tolist())
+        others = texts.number[found[found >= 0]].tolist()
         kept = [other for other in others if other != text and texts.within(text, other, window_days)]
         pairs |= dict.fromkeys((min(text, other), max(text, other)) for other in kept[:_PAIRS_PER_TEXT])
     return sorted(_near(vectors, texts, [*pairs]), key=lambda near: (-near.cosine, near.first))

@@ -108,6 +108,12 @@ class Texts:
     def __len__(self) -> int:
         return len(self.first)
 
+    def firsts(self) -> NDArray[np.bool_]:
+        """Whether a row is the first article of its text, (n,): the copies of one would fill all neighbours' places."""
+        firsts = np.zeros(len(self.number), bool)
+        firsts[self.first] = True
+        return firsts
+
     def days(self, text: int, other: int) -> float | None:
         """Days between two texts; None where a date is unknown."""
         one, two = int(self.seconds[text]), int(self.seconds[other])
@@ -123,12 +129,12 @@ def _candidates(index: ClusterIndex, vectors: NDArray[np.float32], texts: Texts,
     """Pairs of near texts, each as later * texts + earlier, ascending, once."""
     asked = np.argsort(texts.first)  # in the order of rows, in which the vectors lie on the disk
     pairs = [np.empty(0, np.int64)]
-    limit = _NEIGHBOURS
+    limit, firsts = _NEIGHBOURS, texts.firsts()
     while len(asked) and limit <= _MOST_NEIGHBOURS:
         crowded = []
         for start in range(0, len(asked), _QUERIES):
             block = asked[start : start + _QUERIES]
-            rows, similarities = index.search_many(take(vectors, texts.first[block]), limit, PROBES)
+            rows, similarities = index.search_many(take(vectors, texts.first[block]), limit, PROBES, firsts)
             near = (rows >= 0) & (similarities >= threshold - _FP32_NOISE)
             asking, place = np.nonzero(near)
             pairs.append(_pairs(block[asking], texts.number[rows[asking, place]], len(texts)))

@@ -66,6 +66,14 @@ def test_versions_teach_a_threshold_that_keeps_them() -> None:
     assert nearest < calibration.threshold < min(pair.cosine for pair in calibration.same) + 1e-9
 
 
+def test_versions_teach_the_same_however_many_copies_each_has() -> None:
+    texts = [written(n) for n in range(30)]
+    texts += [edited(text, 0.05, n) for n, text in enumerate(texts)]
+    once, often = learn(texts), learn(texts * 20)
+    assert len(often.same) == len(once.same) == 30
+    assert often.threshold == once.threshold
+
+
 def test_the_threshold_keeps_99_in_100_and_is_the_highest_that_does() -> None:
     cosines = np.linspace(0.8, 1.0, 200).tolist()
     calibration = propose(pairs_of(cosines, []), text_of, sampled=400)

@@ -192,6 +192,8 @@ def test_a_search_for_many_leaves_the_places_of_rows_that_are_not_there_empty() 
     np.testing.assert_array_equal((rows >= 0).sum(axis=1), np.minimum(sizes, 30))
     assert np.isneginf(scores[rows < 0]).all() or (scores[rows < 0] < -1e30).all()
     assert index.search_many(vectors[:0], 5, 2)[0].shape == (0, 5)
+    even = np.arange(len(vectors)) % 2 == 0
+    assert sorted(index.search_many(vectors[:1], 20, 99, even)[0][0].tolist()) == list(range(0, 40, 2))
     assert sorted(index.search_many(vectors[:1], 40, 99)[0][0].tolist()) == list(range(40))
 
 

@@ -112,6 +112,13 @@ def test_edited_copies_share_the_story_of_the_earliest_and_nothing_else_does(clu
         assert stories[row] == first
 
 
+@pytest.mark.parametrize("clusters", [1, 4])
+def test_versions_share_a_story_however_many_copies_each_has(clusters: int) -> None:
+    versions = [written(1), edited(written(1), 0.05, 0), written(2)]
+    articles = [Article(text, copy / 100, min(n, 1)) for n, text in enumerate(versions) for copy in range(150)]
+    assert set(told(articles, clusters=clusters)) == {0, 300}
+
+
 def test_copies_share_a_story_whatever_their_dates() -> None:
     text = written(1)
     assert told([Article(text, 900, 0), Article(text, 3, 0), Article(text, None, 0), Article(written(2), 3, 1)]) == [
