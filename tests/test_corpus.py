@@ -294,6 +294,13 @@ def test_a_text_of_50_mb_is_rejected_and_the_rest_is_read(tmp_path: Path, suffix
     assert only_reject(found).reason == ("text too long: 50,000,000 characters, at most 1,000,000 are allowed")
 
 
+def test_the_line_break_between_title_and_content_counts(tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "title": "ab", "content": "x" * n} for n in (999_997, 999_998)]
+    found = rows_of(write(tmp_path / "a.csv", rows))
+    assert [row.id for row in found] == ["999997", "999998"]
+    assert only_reject(found).reason == ("text too long: 1,000,001 characters, at most 1,000,000 are allowed")
+
+
 # --- files that cannot be used ---------------------------------------------------------------------------------------
 
 

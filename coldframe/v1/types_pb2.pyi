@@ -81,7 +81,7 @@ class Article(google.protobuf.message.Message):
     """
     title: builtins.str
     content: builtins.str
-    """Title and content together: 1 to 1,000,000 characters."""
+    """Title and content together, with a line break between them where there are both: 1 to 1,000,000 characters."""
     @property
     def published_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Absent where it is not known: filters by date do not match the article, and age takes nothing away from it."""

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from coldframe.errors import InvalidArgument
+from coldframe.text import article_text
 from indexer.dates import DateOrder, parse_date
 
 MAX_ID_CHARS = 512
@@ -89,7 +90,7 @@ class Roles(NamedTuple):
 
 @dataclass(frozen=True)
 class Parser:
-    """Makes articles of rows. `clean` is applied to title and content; `max_text_chars` bounds them, together."""
+    """Makes articles of rows. `clean` is applied to title and content; `max_text_chars` bounds the text of both."""
 
     columns: Columns
     max_text_chars: int
@@ -111,7 +112,7 @@ class Parser:
         reason = (
             _encoding_fault([article_id, title, content, *attributes, *attributes.values()])
             or _id_fault(article_id, roles)
-            or _text_fault(row, roles, len(title) + len(content), self.max_text_chars)
+            or _text_fault(row, roles, len(article_text(title, content)), self.max_text_chars)
             or _attributes_fault(attributes)
         )
         if reason:

@@ -36,7 +36,8 @@ def read(
 ) -> Iterator[Article | Reject]:
     """Read the sources one after another; the memory needed is that of a few rows.
 
-    `max_text_chars` bounds title and content together; `clean_html` rids both of markup first (`indexer.clean`).
+    `max_text_chars` bounds title and content together, with the line break between them; `clean_html` rids both of
+    markup first (`indexer.clean`).
 
     Whether 01/02/2016 is the first of February or the second of January is decided once for the whole corpus: by
     `columns.date_order`, else by the first date that can be read in one way only (22/08/2016). Rows with dates that
