@@ -67,7 +67,9 @@ class Candidates:
     stories: NDArray[np.int64]
     clusters: NDArray[np.int32]
     vectors: NDArray[np.float32] | None = None
-    """(c, dim), of unit length; needed where diversity is above 0."""
+    """Of the first tier, (c of it, dim), of unit length; needed where diversity is above 0."""
+    tier: NDArray[np.int64] | None = None
+    """Those of a tier, from 0 on, come behind all of the one before; None: all are of the first."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,14 +161,14 @@ def merge(
 ) -> Ranked:
     """Fills one answer from the lists of several interests, one or more, whose turns come by their weights (`Turns`).
 
-    At each place the interest whose turn it is gives its best candidate that no other gave and no cap forbids; one that
-    has none left is passed over. Of equal scores the more relevant comes first, then the one of the lower `ties`, (c,)
-    of each list, such as the places of the ids in order; without them, the one that stands first in its list. No
-    story of `stories_taken` is answered, however many of a story are allowed.
+    At each place the interest whose turn it is gives its best candidate that no other gave and no cap forbids, of the
+    first tier that has one; an interest that has none left is passed over. Of equal scores the more relevant comes
+    first, then the one of the lower `ties`, (c,) of each list, such as the places of the ids in order; without them,
+    the one that stands first in its list. No story of `stories_taken` is answered, however many of a story are allowed.
 
     `explore_fraction` of the places, rounded up or down by chance, are drawn; a candidate that would not have had a
-    place is drawn for each of them, all equally likely, from the interest whose turn it is. Where it has none that is
-    allowed, the place goes by score. The same seed draws the same.
+    place is drawn for each of them, all of a tier equally likely, from the interest whose turn it is. Where it has none
+    that is allowed, the place goes by score. The same seed draws the same.
 
     Without exploration the answer of k places begins every longer one. Raises ValueError where diversity is asked for
     and a list has no vectors.
@@ -242,6 +244,7 @@ class _Pool:
         self.similarity = _joined([c.similarity for c in lists])
         self.negative = _joined([c.negative for c in lists])
         self.prior = _joined([c.prior for c in lists])
+        self.tier = _joined([np.zeros(len(c), np.int64) if c.tier is None else c.tier for c in lists])
         self.freshness = freshness(_joined([c.seconds for c in lists]), options)
         weight = np.float32(0 if options.half_life_s is None else options.recency_weight)
         self.recency = weight * (self.freshness - 1)
@@ -252,10 +255,10 @@ class _Pool:
         ]
 
     def _order(self, number: int, min_score: float | None, tie: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """Places of one list's candidates, the most relevant first, without those of too low a score."""
+        """Places of one list's candidates, the most relevant of each tier first, without those of too low a score."""
         start, end = self.starts[number : number + 2]
         relevance = self.relevance[start:end]
-        order = np.lexsort((np.arange(end - start) if tie is None else tie, -relevance))
+        order = np.lexsort((np.arange(end - start) if tie is None else tie, -relevance, self.tier[start:end]))
         if min_score is not None:
             order = order[relevance[order] >= np.float32(min_score)]
         return np.asarray(start + order, np.int64)
@@ -265,7 +268,7 @@ class _Pool:
         return _Unlike(self, self._diversity) if self._diversity > 0 else _Relevant(self)
 
     def vectors(self) -> NDArray[np.float32]:
-        """(n, dim)."""
+        """Of the first tier, in the order of places, (n of it, dim)."""
         found = [candidates.vectors for candidates in self._lists if candidates.vectors is not None]
         if len(found) < len(self._lists):
             raise ValueError("diversity needs the vectors of all candidates")
@@ -380,34 +383,42 @@ class _Unlike:
     Likeness is the greatest cosine to one that was chosen, by any interest; at least 0, so that the scores of an
     interest fall from place to place. A relevance below 0 is not made better by (1 - d): what diversity does to a score
     is at most 0.
+
+    Candidates beyond the first tier come by relevance: they are too many to be held against each other.
     """
 
     def __init__(self, pool: _Pool, diversity: float) -> None:
+        first = pool.tier == 0
+        self._first = np.flatnonzero(first)  # places, (f,); they are numbered anew from here on
+        self._numbers = np.where(first, np.cumsum(first) - 1, -1)  # of all places, (n,)
+        self._orders = [self._numbers[order[first[order]]] for order in pool.orders]
+        self._behind = [iter(order[~first[order]].tolist()) for order in pool.orders]
         self._vectors = pool.vectors()
-        self._orders = pool.orders
         self._weight = np.float32(diversity)
-        self._merit = np.maximum(pool.relevance, 0)  # (n,)
-        self._likeness = np.zeros(len(pool.relevance), np.float32)
-        self._open = pool.relevance.copy()  # -inf where a candidate is closed
+        self._open = pool.relevance[first]  # -inf where a candidate is closed, (f,)
+        self._merit = np.maximum(self._open, 0)
+        self._likeness = np.zeros(len(self._open), np.float32)
 
     def next(self, interest: int, allowed: _Allowed) -> int | None:
         order = self._orders[interest]
-        if len(order) == 0:
-            return None
         scores = (self._open - self._weight * (self._merit + self._likeness))[order]
-        while scores[best := int(scores.argmax())] > -inf:  # of equal ones the first: the most relevant
-            place = int(order[best])
+        while len(order) and scores[best := int(scores.argmax())] > -inf:  # of equal ones the first: the most relevant
+            place = int(self._first[order[best]])
             if allowed(place):
                 return place
-            scores[best] = self._open[place] = -inf
-        return None
+            scores[best] = self._open[order[best]] = -inf
+        return _first(self._behind[interest], allowed)
 
     def part(self, place: int) -> np.float32:
-        part: np.float32 = 0 - self._weight * (self._merit[place] + self._likeness[place])
+        number = self._numbers[place]
+        if number < 0:
+            return np.float32(0)
+        part: np.float32 = 0 - self._weight * (self._merit[number] + self._likeness[number])
         return part
 
     def take(self, place: int) -> None:
-        np.maximum(self._likeness, cosines(self._vectors, self._vectors[place]), out=self._likeness)
+        if (number := self._numbers[place]) >= 0:
+            np.maximum(self._likeness, cosines(self._vectors, self._vectors[number]), out=self._likeness)
 
 
 class _Draws:
@@ -419,7 +430,9 @@ class _Draws:
         self._places = frozenset(random.choice(limit, count, replace=False).tolist())
         placed = np.fromiter(rows_placed, np.int64)
         others = [order[~np.isin(pool.rows[order], placed)] for order in pool.orders]
-        self._left = [iter(random.permutation(order).tolist()) for order in others]
+        drawn = [random.permutation(order) for order in others]
+        # Of the first tier as long as it has somebody: those behind it are here for want of others.
+        self._left = [iter(order[np.argsort(pool.tier[order], kind="stable")].tolist()) for order in drawn]
 
     def next(self, position: int, interest: int, allowed: _Allowed) -> int | None:
         """Who is drawn for a place of the answer; None where that place goes by score, or nobody is left."""

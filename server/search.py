@@ -1,8 +1,8 @@
 """Ranked calls: seeds in, rows in their order out. Everything here runs on a search thread, over one view.
 
-A call that sorts by similarity alone reads on until its page is full. One that ranks by more takes the nearest
-`POOL` articles of every interest and puts those in order; what lies farther away is not looked at, so that the order of
-one page does not depend on the next.
+A call reads on, by the same steps for each of its pages, until the page is full. One that sorts by more than similarity
+puts the nearest `POOL` articles of every interest in order. What lies farther away comes behind them, tier after tier,
+where those do not fill the page, so that the order of one page does not depend on the next.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from coldframe.v1 import ranking_pb2
 from server import filters
 from server.interests import Interest, group, negative_part, negative_weights, share_places
 from server.ranking import Candidates, Options, Ranked, in_order, merge, rank
+from server.tiers import Priors, Tiers
 from server.view import rows_of
 
 if TYPE_CHECKING:
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     Rows = NDArray[np.int64]
 
 POOL = 1_000
-"""Candidates of an interest that are ranked by more than similarity."""
+"""Candidates of an interest that are ranked by more than similarity before all others. So many can be paged through."""
 MOST_PAGED = 10_000
 _SPARE = 5
 _WIDEN = 4
+_BLOCK = 2_048
+_FP32_NOISE = 1e-5
 _ALONE = Interest([0], 0, 1.0)
 _NOWHERE: tuple[Rows, Floats] = (np.empty(0, np.int64), np.empty(0, np.float32))
 
@@ -66,6 +70,11 @@ class Ask:
     def fetch(self) -> int:
         """How many articles are looked for at first."""
         return (self.first or self.limit) + _SPARE
+
+    @property
+    def pool(self) -> int:
+        """How many are ranked by more than similarity: where some are explored, as many again as have a place."""
+        return max(POOL, 2 * self.limit) if self.options.explore_fraction > 0 else POOL
 
     @property
     def reranks(self) -> bool:
@@ -250,7 +259,7 @@ def _nothing(view: View, ask: Ask) -> Found:
     none = np.empty(0, np.int64)
     dim = view.base.generation.index.dim
     hunt = _Hunt([], np.empty((0, dim), np.float32))
-    ranked = rank(_candidates(view, none, np.empty(0, np.float32), ask, hunt), Options(), 0)
+    ranked = rank(_candidates(view, Tiers(view, None, 0), ask, hunt), Options(), 0)
     return Found(none, ranked, [], _split(view, ask)[1], False, 0.0)
 
 
@@ -267,27 +276,31 @@ def _page(view: View, hunt: _Hunt, ask: Ask) -> Found:
     reranks = ask.reranks or hunt.against is not None
     if not reranks and len(hunt.interests) == 1 and ask.options.min_score is None:
         return replace(_nearest(view, hunt, ask, descents[0]), missing=missing)
+    priors = Priors.of(view, ask.priors, allowed, hunt.vectors) if ask.priors else None
+    tiers = [Tiers(view, priors, interest) for interest in range(len(hunt.interests))]
     most = POOL if reranks else MOST_PAGED
     depth = min(ask.start + ask.limit, most)
-    fetch = POOL if reranks else ask.fetch
-    explores = ask.options.explore_fraction > 0
+    # One more than the page shows whether there is another; exploration shares out exactly the places there are.
+    places = depth + (depth < most and ask.options.explore_fraction == 0)
+    fetch = ask.pool if reranks else ask.fetch
     weights = [interest.weight for interest in hunt.interests]
     while True:
-        for descent in descents:
-            descent.deepen(fetch)
-        candidates = [_candidates(view, found.rows, found.scores, ask, hunt) for found in descents]
-        whole = [_whole(found, ask, reranks) for found in descents]
-        # One more than the page shows whether there is another; exploration shares out exactly the places there are.
+        for descent, found in zip(descents, tiers, strict=True):
+            if not descent.whole:
+                descent.deepen(fetch)
+            found.add(descent.rows, descent.scores, whole=descent.whole, most=fetch)
+        candidates = [_candidates(view, found, ask, hunt) for found in tiers]
+        whole = [_whole(found, ask) for found in tiers]
         ranked = merge(
             candidates,
             weights,
             ask.options,
-            depth + (not explores),
+            places,
             # Where similarity alone decides, candidates are in the order of ids already where they are equal.
             ties=[view.order_of_ids(found.rows) for found in candidates] if reranks else None,
             stories_taken=hunt.stories_taken,
         )
-        if reranks or all(whole) or (len(ranked) > depth and _in_turn(ranked, weights, whole)):
+        if all(whole) or (len(ranked) >= places and _in_turn(ranked, weights, whole)):
             break
         fetch *= _WIDEN
     page = ranked.page(ask.start, depth)
@@ -314,12 +327,13 @@ def _nearest(view: View, hunt: _Hunt, ask: Ask, found: _Descent) -> Found:
     return Found(found.rows[page], ranked, hunt.interests, [], more, found.search_ms)
 
 
-def _whole(found: _Descent, ask: Ask, reranks: bool) -> bool:
-    """Whether a list holds all that an interest can give: there are no more, or those that follow score too little."""
-    if found.whole:
-        return True
-    least = ask.options.min_score
-    return least is not None and not reranks and float(found.scores[-1]) < least
+def _whole(found: Tiers, ask: Ask) -> bool:
+    """Whether these are all that an interest can give: there are no more, or those that follow score too little.
+
+    Nothing but popularity makes a score more than similarity + prior.
+    """
+    least, most = ask.options.min_score, found.below + (ask.popularity[1] if ask.popularity else 0.0)
+    return most == -inf or (least is not None and most < least - _FP32_NOISE)
 
 
 def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) -> bool:
@@ -331,30 +345,27 @@ def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) ->
     return bool(np.array_equal(share_places(weights, could, len(ranked)), ranked.interest))
 
 
-def _candidates(view: View, rows: Rows, scores: Floats, ask: Ask, hunt: _Hunt) -> Candidates:
-    diverse = ask.options.diversity > 0
-    vectors = view.vectors(rows) if diverse or hunt.against is not None else None
-    negative = np.zeros(len(rows), np.float32)
-    if hunt.against is not None and vectors is not None:
-        negative = negative_part(vectors, *hunt.against)
+def _candidates(view: View, found: Tiers, ask: Ask, hunt: _Hunt) -> Candidates:
+    rows, prior = found.rows, found.prior
+    if ask.popularity is not None:
+        key, weight = ask.popularity
+        prior = prior + (weight * view.popularity(rows, key)).astype(np.float32)
     return Candidates(
         rows=rows,
-        similarity=scores,
-        negative=negative,
-        prior=_priors(view, rows, ask),
+        similarity=found.similarity,
+        negative=_negative(view, rows, hunt),
+        prior=prior,
         seconds=view.seconds(rows),
         stories=view.stories(rows),
         clusters=view.clusters(rows),
-        vectors=vectors if diverse else None,
+        vectors=view.vectors(rows[found.tier == 0]) if ask.options.diversity > 0 else None,
+        tier=found.tier,
     )
 
 
-def _priors(view: View, rows: Rows, ask: Ask) -> Floats:
-    """What the caller's priors and the popularity attribute add, (n,)."""
-    prior = np.zeros(len(rows), np.float32)
-    if ask.priors:
-        prior += np.array([ask.priors.get(view.id_of(row), 0.0) for row in rows.tolist()], np.float32)
-    if ask.popularity is not None:
-        key, weight = ask.popularity
-        prior += (weight * view.popularity(rows, key)).astype(np.float32)
-    return prior
+def _negative(view: View, rows: Rows, hunt: _Hunt) -> Floats:
+    """What negative seeds take from each, (n,)."""
+    if hunt.against is None:
+        return np.zeros(len(rows), np.float32)
+    blocks = range(0, max(len(rows), 1), _BLOCK)  # of which no call holds more vectors at once
+    return np.concatenate([negative_part(view.vectors(rows[n : n + _BLOCK]), *hunt.against) for n in blocks])

@@ -341,6 +341,12 @@ class View:
             base = self.base_rows.without(of_base, self.base.columns.clusters) if len(of_base) else self.base_rows
         return Allowed(base, live, plain)
 
+    def lets(self, allowed: Allowed, rows: Rows) -> NDArray[np.bool_]:
+        """Which of some rows are allowed, (n,)."""
+        found, live = np.empty(len(rows), np.bool_), rows >= len(self.base)
+        found[~live], found[live] = allowed.base.has(rows[~live]), allowed.live[rows[live] - len(self.base)]
+        return found
+
     def search(
         self, vector: Floats, limit: int, probes: int, allowed: Allowed, margin: float | None = None
     ) -> tuple[Rows, Floats]:

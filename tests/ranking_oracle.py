@@ -47,8 +47,15 @@ class Answer:
 
     def score(self, interest: int, place: int) -> float:
         found = relevance(self.lists[interest], place, self.options)
-        likeness = max((self._cosine(interest, place, other) for other in self.chosen), default=0.0)
+        if self.tier(interest, place):
+            return found
+        others = [other for other in self.chosen if not self.tier(other.interest, other.place)]
+        likeness = max((self._cosine(interest, place, other) for other in others), default=0.0)
         return found - self.options.diversity * (max(found, 0) + max(likeness, 0))
+
+    def tier(self, interest: int, place: int) -> int:
+        tiers = self.lists[interest].tier
+        return 0 if tiers is None else int(tiers[place])
 
     def _cosine(self, interest: int, place: int, other: Chosen) -> float:
         one, two = self.lists[interest].vectors, self.lists[other.interest].vectors
@@ -74,8 +81,9 @@ class Answer:
         ours = self.lists[interest]
         allowed = [place for place in range(len(ours)) if self.allows(interest, place)]
 
-        def worth(place: int) -> tuple[float, float, int]:
-            return self.score(interest, place), relevance(ours, place, self.options), -self.ties[interest][place]
+        def worth(place: int) -> tuple[int, float, float, int]:
+            score, merit = self.score(interest, place), relevance(ours, place, self.options)
+            return -self.tier(interest, place), score, merit, -self.ties[interest][place]
 
         return max(allowed, key=worth, default=None)
 

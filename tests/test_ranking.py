@@ -43,12 +43,13 @@ def candidates(similarity: ArrayLike, **given: Any) -> Candidates:
 
 
 @st.composite
-def lists_of_candidates(draw: st.DrawFn) -> Candidates:
+def lists_of_candidates(draw: st.DrawFn, tiers: int = 1) -> Candidates:
     c = draw(st.integers(0, 12))
 
     def column(values: st.SearchStrategy[Any]) -> list[Any]:
         return draw(st.lists(values, min_size=c, max_size=c))
 
+    tier = sorted(column(st.integers(0, tiers - 1)))
     return candidates(
         sorted(column(st.integers(-8, 8).map(lambda n: n / 8)), reverse=True),
         rows=draw(st.permutations(range(16)))[:c],
@@ -57,7 +58,8 @@ def lists_of_candidates(draw: st.DrawFn) -> Candidates:
         seconds=column(st.sampled_from([UNDATED, 0, 5 * DAY, 8 * DAY, 9 * DAY, 10 * DAY, 11 * DAY])),
         stories=column(st.integers(0, 6)),
         clusters=column(st.integers(0, 3)),
-        vectors=VECTORS[column(st.integers(0, len(VECTORS) - 1))].reshape(c, 4),
+        vectors=VECTORS[column(st.integers(0, len(VECTORS) - 1))].reshape(c, 4)[: c if tiers == 1 else tier.count(0)],
+        **({} if tiers == 1 else {"tier": tier}),
     )
 
 
@@ -80,7 +82,7 @@ def explained(ranked: Ranked) -> NDArray[np.float32]:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    lists=st.lists(lists_of_candidates(), min_size=1, max_size=3),
+    lists=st.lists(lists_of_candidates() | lists_of_candidates(tiers=3), min_size=1, max_size=3),
     weights=st.lists(st.integers(1, 6), min_size=3, max_size=3),
     options=OPTIONS,
     limit=st.integers(1, 20),
@@ -272,7 +274,7 @@ def test_every_other_candidate_is_equally_likely_and_every_place_too() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    lists=st.lists(lists_of_candidates(), min_size=1, max_size=3),
+    lists=st.lists(lists_of_candidates() | lists_of_candidates(tiers=3), min_size=1, max_size=3),
     options=OPTIONS,
     fraction=st.floats(0, 1),
     seed=st.integers(-(2**63), 2**63 - 1),
@@ -290,6 +292,13 @@ def test_what_is_drawn_obeys_every_cap_and_is_drawn_again(
         assert taken.score(interest, place) == score
         taken.chosen.append(Chosen(int(interest), int(place), float(score)))
     assert explained(ranked).tolist() == ranked.score.tolist()
+
+
+def test_those_behind_the_first_tier_are_drawn_where_that_has_nobody_left() -> None:
+    ranked = rank(candidates([0.5] * 30, tier=[0] * 20 + [1] * 10), Options(explore_fraction=1.0), 12)
+    assert sorted(ranked.place[:8].tolist()) == [*range(12, 20)]
+    assert min(ranked.place[8:].tolist()) >= 20
+    assert ranked.explored.all()
 
 
 def test_all_places_can_be_given_to_chance_and_where_nobody_is_left_score_decides() -> None:

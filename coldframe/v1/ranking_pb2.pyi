@@ -193,7 +193,14 @@ global___ClusterFilter = ClusterFilter
 
 @typing.final
 class Ranking(google.protobuf.message.Message):
-    """How answers are chosen and put in order. All of it is optional, and off unless said otherwise."""
+    """How answers are chosen and put in order. All of it is optional, and off unless said otherwise.
+
+    Where more than similarity decides, that is with diversity, half_life, priors, popularity_attribute, explore_fraction
+    or a seed of negative weight, the nearest 1,000 of each interest are put in order, their priors taken for part of their
+    similarity. What lies behind them is not held against them: it comes only where they do not fill the answer, the 3,000
+    next ones put in order among themselves, then the 12,000 after those and so on. The first of such a tier may have a
+    higher score than the last of the one before.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -236,18 +243,20 @@ class Ranking(google.protobuf.message.Message):
     """1 to 1,000; 0 for no limit. Default 0."""
     diversity: builtins.float
     """Maximal marginal relevance (Carbonell and Goldstein 1998): 0, the order of relevance, to 1, unlike all before it.
-    Ranks the nearest 1,000. Default 0.
+    Ranks the nearest 1,000; what comes behind them does so by relevance. Default 0.
     """
     recency_weight: builtins.float
     """In units of cosine, 0 to 2. Default 0.2."""
     popularity_attribute: builtins.str
     """An attribute that holds a number, such as views. Its logarithm, log(1 + n) over the largest of the index, times
-    `popularity_weight` is added to the score.
+    `popularity_weight` is added to the score. Ranks the nearest 1,000, then those behind them.
     """
     popularity_weight: builtins.float
     """In units of cosine, 0 to 2. Default 0.1."""
     explore_fraction: builtins.float
-    """This share of places is given, at random, to candidates that would not have had one. 0 to 1. Default 0."""
+    """This share of places is given, at random, to candidates that would not have had one, of the nearest 1,000 or twice
+    the limit, whichever is more; of those behind them only where these are not enough. 0 to 1. Default 0.
+    """
     explore_seed: builtins.int
     """Of the random draw: the same seed draws the same."""
     min_score: builtins.float
@@ -267,7 +276,7 @@ class Ranking(google.protobuf.message.Message):
     @property
     def half_life(self) -> google.protobuf.duration_pb2.Duration:
         """Age takes away up to `recency_weight`: half of that after one half-life, of 1 s to 100 years. Default off. Dates
-        are held against `as_of`; an article without a date loses nothing. Ranks the nearest 1,000.
+        are held against `as_of`; an article without a date loses nothing. Ranks the nearest 1,000, then those behind them.
         """
 
     @property
@@ -276,8 +285,8 @@ class Ranking(google.protobuf.message.Message):
 
     @property
     def priors(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
-        """Added to the score of an article, in units of cosine, -2 to 2; by id, at most 10,000. Those that the
-        index does not hold are passed over.
+        """Added to the score of an article, in units of cosine, -2 to 2; by id, at most 10,000. An article that is allowed is
+        found by its prior wherever it lies, and whatever the effort. Those that the index does not hold are passed over.
         """
 
     @property

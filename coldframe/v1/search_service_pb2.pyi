@@ -215,7 +215,9 @@ class WeightedSeed(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
     weight: builtins.float
-    """Above 0: more like this. Below 0: less like this. Not 0; -1,000 to 1,000. Default 1."""
+    """Above 0: more like this. Below 0: less like this, among the nearest 1,000, then those behind them. Not 0; -1,000 to
+    1,000. Default 1.
+    """
     @property
     def seed(self) -> coldframe.v1.types_pb2.Seed: ...
     def __init__(
