@@ -77,6 +77,12 @@ class Store:
             served = [name for name in names if current and name < current]
         return next((name for name in reversed(served) if name != current and name in names), None)
 
+    def kept_back(self) -> list[str]:
+        """The generations that their build kept back, and that nobody has activated."""
+        with self._reading():
+            served = {self.current(), *_lines(self._history)}
+        return [name for name in self.names() if name not in served and _is_held(self._generations / name)]
+
     def directory(self, name: str) -> Path:
         """Where a generation lies. Raises InvalidArgument for a name that the store does not hold."""
         if name not in self.names():
@@ -225,8 +231,7 @@ class Store:
         Raises InvalidArgument where none would be kept or the store cannot be written.
         """
         check_keep(keep)
-        names, current = self.names(), self.current()
-        held = self._kept_back(names)
+        names, current, held = self.names(), self.current(), self.kept_back()
         published = [name for name in names if name not in held]
         waiting = [name for name in held if current is None or name > current]
         kept = {*published[-keep:], *waiting[-keep:], current, self.before()}
@@ -240,12 +245,6 @@ class Store:
                     (self._generations / name).rename(self._drafts / name)
         self._clear_strays()
         return freed
-
-    def _kept_back(self, names: list[str]) -> list[str]:
-        """Those of some generations that their build kept back, and that nobody has activated."""
-        with self._reading():
-            served = {self.current(), *_lines(self._history)}
-        return [name for name in names if name not in served and _is_held(self._generations / name)]
 
     @contextlib.contextmanager
     def locked(self, *, create: bool = False) -> Iterator[None]:

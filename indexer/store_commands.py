@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from coldframe.store import Store
 
 ExistingStore = Annotated[Path, typer.Option(help="The folder of generations.")]
+_HEADINGS = ("articles", "clusters", "model", "recipe", "recall", "size")
+_NARROW = 10  # columns, for the longest word that is said of a generation
 _Name = Annotated[str, typer.Argument(help="Its name, as `list` shows it.")]
 
 
@@ -28,30 +31,43 @@ def _store(path: Path) -> Store:
 
 def list_command(store: ExistingStore) -> None:
     """List the generations of a store, the oldest first; the served one has a star."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
     from coldframe.errors import ColdframeError
     from coldframe.generation import Manifest
 
     found = _store(store)
-    # A name that is cut short is of no use to `activate`: in a narrow window the other columns give way.
-    generation = Column("generation", no_wrap=True)
-    table = Table("", generation, "articles", "clusters", "model", "recipe", "recall", "size", "", box=None)
-    current, before = found.current(), found.before()
+    rows: list[list[str]] = []
+    current, before, kept_back = found.current(), found.before(), found.kept_back()
     for name in found.names():
-        star = "*" if name == current else ""
         try:
             manifest = Manifest.read(found.directory(name))
+            said = _said(manifest, served_before=name == before, kept_back=name in kept_back)
+            cells = [*_cells(manifest), said]
         except ColdframeError as error:
-            table.add_row(star, name, error.message)
-            continue
-        table.add_row(star, name, *_cells(manifest, served_before=name == before))
+            cells = [*[""] * 6, error.message]
+        rows.append(["*" if name == current else "", name, *cells])
+    _print_table(rows)
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """As wide as the terminal; to a pipe or a file as wide as the tables of replies."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from coldframe.tables import MAX_WIDTH
+
     console = Console(highlight=False, markup=False)
-    console.print(table if found.names() else "The store is empty; build a generation: python -m indexer build --help")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = MAX_WIDTH
+    # A name that is cut short is of no use to `activate`, nor is a gate's: in a narrow window the others give way.
+    generation = Column("generation", no_wrap=True)
+    said = Column("", overflow="fold", width=None if console.width >= MAX_WIDTH else _NARROW)
+    table = Table("", generation, *_HEADINGS, said, box=None, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table if rows else "The store is empty; build a generation: python -m indexer build --help")
 
 
-def _cells(manifest: Manifest, *, served_before: bool) -> Iterator[str]:
+def _cells(manifest: Manifest) -> Iterator[str]:
     from rich.filesize import decimal
 
     yield f"{manifest.corpus.articles:,}"
@@ -60,11 +76,12 @@ def _cells(manifest: Manifest, *, served_before: bool) -> Iterator[str]:
     yield manifest.model.recipe
     yield f"{manifest.report['recall_at_10']:.3f}"
     yield decimal(sum(file["size"] for file in manifest.files.values()))
+
+
+def _said(manifest: Manifest, *, served_before: bool, kept_back: bool) -> str:
     gates = ", ".join(breach["gate"] for breach in manifest.report["gates"])
-    if manifest.held:
-        yield f"kept back: {gates}"
-    else:
-        yield "served before" if served_before else f"by force: {gates}" if gates else ""
+    judged = f"{'kept back' if kept_back else 'by force'}: {gates}" if gates else ""
+    return "; ".join(filter(None, ["served before" if served_before else "", judged]))
 
 
 def verify_command(

@@ -125,13 +125,38 @@ def test_a_build_kept_back_exits_with_1_and_is_listed_and_activated_by_force(
     (name,) = {*Store(store).names()} - {*Store(desk / "store").names()}
     assert (answer.code, answer.err.count("\n"), Store(store).current()) == (1, 1, served)
     assert f"error: {name} was built and kept, and not published" in answer.err
-    (line,) = [line for line in ask("list", "--store", store).out.splitlines() if name in line]
-    assert re.search(r"kept back: .*articles", line)
+    assert re.search(r"kept back: .*articles", listed(ask, store, name))
     refused = ask("activate", name, "--store", store)
     assert (refused.code, "was kept back" in refused.err, "--force" in refused.err) == (1, True, True)
     assert ask("activate", name, "--store", store, "--force").code == 0
     assert Store(store).current() == name
+    assert re.search(r"\*.* kB +by force: .*articles", listed(ask, store, name))
+    ask("activate", served, "--store", store)
+    assert re.search(r"served before; by force: .*articles", listed(ask, store, name))
+    ask("activate", name, "--store", store, "--force")
     assert ask("rollback", "--store", store).out == f"{served} is current\n"
+
+
+def listed(ask: Ask, store: Path, name: str) -> str:
+    """What `list` says of a generation, in a window that is wide enough for one line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "400")
+        (line,) = [line for line in ask("list", "--store", store).out.splitlines() if name in line]
+    return line
+
+
+def test_list_shows_the_gates_whole_where_they_kept_a_generation_back(
+    desk: Path, store: Path, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("build", *flags(desk, store, str(write(tmp_path / "few.csv", letters(20)))))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    piped = ask("list", "--store", store).out
+    assert re.search(r"kept back: .*articles", piped)
+    assert "…" not in piped
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ask("list", "--store", store).out.split()
+    assert {"kept", "back:", "served", "before"} <= {*words}
+    assert any(word.rstrip(",") == "articles" for word in words[words.index("back:") :])
 
 
 # --- rollback, prune -------------------------------------------------------------------------------------------------
