@@ -108,6 +108,18 @@ def test_parquet_values_that_are_not_text(tmp_path: Path) -> None:
     assert second == Article("2", "", "b", None, {})
 
 
+def test_truth_and_the_number_that_is_none_are_written_alike_in_every_format(tmp_path: Path) -> None:
+    table = {"id": ["1", "2"], "content": ["a", "b"], "paid": [True, False], "score": [0.5, float("nan")]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    paid = write(
+        tmp_path / "a.jsonl", [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    )
+    text = put(tmp_path / "a.csv", "id,content,paid,score\n1,a,true,0.5\n2,b,false,\n")
+    assert rows_of(text) == rows_of(paid) == rows_of(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": ["1"], "content": [float("nan")]}), tmp_path / "b.parquet")
+    assert only_reject(rows_of(tmp_path / "b.parquet")).kind == "no text"
+
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     rows = [{"id": str(n), "content": f"{n} " * 500} for n in range(4000)]
     paths = [write(tmp_path / f"a{suffix}", rows) for suffix in (".csv", ".csv.gz", ".csv.zst", ".jsonl", ".parquet")]
@@ -181,7 +193,7 @@ def test_jsonl_rows_may_differ_in_their_keys(tmp_path: Path) -> None:
         {"content": "no id key"},
     ]
     first, second, *bad = rows_of(write(tmp_path / "a.jsonl", lines))
-    attributes = {"words": "12", "score": "0.5", "free": "True", "tags": '["é", "b"]'}
+    attributes = {"words": "12", "score": "0.5", "free": "true", "tags": '["é", "b"]'}
     assert first == Article("1", "", "a", None, attributes)
     assert second == Article("2", "", "b", None, {})
     assert [(row.line, row.id, row.kind) for row in bad if isinstance(row, Reject)] == [

@@ -106,7 +106,7 @@ def test_values_of_every_kind_become_text() -> None:
     )
     (article,) = answer(query)
     assert article == Article("1", "", "a", datetime(2016, 8, 22, 7, 4, tzinfo=UTC), {
-        "price": "1.50", "tags": "[1, 2]", "more": '{"a": 1}', "raw": "x", "day": "2016-08-22", "free": "True",
+        "price": "1.50", "tags": "[1, 2]", "more": '{"a": 1}', "raw": "x", "day": "2016-08-22", "free": "true",
         "key": "00000000-0000-0000-0000-000000000001", "exact": "2016-08-22T12:34:00.123456",
     })  # fmt: skip
 

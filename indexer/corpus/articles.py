@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -132,9 +133,9 @@ def _cell(row: Row, name: str | None) -> str:
     value = row[name] if name is not None else None
     if isinstance(value, str):
         return value
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # a table of floats has no other nothing
         return ""
-    if isinstance(value, list | dict):
+    if isinstance(value, bool | list | dict):  # true and false as CSV files, SQL and JSON write them
         return json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode("utf-8", "surrogateescape")
