@@ -47,6 +47,8 @@ _ASCII_WORD, _ANY_WORD = re.compile(_WORD), regex.compile(_WORD)
 _PAIRED, _FOURFOLD = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc", r"\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}"
 _RUN = regex.compile(rf"([{_PAIRED}]+)|([{_FOURFOLD}]+)|[^{_PAIRED}{_FOURFOLD}]+")
 _SIGN = regex.compile(r"\X")
+# The word at the end of a text, if it has one there; sought from the end.
+_LAST_WORD = regex.compile(rf"(?r)(?:(?![{_PAIRED}{_FOURFOLD}])[\w'\u2019-])+\Z")
 # Reported speech and dates, which every news article has and no topic is about.
 _NEWS_WORDS = frozenset(
     [
@@ -270,7 +272,7 @@ def _count_words(texts: Iterable[tuple[int, str]]) -> _Words:
         for row, text in texts:
             rows.append(row)
             # One way to write what looks the same: letters with their accents, the typewriter's apostrophe.
-            yield normalize("NFC", text[:_CHARS_PER_ARTICLE]).replace("\u2019", "'")
+            yield normalize("NFC", _beginning(text)).replace("\u2019", "'")
 
     vectorizer = CountVectorizer(analyzer=partial(_terms_of, ENGLISH_STOP_WORDS | _NEWS_WORDS | _CONTRACTIONS))
     try:
@@ -279,6 +281,14 @@ def _count_words(texts: Iterable[tuple[int, str]]) -> _Words:
         return _Words(rows, csr_array((len(rows), 0)), np.array([], np.str_))
     counts.data = 1 + np.log(counts.data)
     return _Words(rows, counts, vectorizer.get_feature_names_out())
+
+
+def _beginning(text: str) -> str:
+    """What is read of a text: no more than `_CHARS_PER_ARTICLE` characters, without a word that would be cut in two."""
+    if len(text) <= _CHARS_PER_ARTICLE:
+        return text
+    whole: str = _LAST_WORD.sub("", text[: _CHARS_PER_ARTICLE + 1])
+    return whole[:_CHARS_PER_ARTICLE]
 
 
 def _terms_of(stop_words: frozenset[str], text: str) -> list[str]:

@@ -354,6 +354,26 @@ def test_without_topics_clusters_have_none() -> None:
     assert found.next_number == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lava lava lava cra|ter", {"lava"}),
+        ("lava lava crater|, lava", {"lava", "crater", "lava crater"}),
+        ("lava lava Vol|canó", {"lava"}),
+        ("lava lava o\u2019n|eill", {"lava"}),
+        ("lava lava semi-|final", {"lava"}),
+        ("火山噴火|警報", {"火山", "山噴", "噴火"}),
+        ("火山 mag|ma", {"火山"}),
+    ],
+)
+def test_a_word_that_a_long_text_is_cut_in_is_no_term(
+    text: str, said: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describe_module, "_CHARS_PER_ARTICLE", text.index("|"))
+    words = describe_module._count_words([(0, text.replace("|", ""))])
+    assert {*words.vocabulary} - {"lava lava"} == said
+
+
 def test_of_many_clusters_fewer_articles_are_read_for_words(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     count_words = describe_module._count_words
