@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -114,22 +114,27 @@ def by_growth(view: View) -> Numbers:
     return np.array([trend.number for trend in found], np.int64) if found else by_size(view)
 
 
-def members_by_centrality(view: View, number: int) -> Numbers:
-    """Rows of a cluster, the most typical first."""
+def members_by_centrality(view: View, number: int) -> tuple[Numbers, NDArray[Any]]:
+    """Rows of a cluster, the most typical first, and what they are in order of, the highest first, equal ones by id."""
     rows = view.members(number)
-    return rows[view.by_score(rows, view.centralities(rows))]
+    return _by(view, rows, view.centralities(rows))
 
 
-def members_by_date(view: View, number: int) -> Numbers:
-    """Rows of a cluster, the newest first, those without a date last."""
+def members_by_date(view: View, number: int) -> tuple[Numbers, NDArray[Any]]:
+    """The same, the newest first, those without a date last."""
     rows = view.members(number)
-    return rows[view.by_score(rows, np.maximum(view.microseconds(rows), _EVER))]
+    return _by(view, rows, np.maximum(view.microseconds(rows), _EVER))
 
 
-def members_by_id(view: View, number: int) -> Numbers:
-    """Rows of a cluster in the order of article ids."""
+def members_by_id(view: View, number: int) -> tuple[Numbers, NDArray[Any]]:
+    """The same in the order of article ids."""
     rows = view.members(number)
-    return rows[view.by_score(rows, np.zeros(len(rows)))]
+    return _by(view, rows, np.zeros(len(rows)))
+
+
+def _by(view: View, rows: Numbers, keys: NDArray[Any]) -> tuple[Numbers, NDArray[Any]]:
+    order = view.by_score(rows, keys)
+    return rows[order], keys[order]
 
 
 _EVER = UNDATED // 2  # a number that can be negated, before every date

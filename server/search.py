@@ -8,6 +8,7 @@ where those do not fill the page, so that the order of one page does not depend 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -17,7 +18,7 @@ import numpy as np
 
 from coldframe.recipe import unit
 from coldframe.v1 import ranking_pb2
-from server import filters
+from server import filters, pages
 from server.interests import Interest, group, negative_part, negative_weights, share_places
 from server.ranking import Candidates, Options, Ranked, in_order, merge, rank
 from server.tiers import Priors, Tiers
@@ -65,6 +66,8 @@ class Ask:
     """The place of the page's first hit."""
     first: int = 0
     """The limit of the first page, by whose steps all pages go down; 0: this is the first."""
+    last: pages.Last | None = None
+    """The hit that the page comes after, wherever that stands by now; without it the page begins at `start`."""
 
     @property
     def fetch(self) -> int:
@@ -133,6 +136,10 @@ class Found:
     more: bool
     """Whether another page follows."""
     search_ms: float
+    end: int = 0
+    """How many hits there are up to its last one, from the first page on."""
+    late: bool = False
+    """Whether that one is among those that a deeper search found above others, and come after them."""
 
     @property
     def medoids(self) -> list[int]:
@@ -156,27 +163,40 @@ class _Hunt:
 class _Descent:
     """The articles nearest to a vector, best first, as far down as they are needed.
 
-    A deeper search visits more lists, and may find what a shallower one missed. That is left out where it would stand
-    above what was there: pages go down by the same steps, and so none has an article that another one had.
+    A deeper search visits more lists, and may find what a shallower one missed. What would stand above what was there
+    comes after all others, once there are no more: pages go down by the same steps, and so none has an article that
+    another one had, and each is on one.
     """
 
-    def __init__(self, view: View, vector: Floats, ask: Ask, allowed: Allowed) -> None:
+    def __init__(self, view: View, vector: Floats, ask: Ask, allowed: Allowed, least: float | None = None) -> None:
         self._search = partial(view.search, vector, probes=ask.probes, allowed=allowed, margin=ask.margin)
         self.rows, self.scores = _NOWHERE
+        self._least = -np.inf if least is None else least
         self.whole = False
-        """Whether there are no more."""
+        """Whether there are no more, or those that follow score less than the least."""
+        self.late = 0
+        """So many at the end were passed over, and are in an order of their own."""
         self.search_ms = 0.0
+
+    @property
+    def ordered(self) -> int:
+        """How many are in order, from the first on."""
+        return len(self.rows) - self.late
 
     def deepen(self, fetch: int) -> None:
         """Looks for so many in all."""
+        if self.whole:
+            return
         begun = time.perf_counter()
         rows, scores = self._search(limit=fetch)
         self.search_ms += 1e3 * (time.perf_counter() - begun)
-        self.whole = len(rows) < fetch
+        self.whole = len(rows) < fetch or bool(scores[-1] < self._least)
         if len(self.rows):
             last = np.flatnonzero(rows == self.rows[-1])
             below = int(last[0]) + 1 if len(last) else np.count_nonzero(scores >= self.scores[-1])
-            rows, scores = np.append(self.rows, rows[below:]), np.append(self.scores, scores[below:])
+            late = np.flatnonzero(~np.isin(rows[:below], self.rows)) if self.whole else np.empty(0, np.int64)
+            places, self.late = np.append(np.arange(below, len(rows)), late), len(late)
+            rows, scores = np.append(self.rows, rows[places]), np.append(self.scores, scores[places])
         self.rows, self.scores = rows, scores
 
 
@@ -269,62 +289,99 @@ def _split(view: View, ask: Ask) -> tuple[list[int], list[str]]:
     return excluded, missing + (ask.condition.missing if ask.condition else [])
 
 
-def _page(view: View, hunt: _Hunt, ask: Ask) -> Found:
+def _page(view: View, hunt: _Hunt, ask: Ask, reach: int = 0) -> Found:
+    """reach: at least so many hits are put in order, which the page may lie farther down than it did."""
     excluded, missing = _split(view, ask)
     allowed = view.allow(ask.condition, [*excluded, *hunt.hidden])
-    descents = [_Descent(view, vector, ask, allowed) for vector in hunt.vectors]
-    reranks = ask.reranks or hunt.against is not None
+    reranks = _reranks(hunt, ask)
+    least = None if reranks else ask.options.min_score
+    descents = [_Descent(view, vector, ask, allowed, least) for vector in hunt.vectors]
     if not reranks and len(hunt.interests) == 1 and ask.options.min_score is None:
         return replace(_nearest(view, hunt, ask, descents[0]), missing=missing)
     priors = Priors.of(view, ask.priors, allowed, hunt.vectors) if ask.priors else None
-    tiers = [Tiers(view, priors, interest) for interest in range(len(hunt.interests))]
+    levels = [(descent, Tiers(view, priors, interest)) for interest, descent in enumerate(descents)]
     most = POOL if reranks else MOST_PAGED
-    depth = min(ask.start + ask.limit, most)
+    depth = min(max(ask.start + ask.limit, reach), most)
     # One more than the page shows whether there is another; exploration shares out exactly the places there are.
-    places = depth + (depth < most and ask.options.explore_fraction == 0)
-    fetch = ask.pool if reranks else ask.fetch
+    places = min(depth + (depth < most and ask.options.explore_fraction == 0), _room(view, ask))
+    ranked = _fill(view, hunt, ask, levels, places=places, fetch=ask.pool if reranks else ask.fetch)
+    rows = np.array([levels[i][1].rows[n] for i, n in zip(ranked.interest, ranked.place, strict=True)], np.int64)
+    # Scores may rise where a tier begins, unless all that it brings lies below the one before.
+    risen = [(tiers.tier > 0) & (reranks or descent.late > 0) for descent, tiers in levels]
+    begin = _begin(view, ask, rows, ranked, falling=len(levels) == 1 and not risen[0].any())
+    end = min(begin + ask.limit, most)
+    if end > depth and len(ranked) > depth:
+        return _page(view, hunt, ask, 2 * depth)
+    more = len(ranked) > end > begin and end < most
+    search_ms, page = sum(found.search_ms for found in descents), ranked.page(begin, end)
+    late = len(page) > 0 and bool(risen[int(page.interest[-1])][page.place[-1]])
+    return Found(rows[begin:end], page, hunt.interests, missing, more, search_ms, begin + len(page), late)
+
+
+def _fill(
+    view: View, hunt: _Hunt, ask: Ask, levels: Sequence[tuple[_Descent, Tiers]], *, places: int, fetch: int
+) -> Ranked:
+    """Puts so many places in order, or as many as there are: every interest is given tiers until that is done."""
     weights = [interest.weight for interest in hunt.interests]
     while True:
-        for descent, found in zip(descents, tiers, strict=True):
-            if not descent.whole:
-                descent.deepen(fetch)
-            found.add(descent.rows, descent.scores, whole=descent.whole, most=fetch)
-        candidates = [_candidates(view, found, ask, hunt) for found in tiers]
-        whole = [_whole(found, ask) for found in tiers]
+        for descent, tiers in levels:
+            descent.deepen(fetch)
+            tiers.add(descent.rows, descent.scores, whole=descent.whole, most=fetch)
+        candidates = [_candidates(view, tiers, ask, hunt) for _, tiers in levels]
+        whole = [_whole(tiers, ask) for _, tiers in levels]
         ranked = merge(
             candidates,
             weights,
             ask.options,
             places,
             # Where similarity alone decides, candidates are in the order of ids already where they are equal.
-            ties=[view.order_of_ids(found.rows) for found in candidates] if reranks else None,
+            ties=[view.order_of_ids(found.rows) for found in candidates] if _reranks(hunt, ask) else None,
             stories_taken=hunt.stories_taken,
         )
         if all(whole) or (len(ranked) >= places and _in_turn(ranked, weights, whole)):
-            break
+            return ranked
         fetch *= _WIDEN
-    page = ranked.page(ask.start, depth)
-    rows = [int(candidates[interest].rows[n]) for interest, n in zip(page.interest, page.place, strict=True)]
-    more = len(ranked) > depth > ask.start and depth < most
-    search_ms = sum(found.search_ms for found in descents)
-    return Found(np.array(rows, np.int64), page, hunt.interests, missing, more, search_ms)
+
+
+def _reranks(hunt: _Hunt, ask: Ask) -> bool:
+    return ask.reranks or hunt.against is not None
+
+
+def _room(view: View, ask: Ask) -> int:
+    """How many hits the caps let through at most: to look for more would read the whole index."""
+    cap = ask.options.max_per_cluster
+    return cap * len(view.base.generation.clusters) if cap else MOST_PAGED + 1
+
+
+def _begin(view: View, ask: Ask, rows: Rows, ranked: Ranked, *, falling: bool) -> int:
+    """How many hits come before the page. falling: whether scores do, from the first to the last."""
+    if ask.last is None:
+        return ask.start
+    place = pages.standing(view, ask.last, rows, ranked.score)
+    if place is not None:
+        return place + 1
+    return pages.passed(view, ask.last, rows, ranked.score, ask.start) if falling else ask.start
 
 
 def _nearest(view: View, hunt: _Hunt, ask: Ask, found: _Descent) -> Found:
     """The page of most calls: one list, which is in order as it comes."""
-    depth, fetch = min(ask.start + ask.limit, MOST_PAGED), ask.fetch
+    fetch, room, late = ask.fetch, _room(view, ask), ask.last is not None and ask.last.score is None
+    most = min(ask.start + ask.limit, MOST_PAGED) if ask.last is None else MOST_PAGED
     while True:
         found.deepen(fetch)
         clusters = view.clusters(found.rows) if ask.options.max_per_cluster else None
         # One more than the page shows whether there is another.
-        places = in_order(view.stories(found.rows), clusters, ask.options, depth + 1, hunt.stories_taken)
-        if len(places) > depth or found.whole:
+        places = in_order(view.stories(found.rows), clusters, ask.options, most + 1, hunt.stories_taken)
+        begin = _passed(view, ask, found, places)
+        depth = min(begin + ask.limit, most)
+        if len(places) >= min((most if late else depth) + 1, room) or found.whole:
             break
         fetch *= _WIDEN
-    page = places[ask.start : depth]
-    more = len(places) > depth > ask.start and depth < MOST_PAGED
+    page = places[begin:depth]
+    more = len(places) > depth > begin and depth < MOST_PAGED
     ranked = Ranked.plain(found.scores[page], page)
-    return Found(found.rows[page], ranked, hunt.interests, [], more, found.search_ms)
+    late = bool(page) and page[-1] >= found.ordered
+    return Found(found.rows[page], ranked, hunt.interests, [], more, found.search_ms, begin + len(page), late)
 
 
 def _whole(found: Tiers, ask: Ask) -> bool:
@@ -334,6 +391,19 @@ def _whole(found: Tiers, ask: Ask) -> bool:
     """
     least, most = ask.options.min_score, found.below + (ask.popularity[1] if ask.popularity else 0.0)
     return most == -inf or (least is not None and most < least - _FP32_NOISE)
+
+
+def _passed(view: View, ask: Ask, found: _Descent, places: Sequence[int]) -> int:
+    """How many of the places of a list, ascending, come before the page."""
+    if ask.last is None:
+        return ask.start
+    place = pages.standing(view, ask.last, found.rows, found.scores)
+    if place is not None:
+        return bisect_right(places, place)
+    if ask.last.score is None:
+        return ask.start
+    count = pages.passed(view, ask.last, found.rows[: found.ordered], found.scores[: found.ordered], 0)
+    return bisect_left(places, count)
 
 
 def _in_turn(ranked: Ranked, weights: Sequence[float], whole: Sequence[bool]) -> bool:

@@ -328,7 +328,9 @@ class ListClusterArticlesRequest(google.protobuf.message.Message):
     page_size: builtins.int
     """1 to 1,000. Default 100."""
     page_token: builtins.str
-    """next_page_token of the page before; empty for the first."""
+    """next_page_token of the page before; empty for the first. A page goes on after the last article of the one before,
+    also where articles came or went in between; only one that was itself replaced can come twice or on none.
+    """
     order: global___ArticleOrder.ValueType
     """Default ARTICLE_ORDER_CENTRALITY."""
     def __init__(

@@ -30,8 +30,12 @@ class SearchRequest(google.protobuf.message.Message):
     """The same as ranking.effort; only one of the two may be given."""
     page_token: builtins.str
     """next_page_token of the page before, with the same request otherwise; empty for the first. At most 10,000 hits can
-    be paged through, 1,000 where they are ranked by more than similarity. No article comes on two pages; what a later
-    page, for which more of the index is visited, finds above what was answered already is left out.
+    be paged through, 1,000 where they are ranked by more than similarity. No article comes on two pages. A later page
+    may find, as more of the index is visited for it, articles that score above what was answered already: they come
+    after all others. EFFORT_EXACT has none of these.
+    A page goes on after the last hit of the one before, also where articles came or went in between: one that came in
+    above is passed over. With diversity, several interests or less than EFFORT_EXACT, and where an article itself was
+    replaced, such a change may still bring one twice or leave one out.
     """
     @property
     def seed(self) -> coldframe.v1.types_pb2.Seed: ...
@@ -66,7 +70,9 @@ class SearchResponse(google.protobuf.message.Message):
     """Empty on the last page, and where explore_fraction is above 0. A token belongs to the generation that made it."""
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]:
-        """Best first. Fewer than the limit only where no more articles are allowed."""
+        """Best first, but for what SearchRequest.page_token says. Fewer than the limit only where no more articles are
+        allowed, or can be paged through.
+        """
 
     @property
     def usage(self) -> coldframe.v1.types_pb2.Usage:
@@ -252,7 +258,9 @@ class RecommendRequest(google.protobuf.message.Message):
     usually are in this index.
     """
     page_token: builtins.str
-    """next_page_token of the page before, with the same request otherwise; empty for the first."""
+    """next_page_token of the page before, with the same request otherwise; empty for the first. See
+    SearchRequest.page_token.
+    """
     @property
     def seeds(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WeightedSeed]:
         """1 to 64, at least one of them with a weight above 0. What the backend knows of the reader: articles read, words

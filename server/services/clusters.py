@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 from coldframe.errors import InvalidArgument, UnknownCluster
 from coldframe.v1 import cluster_service_pb2 as pb
 from coldframe.v1 import cluster_service_pb2_grpc
-from server import clusters
+from server import clusters, pages
 from server.columns import microseconds
 from server.engine import Timing
+from server.pages import Last
 from server.wire import paging, replies, requests
 from server.wire.hits import summary
 
 if TYPE_CHECKING:
     import grpc.aio
 
+    from coldframe.v1 import types_pb2
     from server.engine import Engine
     from server.serving import Served
     from server.view import View
@@ -60,7 +62,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         listed = await self._engine.searching(lambda: [replies.cluster(view, number) for number in page])
         return pb.ListClustersResponse(
             clusters=listed,
-            next_page_token=_next(served, request, start + size, len(numbers)),
+            next_page_token=_next(served, request, paging.Place(start + size), len(numbers)),
             total_size=len(numbers),
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
@@ -81,16 +83,26 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         clock, served = Timing(), self._engine.served()
         number = _number(served, request.cluster_id)
         size = requests.count(request, "page_size", 100)
-        start = paging.Asked(served, request).place(request.page_token).start
+        place = paging.Asked(served, request).place(request.page_token)
         view, put_in_order = served.view, _ARTICLE_ORDERS.get(request.order)
         if put_in_order is None:
             raise _no_order(request.order, pb.ArticleOrder.keys())
-        rows = await self._engine.searching(lambda: put_in_order(view, number))
-        page = rows[start : start + size].tolist()
+
+        def run() -> tuple[list[types_pb2.ArticleSummary], paging.Place, int]:
+            rows, keys = put_in_order(view, number)
+            start = place.start
+            if place.last is not None:
+                start = pages.passed(view, place.last, rows, keys, start)
+            page = rows[start : start + size].tolist()
+            end = start + len(page)
+            last = Last(view.id_of(page[-1]), float(keys[end - 1])) if page else None
+            return [summary(view, row) for row in page], paging.Place(end, last=last), len(rows)
+
+        articles, after, total = await self._engine.searching(run)
         return pb.ListClusterArticlesResponse(
-            articles=await self._engine.searching(lambda: [summary(view, row) for row in page]),
-            next_page_token=_next(served, request, start + size, len(rows)),
-            total_size=len(rows),
+            articles=articles,
+            next_page_token=_next(served, request, after, total),
+            total_size=total,
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
         )
@@ -135,8 +147,8 @@ def _no_order(order: int, names: list[str]) -> InvalidArgument:
     return InvalidArgument(f"order is {order}; allowed are {', '.join(names)}", field="order")
 
 
-def _next(served: Served, request: Any, end: int, total: int) -> str:
-    return paging.Asked(served, request).at(paging.Place(end)) if end < total else ""
+def _next(served: Served, request: Any, place: paging.Place, total: int) -> str:
+    return paging.Asked(served, request).at(place) if place.start < total else ""
 
 
 def _described(view: View, number: int, limit: int) -> pb.GetClusterResponse:

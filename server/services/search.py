@@ -11,6 +11,7 @@ from coldframe.v1 import search_service_pb2 as pb
 from coldframe.v1 import search_service_pb2_grpc
 from server import clusters
 from server.engine import Timing
+from server.pages import Last
 from server.search import Taste, recommend, search
 from server.seeds import missing, resolve, unknown
 from server.streaming import in_order
@@ -85,7 +86,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         found = await finding
         response.missing_ids.extend(found.missing)
         if found.more:
-            response.next_page_token = page.at(_after(asked, found))
+            response.next_page_token = page.at(_after(view, asked, found))
         replies.write_timing(response.timing, clock)
         return response
 
@@ -112,7 +113,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         gone = missing([seed.seed for seed in seeds], points)
         response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
         if found.more:
-            response.next_page_token = page.at(_after(asked, found))
+            response.next_page_token = page.at(_after(view, asked, found))
         replies.write_timing(response.timing, clock)
         return response
 
@@ -162,9 +163,10 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         )
 
 
-def _after(asked: Ask, found: Found) -> paging.Place:
+def _after(view: View, asked: Ask, found: Found) -> paging.Place:
     """Where the page after this one begins."""
-    return paging.Place(asked.start + len(found.rows), asked.first or asked.limit, asked.options.as_of_s)
+    last = Last(view.id_of(int(found.rows[-1])), None if found.late else float(found.ranked.score[-1]))
+    return paging.Place(found.end, asked.first or asked.limit, asked.options.as_of_s, last)
 
 
 def _nearest(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from coldframe.errors import InvalidArgument
-from server.wire.requests import MAX_LIMIT
+from server.pages import Last
+from server.wire.requests import MAX_ID_CHARS, MAX_LIMIT
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
@@ -32,6 +34,8 @@ class Place(NamedTuple):
     """How many hits the first page was asked for; 0: this is the first."""
     moment: int = 0
     """That its ages were counted to, in seconds since 1970; 0: now."""
+    last: Last | None = None
+    """The hit that the page comes after; `start` is what it is where nothing changed since, and holds without it."""
 
 
 @lru_cache
@@ -79,21 +83,26 @@ class Asked:
 
     def at(self, place: Place) -> str:
         """The token of the page that begins at a place."""
-        parts = self._served.generation.name, self._digest, *place
-        return base64.urlsafe_b64encode(":".join(map(str, parts)).encode()).decode()
+        last_id, score = place.last or ("", None)
+        # The id comes last: it may hold any character.
+        numbers = f"{place.start}:{place.first}:{place.moment}:{'' if score is None else score}"
+        parts = f"{self._served.generation.name}:{self._digest}:{numbers}:{last_id}"
+        return base64.urlsafe_b64encode(parts.encode()).decode()
 
     def place(self, token: str) -> Place:
         """The place that a token names; of the first page for an empty one."""
         if not token:
             return _FIRST
         try:
-            name, asked, *numbers = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":")
-            place = Place._make(map(int, numbers))
-        except (binascii.Error, ValueError, TypeError) as error:
+            parts = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":", 6)
+            name, asked, start, first, moment, score, last_id = parts
+            last = Last(last_id, float(score) if score else None) if last_id else None
+            place = Place(int(start), int(first), int(moment), last)
+        except (binascii.Error, ValueError) as error:
             raise _refused("is none of this server's") from error
         if name != self._served.generation.name:
             raise _refused("belongs to an index that is no longer served")
-        if not (0 <= place.start <= _MOST and 0 <= place.first <= MAX_LIMIT and abs(place.moment) <= _MOST):
+        if not _possible(place):
             raise _refused("is none of this server's")
         if asked != self._digest:
             raise _refused(
@@ -103,6 +112,12 @@ class Asked:
 
 
 _FIRST = Place()
+
+
+def _possible(place: Place) -> bool:
+    last = place.last
+    numbers = 0 <= place.start <= _MOST and 0 <= place.first <= MAX_LIMIT and abs(place.moment) <= _MOST
+    return numbers and (last is None or (len(last.id) <= MAX_ID_CHARS and math.isfinite(last.score or 0.0)))
 
 
 def _refused(why: str) -> InvalidArgument:

@@ -55,6 +55,7 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, place: Place, 
         margin=margin,
         start=place.start,
         first=place.first,
+        last=place.last,
     )
 
 
@@ -66,7 +67,8 @@ def _minute() -> int:
 @lru_cache(maxsize=16)
 def _usual(limit: int, probes: int, margin: float | None, moment: int, place: Place) -> Ask:
     """What is asked for where nothing is said."""
-    return Ask(limit, Options(as_of_s=moment), probes, margin, start=place.start, first=place.first)
+    options = Options(as_of_s=moment)
+    return Ask(limit, options, probes, margin, start=place.start, first=place.first, last=place.last)
 
 
 def _options(message: ranking_pb2.Ranking, moment: int) -> Options:

@@ -1,0 +1,135 @@
+"""Pages go on after the last hit that was shown, whatever comes and goes between them."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from coldframe import seed
+from tests.newsroom import COUNT, opened, piece, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from coldframe import Client
+    from coldframe.v1.types_pb2 import Hit
+    from tests.conftest import Background
+
+LIMIT = 15
+NEAR, FAR = words("a"), "z z z z q q q q"
+EVERY: dict[str, Any] = {"exact": True, "max_per_story": 0}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "floor": {"min_score": -1.0},
+    "recency": {"half_life": timedelta(days=30), "as_of": datetime(2026, 3, 1, tzinfo=UTC)},
+    "priors": {"priors": {"003": 0.1, "004": -0.1}},
+}
+
+
+@pytest.fixture
+def client(background: Background, own_newsroom: Path) -> Iterator[Client]:
+    with opened(background, own_newsroom) as (client, _):
+        yield client
+
+
+def more_come_than_a_page_has(client: Client, hits: list[Hit]) -> set[str]:
+    """They are the nearest of all."""
+    client.upsert([piece(f"new-{n}", NEAR) for n in range(2 * LIMIT + 1)])
+    return set()
+
+
+def the_first_goes(client: Client, hits: list[Hit]) -> set[str]:
+    return set(client.delete([hits[0].article.id]).deleted_ids)
+
+
+def the_last_goes(client: Client, hits: list[Hit]) -> set[str]:
+    return set(client.delete([hits[-1].article.id]).deleted_ids)
+
+
+def the_last_goes_down(client: Client, hits: list[Hit]) -> set[str]:
+    client.upsert([piece(hits[-1].article.id, FAR)])
+    return {hits[-1].article.id}
+
+
+def the_last_goes_up(client: Client, hits: list[Hit]) -> set[str]:
+    client.upsert([piece(hits[-1].article.id, NEAR)])
+    return {hits[-1].article.id}
+
+
+CHANGES = [more_come_than_a_page_has, the_first_goes, the_last_goes, the_last_goes_down, the_last_goes_up]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_stays_comes_on_one_page(
+    client: Client, way: str, change: Callable[[Client, list[Hit]], set[str]]
+) -> None:
+    before = {hit.article.id for hit in client.search(NEAR, limit=1_000, **EVERY, **WAYS[way]).hits}
+    changed: set[str] = set()
+    page = client.search(NEAR, limit=LIMIT, **EVERY, **WAYS[way])
+    found = [hit.article.id for hit in page.hits]
+    while page.next_page_token:
+        changed |= change(client, list(page.hits))
+        page = client.search(NEAR, limit=LIMIT, page_token=page.next_page_token, **EVERY, **WAYS[way])
+        assert len(page.hits) == LIMIT or not page.next_page_token
+        found += [hit.article.id for hit in page.hits]
+    stayed = [name for name in found if name not in changed]
+    assert len(stayed) == len(set(stayed))
+    assert set(stayed) == before - changed
+
+
+def test_what_comes_in_above_moves_no_page_of_several_interests(client: Client) -> None:
+    asked: dict[str, Any] = {"limit": LIMIT, "interest_similarity": 1.0, "effort": "exact", "max_per_story": 0}
+    seeds = [seed(words("a"), weight=3), seed(words("z"), weight=1)]
+    page = client.recommend(seeds, **asked)
+    client.upsert([piece(f"new-{n}", NEAR) for n in range(5)])
+    found = [hit.article.id for hit in page.hits]
+    while page.next_page_token:
+        page = client.recommend(seeds, page_token=page.next_page_token, **asked)
+        found += [hit.article.id for hit in page.hits]
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("order", ["centrality", "newest", "id"])
+@pytest.mark.parametrize("text", [None, NEAR, FAR])
+def test_the_articles_of_a_cluster_that_stay_come_on_one_page(client: Client, order: Any, text: str | None) -> None:
+    name = next(iter(client.clusters())).id
+    before = {article.id for article in client.cluster_articles(name)}
+    found: list[str] = []
+    changed: set[str] = set()
+    for n, article in enumerate(client.cluster_articles(name, order=order, page_size=3)):
+        found.append(article.id)
+        if n % 3 == 2:
+            # The next page is asked for after this one's last is gone, or another, and one came in at the top.
+            client.upsert([piece(f"!{n}", words(article.id), published_at=datetime(2027, 1, 1, tzinfo=UTC))])
+            client.delete([article.id]) if text is None else client.upsert([piece(article.id, text)])
+            changed.add(article.id)
+    stayed = [article_id for article_id in found if article_id not in changed and article_id in before]
+    assert len(stayed) == len(set(stayed))
+    assert set(stayed) == before - changed
+
+
+@pytest.mark.parametrize("name", ["a:b::c:", ":", 512 * "\N{NEWSPAPER}", "line\nfeed"])
+def test_a_token_goes_on_after_any_id(client: Client, name: str) -> None:
+    client.upsert([piece(name, NEAR)])
+    page = client.search(NEAR, limit=1, **EVERY)
+    assert [hit.article.id for hit in page.hits] == [name]
+    assert page.next_page_token.isascii()
+    assert page.next_page_token.isprintable()
+    following = client.search(NEAR, limit=COUNT, page_token=page.next_page_token, **EVERY)
+    assert len({hit.article.id for hit in following.hits} - {name}) == COUNT
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "place", [f"{2**40}:10:0:-9.5:gone", "1:1:0:-9.5:gone", "1:1:0::gone", "1:1:0:9.5:000", "0:1:0::"]
+)
+def test_a_token_that_somebody_made_ends_in_a_page(client: Client, way: str, place: str) -> None:
+    asked: dict[str, Any] = {"limit": 5, **EVERY, **WAYS[way]}
+    name, digest, *_ = base64.urlsafe_b64decode(client.search(NEAR, **asked).next_page_token).decode().split(":")
+    token = base64.urlsafe_b64encode(f"{name}:{digest}:{place}".encode()).decode()
+    assert len(client.search(NEAR, page_token=token, **asked).hits) <= asked["limit"]
