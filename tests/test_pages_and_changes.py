@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from coldframe import seed
+from coldframe import expansion, seed
+from server.wire import ranking
 from tests.newsroom import COUNT, opened, piece, words
 
 if TYPE_CHECKING:
@@ -122,6 +123,19 @@ def test_a_token_goes_on_after_any_id(client: Client, name: str) -> None:
     assert page.next_page_token.isprintable()
     following = client.search(NEAR, limit=COUNT, page_token=page.next_page_token, **EVERY)
     assert len({hit.article.id for hit in following.hits} - {name}) == COUNT
+
+
+def test_tokens_of_equal_calls_are_equal_where_no_age_counts(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = iter(range(1_770_000_000, 2_000_000_000, 60))
+    monkeypatch.setattr(ranking, "_minute", lambda: next(minutes))
+    calls: dict[str, Callable[[], Any]] = {
+        "search": lambda: client.search(NEAR, limit=5),
+        "recommend": lambda: client.recommend([NEAR], limit=5, expansion=expansion(articles=3)),
+    }
+    for name, call in calls.items():
+        assert call().next_page_token == call().next_page_token, name
+    fading = [client.search(NEAR, limit=5, half_life=timedelta(days=1)).next_page_token for _ in range(2)]
+    assert fading[0] != fading[1]
 
 
 @pytest.mark.parametrize("way", WAYS)

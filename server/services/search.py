@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from server.engine import Engine
-    from server.search import Ask, Found
+    from server.search import Ask, Expansion, Found
     from server.serving import Served
     from server.view import View
 
@@ -113,7 +113,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         gone = missing([seed.seed for seed in seeds], points)
         response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
         if found.more:
-            response.next_page_token = page.at(_after(view, asked, found))
+            response.next_page_token = page.at(_after(view, asked, found, shape.expansion))
         replies.write_timing(response.timing, clock)
         return response
 
@@ -163,10 +163,11 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         )
 
 
-def _after(view: View, asked: Ask, found: Found) -> paging.Place:
+def _after(view: View, asked: Ask, found: Found, expansion: Expansion | None = None) -> paging.Place:
     """Where the page after this one begins."""
     last = Last(view.id_of(int(found.rows[-1])), None if found.late else float(found.ranked.score[-1]))
-    return paging.Place(found.end, asked.first or asked.limit, asked.options.as_of_s, last)
+    ages = asked.options.half_life_s is not None or (expansion is not None and expansion.max_age_s is not None)
+    return paging.Place(found.end, asked.first or asked.limit, asked.options.as_of_s if ages else 0, last)
 
 
 def _nearest(

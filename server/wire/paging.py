@@ -33,7 +33,7 @@ class Place(NamedTuple):
     first: int = 0
     """How many hits the first page was asked for; 0: this is the first."""
     moment: int = 0
-    """That its ages were counted to, in seconds since 1970; 0: now."""
+    """That its ages were counted to, in seconds since 1970; 0: now, or no age counts."""
     last: Last | None = None
     """The hit that the page comes after; `start` is what it is where nothing changed since, and holds without it."""
 
