@@ -175,3 +175,32 @@ def test_there_is_somebody_to_explore_however_long_the_answer(view: View, limit:
     found = search(view, Point(question()), asked(limit, explores=0.5, max_per_story=0))
     assert len(found.rows) == limit
     assert np.count_nonzero(found.ranked.explored) == limit // 2
+
+
+# ------------------------------------------------------------------------------------------------------ what caps allow
+
+
+class _Watched:
+    """A view that notes how many articles it is asked for."""
+
+    def __init__(self, view: View) -> None:
+        self._view, self.fetched = view, list[int]()
+
+    def search(self, vector: NDArray[np.float32], **options: Any) -> Any:
+        self.fetched.append(options["limit"])
+        return self._view.search(vector, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+
+@pytest.mark.parametrize("options", [{}, FADING])
+def test_nobody_reads_the_whole_index_for_places_that_no_cluster_may_fill(
+    view: View, options: dict[str, float]
+) -> None:
+    watched: Any = _Watched(view)
+    clusters = len(view.base.generation.clusters)
+    found = search(watched, Point(question()), asked(clusters + 5, max_per_cluster=1, **options))
+    assert len(set(view.clusters(found.rows).tolist())) == len(found.rows) == clusters
+    assert not found.more
+    assert max(watched.fetched) <= POOL < len(view)
