@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ def supervise(config: Config, address: Address, announce: Callable[[str], None])
     require_free(address)
     share = max(1, len(os.sched_getaffinity(0)) // config.workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))  # each one's share of the cores for torch
+    _begin_forks()
     with _held(address) as taken, _shared_page() as page:
         return asyncio.run(_Crew(dataclasses.replace(config, listen=str(taken)), page, announce).run())
 
@@ -91,6 +93,7 @@ def work(config: Config, number: int, page: Path, told: Connection) -> None:
     """The life of a worker, in its own process; what it announces goes to the supervisor."""
     from server.__main__ import run
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the event loop hears it, whatever the fork server began with
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
     cores = frozenset(os.sched_getaffinity(0))
@@ -110,6 +113,15 @@ def _keep_to_share(number: int, workers: int) -> None:
     first, last = (len(cores) * edge // workers for edge in (number, number + 1))
     if first < last:
         os.sched_setaffinity(0, cores[first:last])
+
+
+def _begin_forks() -> None:
+    """Starts the fork server as long as SIGHUP is ignored: so it is then there and in its children, too, which the
+    signal would end before they are ready for it.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _forks()
+    ensure_running()
 
 
 def _forks() -> ForkServerContext:
@@ -195,7 +207,9 @@ class _Crew:
             loop.remove_reader(hears.fileno())
             process.join()
         assert process.exitcode is not None
-        return process.exitcode
+        # One that has no ear for it yet ends by the signal itself, as it was told to.
+        told_to_end = self.stopping.is_set() and process.exitcode == -signal.SIGTERM
+        return 0 if told_to_end else process.exitcode
 
     def _hear(self, hears: Connection, number: int, listening: asyncio.Event) -> None:
         try:

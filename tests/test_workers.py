@@ -228,6 +228,26 @@ def test_a_server_that_cannot_start_says_so_once_and_ends(tmp_path: Path) -> Non
         assert "Traceback" not in process.errors()
 
 
+def test_hangups_while_workers_start_end_none_of_them(newsroom: Path, tmp_path: Path) -> None:
+    arguments = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments) as process, ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: bool(children(process.popen.pid)))
+        listening = pool.submit(process.address)
+        while not listening.done():
+            process.popen.send_signal(signal.SIGHUP)
+            time.sleep(0.02)
+        with dial(listening.result()) as channel:
+            IndexServiceStub(channel).GetIndex(GetIndexRequest(), timeout=60)
+
+
+def test_a_stop_while_workers_start_is_a_stop(newsroom: Path, tmp_path: Path) -> None:
+    arguments = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments) as process:
+        wait_until(lambda: bool(workers_of(process.popen.pid)))
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(60) == 0, process.errors()
+
+
 def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_path: Path, own_newsroom: Path) -> None:
     (tmp_path / "other").mkdir()
     with Process(tmp_path / "other", "--store", own_newsroom, "--listen", crew.address, "--workers", 2) as second:
