@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import multiprocessing
 import os
@@ -25,12 +26,12 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from coldframe.errors import ColdframeError, InvalidArgument
-from server.address import require_free
+from server.address import require_free, taken
 from server.place import PAGE_BYTES, Place
 
 if TYPE_CHECKING:
@@ -67,18 +68,36 @@ def supervise(config: Config, address: Address, announce: Callable[[str], None])
     share = max(1, len(os.sched_getaffinity(0)) // config.workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))  # each one's share of the cores for torch
     _begin_forks()
-    with _held(address) as taken, _shared_page() as page:
+    with held(address) as taken, _shared_page() as page:
         return asyncio.run(_Crew(dataclasses.replace(config, listen=str(taken)), page, announce).run())
 
 
 @contextlib.contextmanager
-def _held(address: Address) -> Iterator[Address]:
+def held(address: Address) -> Iterator[Address]:
     """Keeps the port from others, also in the moment when no worker listens; the address with the port it is."""
     family, place = address.places()[0]
     with socket.socket(family, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(place)
+        try:
+            _bind(holder, place)
+        except OSError as error:
+            raise taken(address) from error
         yield address.at(holder.getsockname()[1])
+
+
+def _bind(holder: socket.socket, place: Any) -> None:
+    """Binds beside connections that a server of before left in TIME_WAIT, too.
+
+    Who may stand beside those lets others beside himself; so it is asked for only where it must be, and taken back.
+    """
+    try:
+        holder.bind(place)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(place)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,15 +16,18 @@ import grpc
 import pytest
 import torch
 
+from coldframe.errors import InvalidArgument
 from coldframe.live import LIVE, LiveStore
 from coldframe.store import Store
 from coldframe.v1 import article_service_pb2 as pb
 from coldframe.v1.article_service_pb2_grpc import ArticleServiceStub
 from coldframe.v1.index_service_pb2 import GetIndexRequest
 from coldframe.v1.index_service_pb2_grpc import IndexServiceStub
+from server.address import Address, require_free
 from server.cores import Cores
 from server.engine import Engine
 from server.place import MOST_NAMES, MOST_WORKERS, PAGE_BYTES, Latest, Place, Presence, Words
+from server.workers import held
 from tests.newsroom import COUNT, piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
@@ -253,6 +257,28 @@ def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_p
     with Process(tmp_path / "other", "--store", own_newsroom, "--listen", crew.address, "--workers", 2) as second:
         assert second.popen.wait(60) == 2
         assert "the port is taken" in second.errors()
+
+
+def test_workers_have_a_port_where_a_connection_ended_a_moment_ago_and_nobody_else_has() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as before, socket.create_connection(before.getsockname()) as caller:
+        before.accept()[0].close()  # who ends it first keeps it for a minute, in TIME_WAIT
+        assert caller.recv(1) == b""
+        address = Address("127.0.0.1", before.getsockname()[1])
+    require_free(address)
+    with held(address) as port:
+        assert port == address
+        with pytest.raises(InvalidArgument, match="the port is taken"):
+            require_free(address)
+        with socket.socket() as worker:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                worker.setsockopt(socket.SOL_SOCKET, option, 1)
+            worker.bind(("127.0.0.1", address.port))
+            worker.listen()
+
+
+def test_workers_of_an_address_that_is_not_this_machines_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="the host is not this machine's"), held(Address("203.0.113.5", 50051)):
+        pass
 
 
 def test_the_number_of_the_last_change_only_grows(tmp_path: Path) -> None:
