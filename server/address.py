@@ -9,6 +9,8 @@ from typing import Any
 
 from coldframe.errors import InvalidArgument
 
+_ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104  # of either family: gRPC listens on both
+
 
 @dataclass(frozen=True)
 class Address:
@@ -44,25 +46,41 @@ class Address:
             raise taken(self, flag) from error
         return [(family, place) for family, _, _, _, place in found]
 
+    def meets(self, other: Address) -> bool:
+        """Whether who listens here keeps the other address from everybody else."""
+        if self.port != other.port or not self.port:
+            return False
+        mine, theirs = ({str(place[0]) for _, place in one.places()} for one in (self, other))
+        return bool(mine & theirs or (mine | theirs) & _ANYWHERE)
+
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
 
-def require_free(address: Address) -> None:
-    """Raises InvalidArgument where the port is taken on any of the host's addresses, or the host has none.
+def require_free(address: Address, flag: str = "listen") -> None:
+    """Raises InvalidArgument where the port is taken on any of the host's addresses, or none of them is this machine's.
 
     gRPC is content with one of them: where another program has 127.0.0.1 it would take localhost's ::1 and say nothing.
     """
-    for family, place in address.places():
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind(place)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise taken(address) from error
+    free, refusal = False, None
+    for family, place in address.places(flag):
+        try:
+            _try(family, place)
+            free = True
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise taken(address, flag) from error
+            refusal = error
+    if not free:
+        raise taken(address, flag) from refusal
+
+
+def _try(family: int, place: Any) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind(place)
 
 
 def taken(address: Address, flag: str = "listen") -> InvalidArgument:

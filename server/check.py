@@ -52,10 +52,12 @@ def checks(config: Config) -> Iterator[Finding]:
 
 def _settings(config: Config) -> Iterator[tuple[str, str]]:
     from server.address import Address
+    from server.observe.logs import require_format
 
     config.folder()
     Address.parse(config.listen)
     config.certificate_files()
+    require_format(config.log_format)
     yield "ok", "what was given can be understood"
 
 
@@ -170,7 +172,7 @@ def _audit(config: Config) -> Iterator[tuple[str, str]]:
     if path is None:
         yield "ok", "in the log"
         return
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InvalidArgument(f"{path} cannot be written; name another file", field="audit_log")
     yield "ok", str(path)
 
@@ -187,7 +189,7 @@ def _address(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _operators(config: Config) -> Iterator[tuple[str, str]]:
-    from server.address import Address, require_free, taken
+    from server.address import Address, require_free
 
     if config.traces:
         from server.observe.traces import require_telemetry
@@ -204,11 +206,11 @@ def _operators(config: Config) -> Iterator[tuple[str, str]]:
             f"at most {_LAST_PORT - config.workers + 1}",
             field="metrics",
         )
+    listen = Address.parse(config.listen)
     for address in map(first.at, ports):
-        try:
-            require_free(address)
-        except InvalidArgument as error:
-            raise taken(address, "metrics") from error
+        require_free(address, "metrics")
+        if address.meets(listen):
+            raise InvalidArgument(f"--metrics would listen on {address}, and so would --listen", field="metrics")
     yield "ok", f"{first} is free" if len(ports) == 1 else f"{first} to {ports[-1]} are free, one for each worker"
 
 

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coldframe import Client
 from coldframe.errors import PermissionDenied, Unauthenticated
 from coldframe.store import Store
+from server.address import Address, require_free
 from server.config import _LONGEST_S, Config
 from server.engine import Engine
 from server.place import Words
@@ -280,6 +281,36 @@ def test_a_port_for_operators_that_one_of_the_workers_cannot_have(
     code, lines, _ = say("check", *flags, "--traces")
     assert (code, marks(lines)["operators"]) == (1, "FAIL")
     assert ".[server,telemetry]" in "\n".join(lines)
+
+
+FOREIGN = "203.0.113.5"
+
+
+@pytest.mark.parametrize(
+    ("about", "flags"),
+    [
+        ("configuration", ["--log-format", "xml"]),
+        ("audit log", ["--audit-log", "."]),
+        ("address", ["--listen", f"{FOREIGN}:50051", "--insecure"]),
+        ("operators", ["--metrics", f"{FOREIGN}:9464"]),
+        ("operators", ["--listen", "localhost:61964", "--metrics", "127.0.0.1:61964"]),
+        ("operators", ["--listen", "0.0.0.0:61964", "--insecure", "--metrics", "localhost:61963", "--workers", "2"]),
+    ],
+)
+def test_what_no_server_could_start_with_is_found_before_one_tries(
+    say: Say, tmp_path: Path, about: str, flags: list[str]
+) -> None:
+    code, lines, _ = say("check", "--store", tmp_path, "--listen", "localhost:0", *flags)
+    assert code == 1
+    assert [name for name, mark in marks(lines).items() if mark == "FAIL"] == [about], lines
+
+
+def test_a_host_of_which_this_machine_has_one_address_can_be_had() -> None:
+    class Half(Address):
+        def places(self, flag: str = "listen") -> list[tuple[int, Any]]:
+            return [(socket.AF_INET, (FOREIGN, 0)), *super().places(flag)]
+
+    require_free(Half("127.0.0.1", 0))
 
 
 def test_another_model_than_the_generations_is_found(say: Say, newsroom: Path) -> None:

@@ -48,10 +48,15 @@ def _beside(fields: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in fields.items() if name not in _OWN}
 
 
-def begin(form: str) -> None:
-    """Sends the log to standard error. Raises InvalidArgument for a form that there is not."""
+def require_format(form: str) -> None:
+    """Raises InvalidArgument for a form that there is not."""
     if form not in FORMATS:
         raise InvalidArgument(f"--log-format is {form!r}; allowed are {' and '.join(FORMATS)}", field="log_format")
+
+
+def begin(form: str) -> None:
+    """Sends the log to standard error. Raises InvalidArgument for a form that there is not."""
+    require_format(form)
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
