@@ -32,6 +32,7 @@ from coldframe.errors import DeadlineExceeded, Overloaded
 from coldframe.longformer import ROWS
 from server.admission import CALL, TOO_LATE, Call, Counts, admitted
 from server.cores import Cores
+from server.door import stopping
 from server.tally import TOKENS, Histogram
 
 if TYPE_CHECKING:
@@ -182,7 +183,10 @@ class Batches:
 
 
 class EmbedQueue:
-    """The lines before an encoder, which computes on `thread`. `drain` it when the server stops."""
+    """The lines before an encoder, which computes on `thread`. `drain` it when the server stops.
+
+    Once that is `stopping`, a long text is computed no further: nobody waits for it any more.
+    """
 
     def __init__(
         self,
@@ -194,7 +198,9 @@ class EmbedQueue:
         aside: Executor | None = None,
         busy: Callable[[], bool] = lambda: False,
         cores: Cores | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
+        self._stopping = stopping or threading.Event()
         self._aside_thread, self._busy = aside, busy
         self._aside: asyncio.Task[None] | None = None
         self._cores = cores or Cores()
@@ -348,7 +354,8 @@ class EmbedQueue:
 
     def _embed_aside(self, batch: list[_Waiting]) -> None:
         self._cores.half()
-        self._embed(batch)
+        # Several texts together are short, and cores that share them out must not be asked one by one.
+        self._embed(batch, *([self._go_on] if len(batch) == 1 else []))
 
     def _embed_short(self, batch: list[_Waiting]) -> None:
         """Computes a batch, and quick texts that came in the meantime. Runs on the computing thread, as what follows.
@@ -370,6 +377,7 @@ class EmbedQueue:
 
         def between() -> None:
             nonlocal past
+            self._go_on()
             now = time.perf_counter()
             while (
                 self.quick.texts and past <= _QUICK_SHARE * (now - begun - past) and (quick := self._take(self.quick))
@@ -380,6 +388,10 @@ class EmbedQueue:
                 now = time.perf_counter()
 
         self._embed(batch, between)
+
+    def _go_on(self) -> None:
+        if self._stopping.is_set():
+            raise stopping()
 
     def _embed(self, batch: list[_Waiting], *between: Callable[[], None], since: float | None = None) -> None:
         """Computes a batch. Its pace counts from `since`, when the one before was done, or from its own start."""

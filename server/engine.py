@@ -99,6 +99,7 @@ class Engine:
         self._live = LiveStore(store.path / LIVE, read_only=True)
         self._writable: LiveStore | None = None
         self._opening = threading.Lock()
+        self._stopping = threading.Event()
         self._served: Served | None = None
         self._latest, self._presence = latest or Latest(), presence
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
@@ -120,6 +121,7 @@ class Engine:
             self._aside,
             self.searches.busy,
             Cores(presence),
+            self._stopping,
         )
         self.exchange = Exchange(
             store,
@@ -274,7 +276,8 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     async def close(self) -> None:
-        """Ends the threads once their work is done."""
+        """Ends the threads once their work is done; long texts, for which nobody waits any more, are given up."""
+        self._stopping.set()
         await self.writer.drain()
         if self._served is not None:
             await self._served.queue.drain()

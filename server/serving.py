@@ -12,11 +12,13 @@ from coldframe.errors import FailedPrecondition
 from coldframe.generation import Generation, Manifest
 from coldframe.live import Embedded, Upsert
 from coldframe.text import article_text
+from server.door import stopping
 from server.embed_queue import EmbedQueue
 from server.view import Base, View
 from server.writer import applied
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
@@ -66,6 +68,8 @@ class Loader:
     """Whether they do."""
     cores: Cores
     """For the encoder."""
+    stopping: threading.Event
+    """Whether nobody waits for what takes long any more."""
 
     def load(self, before: Served | None, name: str | None = None) -> Served:
         """Opens a generation, the current one for None, and replays the live changes since it was built; blocks.
@@ -89,7 +93,9 @@ class Loader:
 
         def wait() -> tuple[Encoder, EmbedQueue]:
             encoder, pace = loading.result()
-            queue = EmbedQueue(encoder, self.compute, cores=self.cores, aside=self.aside, busy=self.busy)
+            queue = EmbedQueue(
+                encoder, self.compute, cores=self.cores, aside=self.aside, busy=self.busy, stopping=self.stopping
+            )
             queue.quick.pace = pace
             return encoder, queue
 
@@ -140,6 +146,8 @@ class Loader:
         tokens = encoder.tokenize([article_text(e.article.title, e.article.content) for e in stale if e.article])
         anew: dict[int, Entry] = {}
         for entry, text in zip(stale, tokens, strict=True):
+            if self.stopping.is_set():
+                raise stopping()
             # One by one, and aside while there are searches, whose own texts wait for the same thread.
             thread = self.aside if self.busy() else self.compute
             vector = thread.submit(encoder.embed_ids, [text.ids]).result()[0]

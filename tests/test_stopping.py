@@ -1,0 +1,73 @@
+"""What a stop waits for, and what it does not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, cast
+
+import grpc
+import numpy as np
+import pytest
+
+from coldframe.store import Store
+from coldframe.v1.embedding_service_pb2 import EmbedRequest
+from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
+from server.embed_queue import EmbedQueue
+from server.engine import Engine
+from server.serving import Served
+from server.view import Base, View
+from tests.test_server_process import dial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from coldframe import Encoder
+    from coldframe.generation import Generation
+    from tests.conftest import Background
+
+LONG_S = 40.0
+
+
+class Slow:
+    """An encoder that takes its time for every text, and asks between two steps."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    def embed_ids(self, documents: list[list[int]], between: Callable[[], None]) -> NDArray[np.float32]:
+        self.begun.set()
+        until = time.monotonic() + LONG_S
+        while time.monotonic() < until:
+            between()
+            time.sleep(0.01)
+        return np.zeros((len(documents), 4), np.float32)
+
+
+class Slowly(Engine):
+    """An engine with a slow encoder. searching: so long texts are computed aside."""
+
+    def __init__(self, generation: Generation, encoder: Encoder, store: Store, *, searching: bool) -> None:
+        super().__init__(store)
+        self.slow, aside, stopping = Slow(), self._aside, self._stopping
+        queue = EmbedQueue(
+            cast("Encoder", self.slow), self._compute, aside=aside, busy=lambda: searching, stopping=stopping
+        )
+        self._served = Served(View.of(Base(generation)), encoder, queue)
+
+
+@pytest.mark.parametrize("searching", [False, True])
+def test_a_long_text_is_given_up_when_the_grace_is_over(
+    background: Background, generation: Generation, encoder: Encoder, store_path: Path, searching: bool
+) -> None:
+    engine = Slowly(generation, encoder, Store(store_path), searching=searching)
+    with background.serving(engine) as address, dial(address) as channel:
+        call = EmbeddingServiceStub(channel).Embed.future(EmbedRequest(texts=["flood " * 1000]))
+        assert engine.slow.begun.wait(60)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < LONG_S / 2
+    assert call.exception(10) is not None
+    assert isinstance(call.exception(), grpc.RpcError)
