@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from coldframe.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from coldframe.errors import ColdframeError
     from server.admission import SearchLine
@@ -32,6 +32,8 @@ _ALWAYS_LET_IN = frozenset(
         "/coldframe.v1.ArticleService/StreamUpsertArticles",
     }
 )
+_LAST_WORD_S = 0.5
+"""Until then whoever watches the health of the server has heard that it stops."""
 
 
 class Door:
@@ -41,6 +43,7 @@ class Door:
         self._searches = searches
         self._closed = False
         self._reading: set[asyncio.Task[Any]] = set()
+        self._watching: set[asyncio.Task[Any]] = set()
 
     def refusal(self, method: str) -> ColdframeError | None:
         """Why a call of a method, "/package.Service/Method", is not let in; None where it is."""
@@ -55,10 +58,14 @@ class Door:
         return self._closed
 
     def close(self) -> None:
-        """Lets nobody in from now on. Streams that wait for their next request are told so."""
+        """Lets nobody in from now on. Streams that wait for their next request are told so, and those that watch the
+        health of the server once they have told of it.
+        """
         self._closed = True
         for task in self._reading:
             task.cancel()
+        for task in self._watching:
+            asyncio.get_running_loop().call_later(_LAST_WORD_S, task.cancel)
 
     async def read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """The requests of a stream, until the server stops. Raises Unavailable then."""
@@ -78,6 +85,20 @@ class Door:
                 self._reading.discard(task)
             yield request
         raise stopping()
+
+    async def watch(self, telling: Awaitable[None]) -> None:
+        """Waits for what tells a caller of changes for ever, until the server stops. Raises Unavailable then."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._watching.add(task)
+        try:
+            await telling
+        except asyncio.CancelledError:
+            if self.closed():
+                raise stopping() from None
+            raise
+        finally:
+            self._watching.discard(task)
 
 
 def stopping() -> Unavailable:

@@ -52,7 +52,8 @@ class _Malformed:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once.
+    """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once. Of
+    others, health and reflection, streams are ended when the server stops, and that is all.
 
     A request is not looked at before `catch_up` has what it gave, if it gave anything, to wait for: whoever was told of
     a change by another worker sees it here. Replies leave it as bytes, `reply_bytes` of them at most: one that is too
@@ -71,10 +72,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         name = handler_call_details.method
         if name not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None or not name.startswith(_OURS):
-                return handler
-            self._wrapped[name] = self._wrap(handler, name)
-        refusal = self._door.refusal(name)
+            if handler is None:
+                return None
+            self._wrapped[name] = (self._wrap if name.startswith(_OURS) else self._ending)(handler, name)
+        refusal = self._door.refusal(name) if name.startswith(_OURS) else None
         return self._wrapped[name] if refusal is None else _refusing(type(refusal).__name__, refusal.message)
 
     def _wrap(self, handler: Any, name: str) -> Any:
@@ -82,6 +83,24 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(self._guarded_stream(handler.stream_stream, write, name), read)
         return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, write, name), read)
+
+    def _ending(self, handler: Any, name: str) -> Any:
+        """A method of others, its stream ended when the server stops."""
+        door, codecs = self._door, (handler.request_deserializer, handler.response_serializer)
+
+        async def watch(request: Any, context: _Context) -> None:
+            try:
+                await door.watch(handler.unary_stream(request, context))
+            except ColdframeError as error:
+                await refuse(context, error, name)
+
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(watch, *codecs)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, context: handler.stream_stream(door.read(requests), context), *codecs
+            )
+        return handler
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""

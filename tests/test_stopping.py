@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from coldframe.store import Store
 from coldframe.v1.embedding_service_pb2 import EmbedRequest
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
+from server.address import Address
+from server.app import Server
 from server.embed_queue import EmbedQueue
 from server.engine import Engine
 from server.serving import Served
 from server.view import Base, View
-from tests.test_server_process import dial
+from tests.test_server_process import NOT_SERVING, SERVING, dial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -71,3 +76,36 @@ def test_a_long_text_is_given_up_when_the_grace_is_over(
     assert time.monotonic() - begun < LONG_S / 2
     assert call.exception(10) is not None
     assert isinstance(call.exception(), grpc.RpcError)
+
+
+def test_streams_that_watch_hold_no_stop_and_hear_of_it(background: Background, tmp_path: Path) -> None:
+    async def start() -> tuple[Server, Address]:
+        server = Server(Engine(Store(tmp_path)))
+        return server, await server.start(Address("127.0.0.1", 0))
+
+    server, address = background.run(start())
+    over = threading.Event()
+
+    def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        over.wait(60)
+
+    with dial(str(address)) as channel, ThreadPoolExecutor(1) as pool:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "no.such.Service")]
+        told = [[next(watch).status] for watch in watches]
+        background.run(server._health.set("", SERVING))
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answers = reflection.ServerReflectionInfo(questions())
+        next(answers)
+        begun = time.monotonic()
+        stopping = pool.submit(background.run, server.stop(30))
+        for watch, statuses in zip(watches, told, strict=True):
+            with pytest.raises(grpc.RpcError) as ended:
+                statuses.extend(status.status for status in watch)
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        stopping.result()
+        assert time.monotonic() - begun < 15
+        assert answers.exception(10).code() is grpc.StatusCode.UNAVAILABLE
+        over.set()
+    assert told[0] == [NOT_SERVING, SERVING, NOT_SERVING]
