@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
 import json
 import logging
 import re
 import signal
 import socket
+import struct
 import sys
 import time
 import urllib.error
@@ -19,6 +21,7 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from benchmarks.storm import Connection
 from coldframe import Client
@@ -44,6 +47,8 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from prometheus_client import Metric
 
     from server.security.guard import Guard
     from tests.conftest import Background
@@ -231,6 +236,32 @@ def test_probes_are_answered_on_hosts_of_either_family(host: str) -> None:
     with urllib.request.urlopen(f"http://{asked}:{port.port}/livez", timeout=10) as reply:
         assert reply.status == 200
     port.close()
+
+
+class Broken(Collector):
+    """Metrics that cannot be had."""
+
+    def collect(self) -> Iterator[Metric]:
+        raise RuntimeError("no metrics today")
+
+
+def test_callers_of_metrics_that_go_are_nothing_to_tell_and_what_breaks_is_logged(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = CollectorRegistry()
+    port = Port(Address("127.0.0.1", 0), metrics, Pulse(), lambda: True)
+    metrics.register(Broken())
+    with socket.create_connection(("127.0.0.1", port.port)) as gone:
+        time.sleep(0.1)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # is reset when it is closed
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(port.port, "/metrics")
+    wait_until(lambda: bool(caplog.records))
+    port.close()
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert "no metrics today" in str(record.exc_info[1])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_metrics_host_that_there_is_not_is_said_by_its_flag() -> None:

@@ -10,7 +10,9 @@ and knows no keys; it is off unless asked for, and has its place on an address t
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from server.address import Address
     from server.observe.metrics import Pulse
 
+_log = logging.getLogger("coldframe.server")
 SILENT_S = 10.0
 _PLAIN = "text/plain; charset=utf-8"
 Reply = tuple[int, str, bytes]
@@ -87,6 +90,11 @@ def _listening(address: Address, handler: type[BaseHTTPRequestHandler]) -> Threa
     class Server(ThreadingHTTPServer):
         address_family = family
         daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+            error = sys.exc_info()[1]
+            if not isinstance(error, ConnectionError | TimeoutError):  # of callers that went, as probes may
+                _log.error("a caller of --metrics at %s was not answered", client_address, exc_info=error)
 
     try:
         return Server(place, handler)
