@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
@@ -61,7 +60,7 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     logs.begin(config.log_format)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
-    announce = announce or functools.partial(print, flush=True)
+    announce = announce or _say
     address = Address.parse(config.listen)
     guard = config.guard(None if place is None else place.page)
     raise_open_files()
@@ -72,6 +71,14 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
             raise typer.Exit(status)
         return
     _serve(config, address, guard, place, announce)
+
+
+def _say(line: str) -> None:
+    """Prints a line; the server goes on where whoever read what is printed has gone."""
+    try:
+        typer.echo(line)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _serve(
