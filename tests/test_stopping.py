@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from coldframe import Client
+from coldframe.errors import NoGeneration
 from coldframe.store import Store
 from coldframe.v1.embedding_service_pb2 import EmbedRequest
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
@@ -22,7 +26,7 @@ from server.embed_queue import EmbedQueue
 from server.engine import Engine
 from server.serving import Served
 from server.view import Base, View
-from tests.test_server_process import NOT_SERVING, SERVING, dial
+from tests.test_server_process import NOT_SERVING, SERVING, Process, dial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,3 +113,30 @@ def test_streams_that_watch_hold_no_stop_and_hear_of_it(background: Background, 
         assert answers.exception(10).code() is grpc.StatusCode.UNAVAILABLE
         over.set()
     assert told[0] == [NOT_SERVING, SERVING, NOT_SERVING]
+
+
+def test_a_collector_of_traces_that_does_not_answer_holds_no_stop(newsroom: Path, tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        flags = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--traces")
+        with Process(tmp_path, *flags, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as server:
+            with Client(server.address()) as client:
+                assert client.search("rain", timeout=60).hits
+            begun = time.monotonic()
+            server.popen.send_signal(signal.SIGTERM)
+            assert server.popen.wait(30) == 0
+            assert time.monotonic() - begun < 6
+
+
+def test_a_server_whose_lines_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
+    with Process(tmp_path, "--store", tmp_path, "--listen", "127.0.0.1:0") as server:
+        with Client(server.address()) as client:
+            assert server.popen.stdout is not None
+            server.popen.stdout.close()
+            server.popen.stdout = None
+            for _ in range(3):
+                with pytest.raises(NoGeneration):
+                    client.index()
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(30) == 0, server.errors()

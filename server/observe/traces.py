@@ -8,6 +8,7 @@ and which are kept for its sampler.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from server.admission import Call
 
 _WORK = "search"
+_LAST_SPANS_S = 2.0
 
 
 class Tracer:
@@ -75,8 +77,10 @@ class Tracer:
         span.end(end_time=self._ns(time.perf_counter()))
 
     def close(self) -> None:
-        """Sends what was not sent yet."""
-        self._provider.shutdown()
+        """Sends what was not sent yet, and gives it up where nobody takes it."""
+        sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        sending.start()
+        sending.join(_LAST_SPANS_S)
 
     def _ns(self, moment: float) -> int:
         """A moment of `time.perf_counter()` as nanoseconds since 1970."""
