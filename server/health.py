@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import grpc
@@ -24,7 +26,7 @@ def require_healthy(config: Config, timeout_s: float) -> None:
     """Raises Unavailable where nobody answers in time or there is nothing to answer from, and InvalidArgument where it
     cannot be asked.
     """
-    with _channel(config) as channel:
+    with _channel(config, timeout_s) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             status = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s).status
@@ -36,27 +38,56 @@ def require_healthy(config: Config, timeout_s: float) -> None:
         raise Unavailable(f"the server at {config.listen} has no index to answer from yet, or stops")
 
 
-def _channel(config: Config) -> grpc.Channel:
+def _channel(config: Config, timeout_s: float) -> grpc.Channel:
     address = Address.parse(config.listen)
-    target = f"{_ANYWHERE.get(address.host, address.host)}:{address.port}"
+    asked = Address(_ANYWHERE.get(address.host, address.host), address.port)
     options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]  # which is not for this machine
     files = config.certificate_files()
     if files is None:
-        return grpc.insecure_channel(target, options)
-    credentials, name = _itself(files)
-    return grpc.secure_channel(target, credentials, [*options, ("grpc.ssl_target_name_override", name)])
-
-
-def _itself(files: CertificateFiles) -> tuple[grpc.ChannelCredentials, str]:
-    """Believes the certificate that the server was given, whoever signed it, and asks for a host that it stands for."""
-    from server.security.certificates import read_certificate
-
+        return grpc.insecure_channel(str(asked), options)
     if files.client_ca is not None:
         raise InvalidArgument(
             "a server that asks callers for a certificate cannot be asked by one who has none; ask --metrics for "
             "/readyz instead",
             field="tls_client_ca",
         )
+    try:
+        pem, name = _given(files)
+    except InvalidArgument:  # as the server finds, too, and goes on with the one that it had
+        pem, name = _shown(asked, timeout_s)
+    options.append(("grpc.ssl_target_name_override", name))
+    return grpc.secure_channel(str(asked), grpc.ssl_channel_credentials(pem), options)
+
+
+def _given(files: CertificateFiles) -> tuple[bytes, str]:
+    """The certificate that the server was given, believed whoever signed it, and a host that it stands for."""
+    from server.security.certificates import read_certificate
+
     certificate = read_certificate(files)
-    names = certificate.names or [certificate.subject.partition("CN=")[2].partition(",")[0]]
-    return grpc.ssl_channel_credentials(certificate.chain), names[0].replace("*", "host")
+    return certificate.chain, _host(certificate.names, certificate.subject)
+
+
+def _shown(address: Address, timeout_s: float) -> tuple[bytes, str]:
+    """The same of the one that a server on this machine shows, which is told no secret. Raises Unavailable where there
+    is none.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from server.security.certificates import names
+
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    place = address.host.strip("[]"), address.port
+    try:
+        with socket.create_connection(place, timeout_s) as connection, context.wrap_socket(connection) as secured:
+            leaf = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"no server is healthy at {address}: {error}") from error
+    return leaf.public_bytes(Encoding.PEM), _host(names(leaf), leaf.subject.rfc4514_string())
+
+
+def _host(names: list[str], subject: str) -> str:
+    first, *_ = names or [subject.partition("CN=")[2].partition(",")[0]]
+    return first.replace("*", "host")

@@ -381,6 +381,13 @@ def test_a_server_with_a_certificate_is_asked_by_it(
         assert say("health") == (0, [], "")
         code, _, errors = say("health", "--tls-client-ca", server.files.ca)
         assert (code, "/readyz" in errors) == (2, True)
+        server.files.put(signed("tomorrow's", server.files.authority, begins=DAY))
+        for _ in range(2):
+            server.guard.refresh()
+            assert say("health") == (0, [], ""), "the server goes on with the one that it had"
+            server.files.chain.write_bytes(b"cut off")
+    code, _, errors = say("health")
+    assert (code, f"no server is healthy at {server.target}" in errors) == (1, True)
 
 
 # ------------------------------------------------------------------------------------------------ a real process

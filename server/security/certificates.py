@@ -124,7 +124,7 @@ def read_certificate(files: CertificateFiles, now: datetime | None = None) -> Ce
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
         _client_ca(files, now or datetime.now(UTC)),
         leaf.subject.rfc4514_string() or "no name",
-        _names(leaf),
+        names(leaf),
         leaf.not_valid_after_utc,
     )
 
@@ -184,7 +184,8 @@ def _require_order(chain: Sequence[x509.Certificate], path: Path) -> None:
             ) from error
 
 
-def _names(leaf: x509.Certificate) -> list[str]:
+def names(leaf: x509.Certificate) -> list[str]:
+    """The hosts that a certificate stands for."""
     try:
         found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
