@@ -32,11 +32,14 @@ from coldframe.live_file import (
     code_of,
     copied,
     damage_told,
+    file_id,
+    log_of,
     open_to_read,
     open_to_write,
     read_state,
     refuse,
     refuse_at_sight,
+    replaced,
     require_whole,
     save_state,
     want_told,
@@ -45,7 +48,7 @@ from coldframe.text import article_text, text_digest
 
 if TYPE_CHECKING:
     import tempfile
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -127,18 +130,23 @@ class LiveStore:
 
     With `read_only`, a file that is not there is an empty store, and one in a folder that cannot be written is read
     from a copy, as it was when it was opened. Raises CorruptGeneration for a file that is damaged or foreign, which is
-    left as it is, and InvalidArgument where the file shall be written and cannot be.
+    left as it is, and InvalidArgument where the file shall be written and cannot be. Where another file has taken its
+    place meanwhile, what is open goes on to be read; to write and to open it again raises FailedPrecondition.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._file: tuple[int, int] | None = None
+        self._log_path = log_of(path)
+        self._log: tuple[int, int] | None = None  # of the one who writes: nobody removes it who finds it in use
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
         self._closed = False
         if not read_only:
-            self._writer = open_to_write(path)
+            self._writer = self._opened(open_to_write)
+            self._log = file_id(self._log_path)
         try:
             with self._reading():  # refuses a damaged file now
                 pass
@@ -229,12 +237,13 @@ class LiveStore:
 
     def _connect(self) -> sqlite3.Connection | None:
         self._require_open()
+        self.require_in_place()
         if self._copy is None:
             refuse_at_sight(self._path)
             if not self._path.exists():
                 return None
             try:
-                return open_to_read(self._path)
+                return self._opened(open_to_read)
             except sqlite3.OperationalError as error:
                 if code_of(error) not in NO_INDEX:
                     raise
@@ -242,13 +251,34 @@ class LiveStore:
         return open_to_read(Path(self._copy.name) / LIVE)
 
     def look_again(self) -> None:
-        """Reads the file itself from now on, where a copy of it was read: its folder can be written after all."""
+        """Opens the file itself for the next question, where it or a copy of it was read: its folder can be written
+        after all.
+        """
         with self._read_lock:
+            if self._reader is not None:
+                self._reader.close()
             if self._copy is not None:
-                if self._reader is not None:
-                    self._reader.close()
                 self._copy.cleanup()
-                self._copy = self._reader = None
+            self._copy = self._reader = None
+
+    def _opened(self, opening: Callable[[Path], sqlite3.Connection]) -> sqlite3.Connection:
+        """A connection to the file, of which it is certain which one it is: the one of before, if there was one."""
+        before = self._file or file_id(self._path)
+        db = opening(self._path)
+        self._file = file_id(self._path)
+        if self._file is None or before not in (None, self._file):
+            db.close()
+            self._file = before
+            raise replaced()
+        return db
+
+    def require_in_place(self) -> None:
+        """Raises FailedPrecondition where the file that is open is not the one of the store any more, or, for who
+        writes, its log is not: what is written would be lost. Takes some microseconds.
+        """
+        moved = self._file is not None and file_id(self._path) != self._file
+        if moved or (self._log is not None and file_id(self._log_path) != self._log):
+            raise replaced()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -262,8 +292,8 @@ class LiveStore:
         Returns the number of each change, ascending without a gap, all above `after`: where the file is new beside
         a generation that an earlier one was folded into, numbers go on where its watermark stands, or a server that
         starts would pass the changes over. Of several changes of one id the last one stays.
-        Raises FailedPrecondition where the store has no room or cannot be written; with `alone`, Outdated where there
-        are changes after `after`.
+        Raises FailedPrecondition where the store has no room, cannot be written or has another file by now; with
+        `alone`, Outdated where there are changes after `after`.
         """
         now = (datetime.now(UTC) - _EPOCH) // _MICROSECOND
         with self._writing() as db:
@@ -298,6 +328,7 @@ class LiveStore:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
+                self.require_in_place()
                 self._writer.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # SQLite may have rolled back by itself

@@ -207,7 +207,7 @@ def copied(path: Path) -> tempfile.TemporaryDirectory[str]:
     try:
         shutil.copyfile(path, Path(folder.name) / LIVE)
         with suppress(FileNotFoundError):  # there is no log after a server that ended well
-            shutil.copyfile(_log(path), _log(Path(folder.name) / LIVE))
+            shutil.copyfile(log_of(path), log_of(Path(folder.name) / LIVE))
     except OSError as error:
         folder.cleanup()
         raise InvalidArgument(
@@ -217,7 +217,8 @@ def copied(path: Path) -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-def _log(path: Path) -> Path:
+def log_of(path: Path) -> Path:
+    """Its write-ahead log."""
     return path.with_name(f"{path.name}-wal")
 
 
@@ -228,8 +229,8 @@ def refuse_at_sight(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         refuse("it is no file")
-    if _size(_log(path)) and not _size(path):
-        refuse(f"it is empty or missing beside its log {_log(path).name}")
+    if _size(log_of(path)) and not _size(path):
+        refuse(f"it is empty or missing beside its log {log_of(path).name}")
 
 
 def _size(path: Path) -> int:
@@ -237,6 +238,15 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def file_id(path: Path) -> tuple[int, int] | None:
+    """Which file has the name at this moment: as long as somebody has it open, no other one is equal. None: no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 # --- what can go wrong -----------------------------------------------------------------------------------------------
@@ -247,6 +257,15 @@ def refuse(reason: str) -> NoReturn:
     raise CorruptGeneration(
         f"{LIVE} cannot be trusted: {reason}. It holds articles that were acknowledged, so it is left as it is. Put a "
         f"copy in its place, or move {LIVE}, {LIVE}-wal and {LIVE}-shm out of the store to go on without them"
+    )
+
+
+def replaced() -> FailedPrecondition:
+    """The error that says that a file which is open is not the store's any more. It crosses the wire."""
+    return FailedPrecondition(
+        f"{LIVE} of the store is no longer the file that this server has open: it was moved, removed or replaced while "
+        f"the server ran. No article is added or removed, or it would be lost; searches are answered. Put it back with "
+        f"its {LIVE}-wal, or stop all servers of the store and restore it as docs/operations.md says"
     )
 
 

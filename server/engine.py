@@ -150,17 +150,24 @@ class Engine:
 
     async def _hear(self, poll_s: float) -> None:
         """Looks whether servers that share no page with this one have written in the store, so that the next request
-        catches up with them; for ever.
+        catches up with them, and whether it is still the file that is open; for ever.
         """
         said = ""
         while True:
             try:
-                self._latest.tell(await asyncio.to_thread(lambda: self._live.sequence))
+                self._latest.tell(await asyncio.to_thread(self._last_change))
                 said = ""
             except Exception as error:  # the next look may be a better one
                 if said != (said := str(error)):
-                    _log.error("what other servers wrote cannot be read: %s; trying again", error)
+                    _log.error("what is written in the store cannot be followed: %s; looking again each second", error)
             await asyncio.sleep(poll_s)
+
+    def _last_change(self) -> int:
+        """The number of the last change. Raises where the file cannot be read, or is not the store's any more."""
+        for store in (self._live, self._writable):
+            if store is not None:
+                store.require_in_place()
+        return self._live.sequence
 
     def _refuse(self, refusal: ColdframeError) -> None:
         self._refusal = refusal
@@ -179,10 +186,9 @@ class Engine:
             return self._writable
 
     def _open_to_write(self) -> LiveStore:
+        self._live.require_in_place()  # or a new file would be made where the one that is read was moved away
         try:
             store = LiveStore(self._store.path / LIVE)
-            self._live.look_again()
-            return store
         except (InvalidArgument, FailedPrecondition) as error:
             # It names a folder of this machine, which is for the log; and no caller can send anything better.
             _log.error("live articles cannot be written: %s", error)
@@ -190,6 +196,13 @@ class Engine:
                 "articles can be neither added nor removed: this server cannot write in its store, and its log says "
                 "why; it answers searches all the same"
             ) from error
+        try:
+            self._live.require_in_place()  # both have the same one open
+        except FailedPrecondition:
+            store.close()
+            raise
+        self._live.look_again()
+        return store
 
     def _show(self, view: View) -> None:
         self._served = self.served().showing(view)

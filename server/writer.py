@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from coldframe.articles import ArticleRow, excerpt
-from coldframe.errors import Overloaded
+from coldframe.errors import FailedPrecondition, Overloaded
 from coldframe.live import Delete, Outdated, Upsert
 from coldframe.stories import shingles
 from coldframe.text import article_text, text_digest
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _GROUP = 1_024
 MAX_WAITING = 16_384
+_UNSEEN = (
+    "live.db of the store has changes that this server does not find there, so none of this call was taken: it may "
+    "read another file than it writes. Start the servers of the store anew, and send it again"
+)
 
 
 class Outcome(Enum):
@@ -133,13 +137,20 @@ class Writer:
     def _commit(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
         """One transaction for all. Runs on the writer's thread."""
         try:
-            while True:
-                try:
-                    return self._committed(group)
-                except Outdated:  # what comes of a change hangs on those before it
-                    self._see_others()
+            return self._agreed(group)
         except Exception as error:  # whatever it is, each caller must hear of it
             return [error] * len(group)
+
+    def _agreed(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
+        """Decides anew where others have written meanwhile: what comes of a change hangs on those before it."""
+        while True:
+            before = self._view().sequence
+            try:
+                return self._committed(group)
+            except Outdated:
+                self._see_others()
+                if self._view().sequence == before:  # nor would it ever move
+                    raise FailedPrecondition(_UNSEEN) from None
 
     def _committed(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
         view = self._view()

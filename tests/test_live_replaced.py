@@ -1,0 +1,116 @@
+"""A file of live articles that is moved away or replaced under a running server: nothing is acknowledged and lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coldframe import Client
+from coldframe.errors import FailedPrecondition
+from coldframe.live import LIVE, LiveStore
+from tests.live_articles import contents, filled, upsert
+from tests.newsroom import opened, piece
+from tests.test_server_process import Process
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Background
+
+NO_LONGER = "no longer the file that this server has open"
+
+
+def move(source: Path, target: Path) -> None:
+    """All that belongs to the file."""
+    target.mkdir(exist_ok=True)
+    for file in [*source.glob(f"{LIVE}*")]:
+        file.rename(target / file.name)
+
+
+def test_a_file_that_is_replaced_by_a_later_one_ends_no_write_thread_in_a_loop(
+    own_newsroom: Path, tmp_path: Path
+) -> None:
+    filled(own_newsroom / LIVE, 5)
+    later = filled(tmp_path / "later.db", 20)
+    with Process(tmp_path, "--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0") as server:
+        with Client(server.address(), timeout=20) as client:
+            later.replace(own_newsroom / LIVE)
+            for _ in range(2):
+                with pytest.raises(FailedPrecondition, match=NO_LONGER):
+                    client.upsert([piece("new")])
+            assert client.search(article_id="001").hits, "searches go on"
+            wait_until(lambda: NO_LONGER in server.errors())
+            time.sleep(2.5)
+            assert server.errors().count(NO_LONGER) == 1, "said once"
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(30) == 0
+
+
+def test_a_file_that_is_moved_away_takes_no_change_until_it_is_back(
+    background: Background, own_newsroom: Path, tmp_path: Path
+) -> None:
+    with opened(background, own_newsroom) as (client, _):
+        client.upsert([piece("a")])
+        move(own_newsroom, tmp_path / "aside")
+        for _ in range(2):
+            with pytest.raises(FailedPrecondition, match=NO_LONGER):
+                client.upsert([piece("b")])
+        with pytest.raises(FailedPrecondition, match=NO_LONGER):
+            client.delete(["a"])
+        assert client.get_article("a").article.id == "a"
+        assert not (own_newsroom / LIVE).exists(), "no new one is begun"
+        move(tmp_path / "aside", own_newsroom)
+        client.upsert([piece("c")])
+    with opened(background, own_newsroom) as (client, _):
+        assert [client.get_article(name).article.id for name in ("a", "c")] == ["a", "c"]
+
+
+def test_a_server_that_only_reads_begins_no_file_where_its_own_was(
+    background: Background, own_newsroom: Path, tmp_path: Path
+) -> None:
+    filled(own_newsroom / LIVE, 5)
+    with opened(background, own_newsroom) as (client, _):
+        move(own_newsroom, tmp_path / "aside")
+        with pytest.raises(FailedPrecondition, match=NO_LONGER):
+            client.upsert([piece("b")])
+        assert not (own_newsroom / LIVE).exists()
+
+
+def test_changes_that_a_server_cannot_find_are_refused_and_not_looked_for_again_and_again(
+    background: Background, own_newsroom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(background, own_newsroom) as (client, engine):
+        client.upsert([piece("a")])
+        monkeypatch.setattr(engine.writer, "_see_others", lambda: None)
+        monkeypatch.setattr(engine._latest, "tell", lambda number: None)
+        with LiveStore(own_newsroom / LIVE) as other:
+            other.apply([upsert("other")])
+        with pytest.raises(FailedPrecondition, match="Start the servers of the store anew"):
+            client.upsert([piece("b")])
+
+
+@pytest.mark.parametrize("beside", ["", "-wal"])
+def test_what_is_written_beside_a_file_that_was_removed_is_not_taken(tmp_path: Path, beside: str) -> None:
+    path = filled(tmp_path / LIVE)
+    with LiveStore(path) as store:
+        store.apply([upsert("a")])
+        os.remove(f"{path}{beside}")
+        with pytest.raises(FailedPrecondition, match=NO_LONGER):
+            store.apply([upsert("b")])
+        assert store.get("a") is not None
+
+
+def test_another_file_is_not_opened_in_the_place_of_the_one_that_was_open(tmp_path: Path) -> None:
+    path, other = filled(tmp_path / LIVE), filled(tmp_path / "other.db", 5)
+    held = contents(path)
+    with LiveStore(path, read_only=True) as store:
+        other.replace(path)
+        for ask in (store.require_in_place, lambda: [*store.since(0)]):
+            with pytest.raises(FailedPrecondition, match=NO_LONGER):
+                ask()
+        assert store.sequence == held[-1][0], "what is open is read on"
