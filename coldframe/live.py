@@ -19,7 +19,6 @@ import zlib
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -42,16 +41,19 @@ from coldframe.live_file import (
     replaced,
     require_whole,
     save_state,
+    traits,
     want_told,
 )
 from coldframe.text import article_text, text_digest
 
 if TYPE_CHECKING:
-    import tempfile
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
+
+    from coldframe.live_file import Copy
 
 __all__ = ["LIVE", "Change", "Delete", "Embedded", "Entry", "LiveArticle", "LiveStore", "Outdated", "Upsert"]
 
@@ -129,14 +131,15 @@ class LiveStore:
     """The file, for any number of threads. Without `read_only` it is made if it is not there.
 
     With `read_only`, a file that is not there is an empty store, and one in a folder that cannot be written is read
-    from a copy, as it was when it was opened. Raises CorruptGeneration for a file that is damaged or foreign, which is
-    left as it is, and InvalidArgument where the file shall be written and cannot be. Where another file has taken its
-    place meanwhile, what is open goes on to be read; to write and to open it again raises FailedPrecondition.
+    from a copy, as it was when it was opened or at the last `refresh`. Raises CorruptGeneration for a file that is
+    damaged or foreign, which is left as it is, and InvalidArgument where the file shall be written and cannot be. Where
+    another file has taken its place meanwhile, what is open goes on to be read; to write and to open it again raises
+    FailedPrecondition.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._copy: Copy | None = None
         self._file: tuple[int, int] | None = None
         self._log_path = log_of(path)
         self._log: tuple[int, int] | None = None  # of the one who writes: nobody removes it who finds it in use
@@ -171,7 +174,7 @@ class LiveStore:
                     db.close()
             self._reader = self._writer = None
             if self._copy is not None:
-                self._copy.cleanup()
+                self._copy.folder.cleanup()
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -238,17 +241,51 @@ class LiveStore:
     def _connect(self) -> sqlite3.Connection | None:
         self._require_open()
         self.require_in_place()
-        if self._copy is None:
-            refuse_at_sight(self._path)
-            if not self._path.exists():
-                return None
+        if self._copy is not None:
+            return open_to_read(self._copy.path)
+        refuse_at_sight(self._path)
+        if not self._path.exists():
+            return None
+        try:
+            return self._opened(open_to_read)
+        except sqlite3.OperationalError as error:
+            if code_of(error) not in NO_INDEX:
+                raise
+        return self._opened(self._open_copy)
+
+    def _open_copy(self, path: Path) -> sqlite3.Connection:
+        copy = copied(path)
+        try:
+            db = open_to_read(copy.path)
+        except BaseException:
+            copy.folder.cleanup()
+            raise
+        self._copy = copy
+        return db
+
+    @property
+    def reads_copy(self) -> bool:
+        """Whether a copy of the file is read, since its folder cannot be written."""
+        return self._copy is not None
+
+    def refresh(self) -> None:
+        """Where a copy is read and the file has changed since: reads the file, or a copy of it as it is by now.
+
+        Takes some microseconds if nothing has. If that cannot be, raises what `LiveStore` does, and keeps the old one.
+        """
+        with self._read_lock, damage_told():
+            if self._copy is None or traits(self._path) == self._copy.of:
+                return
+            before, self._copy = self._copy, None
             try:
-                return self._opened(open_to_read)
-            except sqlite3.OperationalError as error:
-                if code_of(error) not in NO_INDEX:
-                    raise
-            self._copy = copied(self._path)
-        return open_to_read(Path(self._copy.name) / LIVE)
+                reader = self._connect()
+            except BaseException:
+                self._copy = before
+                raise
+            if self._reader is not None:
+                self._reader.close()
+            self._reader = reader
+            before.folder.cleanup()
 
     def look_again(self) -> None:
         """Opens the file itself for the next question, where it or a copy of it was read: its folder can be written
@@ -258,7 +295,7 @@ class LiveStore:
             if self._reader is not None:
                 self._reader.close()
             if self._copy is not None:
-                self._copy.cleanup()
+                self._copy.folder.cleanup()
             self._copy = self._reader = None
 
     def _opened(self, opening: Callable[[Path], sqlite3.Connection]) -> sqlite3.Connection:

@@ -28,6 +28,7 @@ LIVE = "live.db"
 _APPLICATION = 0x6C697665  # "live", in the header of the file
 _VERSION = 1
 _BUSY_S = 10.0
+_TRIES = 3
 # What SQLite says of a file that is no database, that is one no more, or that has no such table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT}
 # What it says of a folder in which a reader may not make the log's index, which it needs.
@@ -198,23 +199,57 @@ def _check(db: sqlite3.Connection) -> None:
     read_state(db)
 
 
-def copied(path: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder of its own with the file and its log, named `LIVE`: there the log may have its index.
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The file and its log in a folder of their own, where the log may have its index."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    of: tuple[object, ...]
+    """`traits` of the file when it was copied."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.folder.name) / LIVE
+
+
+def copied(path: Path) -> Copy:
+    """A copy of the file and its log, if possible one of a moment at which nobody wrote.
 
     Raises InvalidArgument where the file cannot be read.
     """
-    folder = tempfile.TemporaryDirectory(prefix="coldframe-live-")
+    copy = _copied(path)
+    for _ in range(_TRIES - 1):
+        if traits(path) == copy.of:
+            break
+        copy.folder.cleanup()
+        copy = _copied(path)
+    return copy  # or one that does not fit together: then its checksums say so
+
+
+def _copied(path: Path) -> Copy:
+    copy = Copy(tempfile.TemporaryDirectory(prefix="coldframe-live-"), traits(path))
     try:
-        shutil.copyfile(path, Path(folder.name) / LIVE)
+        shutil.copyfile(path, copy.path)
         with suppress(FileNotFoundError):  # there is no log after a server that ended well
-            shutil.copyfile(log_of(path), log_of(Path(folder.name) / LIVE))
+            shutil.copyfile(log_of(path), log_of(copy.path))
     except OSError as error:
-        folder.cleanup()
+        copy.folder.cleanup()
         raise InvalidArgument(
             f"{LIVE} in the store {path.parent} cannot be read ({error.strerror}); choose a store that you may read",
             field="store",
         ) from error
-    return folder
+    return copy
+
+
+def traits(path: Path) -> tuple[object, ...]:
+    """What changes whenever the file or its log does."""
+    found: list[object] = []
+    for file in (path, log_of(path)):
+        with suppress(FileNotFoundError):
+            at = os.stat(file)
+            found.append((file.name, at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns))
+    return tuple(found)
 
 
 def log_of(path: Path) -> Path:

@@ -153,6 +153,8 @@ class Engine:
         catches up with them, and whether it is still the file that is open; for ever.
         """
         said = ""
+        if self._live.reads_copy:
+            self._tell_copy()
         while True:
             try:
                 self._latest.tell(await asyncio.to_thread(self._last_change))
@@ -167,7 +169,21 @@ class Engine:
         for store in (self._live, self._writable):
             if store is not None:
                 store.require_in_place()
+        before = self._live.reads_copy
+        with self._opening:  # to close a file that was copied would take the locks of who has it open to write
+            self._live.refresh()
+        if self._live.reads_copy != before:
+            self._tell_copy()
         return self._live.sequence
+
+    def _tell_copy(self) -> None:
+        if self._live.reads_copy:
+            _log.warning(
+                "live.db lies in a folder that this server cannot write: a copy is read, and a new one whenever it "
+                "changed, which is looked at each second"
+            )
+        else:
+            _log.info("live.db itself is read again, and no copy")
 
     def _refuse(self, refusal: ColdframeError) -> None:
         self._refusal = refusal

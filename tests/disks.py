@@ -20,6 +20,18 @@ def mount(path: Path, options: str) -> bool:
     return done.returncode == 0
 
 
+@contextmanager
+def read_only_view(folder: Path, at: Path) -> Iterator[Path]:
+    """The same folder at another place, as a user sees it who may not write there, were it root."""
+    at.mkdir()
+    subprocess.run(["mount", "--bind", str(folder), str(at)], check=True, timeout=30)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(at)], check=True, timeout=30)
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True, timeout=30)
+
+
 def used_kib(path: Path) -> int:
     return shutil.disk_usage(path).used // 1024
 

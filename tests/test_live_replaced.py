@@ -1,17 +1,23 @@
-"""A file of live articles that is moved away or replaced under a running server: nothing is acknowledged and lost."""
+"""A file of live articles under running servers: moved away or replaced, nothing is acknowledged and lost; read from a
+copy, others' changes are seen.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from coldframe import Client
-from coldframe.errors import FailedPrecondition
+from coldframe.errors import CorruptGeneration, FailedPrecondition, UnknownArticle
 from coldframe.live import LIVE, LiveStore
+from tests.disks import read_only_view
 from tests.live_articles import contents, filled, upsert
 from tests.newsroom import opened, piece
 from tests.test_server_process import Process
@@ -114,3 +120,63 @@ def test_another_file_is_not_opened_in_the_place_of_the_one_that_was_open(tmp_pa
             with pytest.raises(FailedPrecondition, match=NO_LONGER):
                 ask()
         assert store.sequence == held[-1][0], "what is open is read on"
+
+
+# --- a copy of it ----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_may_only_read_shows_what_one_writes_that_began_after_it(
+    background: Background, newsroom: Path, disk: Path, tmp_path: Path
+) -> None:
+    store = shutil.copytree(newsroom, disk / "store")
+    with opened(background, store) as (client, _):
+        client.upsert([piece("before")])
+    with read_only_view(store, tmp_path / "view") as view:
+        arguments = ("--store", view, "--precision", "fp32", "--listen", "127.0.0.1:0")
+        with Process(tmp_path, *arguments) as server, Client(server.address(), timeout=20) as reader:
+
+            def shown(article_id: str) -> bool:
+                with suppress(UnknownArticle):
+                    return bool(reader.get_article(article_id).article.id)
+                return False
+
+            assert shown("before")
+            for name in ("first", "second"):
+                with opened(background, store) as (writer, _):
+                    writer.upsert([piece(name)])
+                    wait_until(partial(shown, name), 10)
+            assert server.errors().count("a copy is read") == 1
+
+
+def test_a_copy_is_made_anew_only_where_the_file_has_changed(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
+    path = filled(disk / LIVE, 5)
+    with read_only_view(disk, tmp_path / "view") as view, LiveStore(view / LIVE, read_only=True) as store:
+        [copy] = os.listdir(tmp_path / "copies")
+        store.refresh()
+        assert os.listdir(tmp_path / "copies") == [copy]
+        with LiveStore(path) as writer:
+            [number] = writer.apply([upsert("new")])
+        store.refresh()
+        assert store.sequence == number
+        assert len(os.listdir(tmp_path / "copies")) == 1
+        assert os.listdir(tmp_path / "copies") != [copy]
+    assert os.listdir(tmp_path / "copies") == []
+
+
+def test_a_copy_that_cannot_be_opened_is_not_kept(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
+    whole = filled(disk / LIVE, 5).read_bytes()
+    with read_only_view(disk, tmp_path / "view") as view, LiveStore(view / LIVE, read_only=True) as store:
+        (disk / LIVE).write_bytes(b"x" * len(whole))
+        with pytest.raises(CorruptGeneration):
+            store.refresh()
+        assert store.sequence == 7, "the one of before is read on"
+        assert len(os.listdir(tmp_path / "copies")) == 1
+        (disk / LIVE).write_bytes(whole)
+        store.refresh()
+        assert len([*store.since(0)]) == 6
