@@ -100,6 +100,7 @@ class Engine:
         self._writable: LiveStore | None = None
         self._opening = threading.Lock()
         self._stopping = threading.Event()
+        self._unwritable = ""
         self._served: Served | None = None
         self._latest, self._presence = latest or Latest(), presence
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
@@ -207,7 +208,9 @@ class Engine:
             store = LiveStore(self._store.path / LIVE)
         except (InvalidArgument, FailedPrecondition) as error:
             # It names a folder of this machine, which is for the log; and no caller can send anything better.
-            _log.error("live articles cannot be written: %s", error)
+            if self._unwritable != (said := str(error)):
+                _log.error("live articles cannot be written: %s", said)
+            self._unwritable = said
             raise FailedPrecondition(
                 "articles can be neither added nor removed: this server cannot write in its store, and its log says "
                 "why; it answers searches all the same"
@@ -218,6 +221,7 @@ class Engine:
             store.close()
             raise
         self._live.look_again()
+        self._unwritable = ""
         return store
 
     def _show(self, view: View) -> None:

@@ -7,6 +7,7 @@ disk refuses, not at all: nobody is told of a change that a crash could undo, an
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from coldframe.live import LiveArticle, LiveStore
     from server.view import View
 
+_log = logging.getLogger("coldframe.server")
 _GROUP = 1_024
 MAX_WAITING = 16_384
 _UNSEEN = (
@@ -84,6 +86,9 @@ class Writer:
         self._view, self._publish, self._see_others = view, publish, see_others
         self._line: deque[_Waiting] = deque()
         self._waiting = 0
+        self.failed = 0
+        """Changes that were not kept, though they could have been: what the disk or the file refused."""
+        self._said = ""
         self._worker: asyncio.Task[None] | None = None
 
     @property
@@ -139,7 +144,20 @@ class Writer:
         try:
             return self._agreed(group)
         except Exception as error:  # whatever it is, each caller must hear of it
+            self._note_failed(error, sum(map(len, group)))
             return [error] * len(group)
+
+    def _note_failed(self, error: Exception, changes: int) -> None:
+        """Counts them, and tells the log of a reason once: again where another one, or kept changes, came between."""
+        self.failed += changes
+        if self._said != (said := str(error)):
+            _log.error("changes to live articles are not kept: %s", said)
+        self._said = said
+
+    def _note_kept(self) -> None:
+        if self._said:
+            _log.info("changes to live articles are kept again")
+        self._said = ""
 
     def _agreed(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
         """Decides anew where others have written meanwhile: what comes of a change hangs on those before it."""
@@ -164,6 +182,7 @@ class Writer:
         ]
         if writes:
             numbers = self._store().apply(writes, view.sequence, alone=True)
+            self._note_kept()
             for change, sequence in zip(writes, numbers, strict=True):
                 view = applied(view, change, sequence)
             self._publish(view)

@@ -4,6 +4,7 @@ copy, others' changes are seen.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -17,9 +18,11 @@ import pytest
 from coldframe import Client
 from coldframe.errors import CorruptGeneration, FailedPrecondition, UnknownArticle
 from coldframe.live import LIVE, LiveStore
-from tests.disks import read_only_view
+from server.observe.metrics import Pulse, ServerCollector, registry
+from server.observe.witness import Witness
+from tests.disks import mount, read_only_view, used_kib
 from tests.live_articles import contents, filled, upsert
-from tests.newsroom import opened, piece
+from tests.newsroom import opened, piece, words
 from tests.test_server_process import Process
 from tests.waiting import wait_until
 
@@ -52,7 +55,8 @@ def test_a_file_that_is_replaced_by_a_later_one_ends_no_write_thread_in_a_loop(
             assert client.search(article_id="001").hits, "searches go on"
             wait_until(lambda: NO_LONGER in server.errors())
             time.sleep(2.5)
-            assert server.errors().count(NO_LONGER) == 1, "said once"
+            for line in ("cannot be followed: live.db", "are not kept: live.db"):
+                assert server.errors().count(line) == 1, "each is said once"
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(30) == 0
 
@@ -120,6 +124,36 @@ def test_another_file_is_not_opened_in_the_place_of_the_one_that_was_open(tmp_pa
             with pytest.raises(FailedPrecondition, match=NO_LONGER):
                 ask()
         assert store.sequence == held[-1][0], "what is open is read on"
+
+
+def test_a_full_disk_is_said_once_in_the_log_and_counted(
+    background: Background, newsroom: Path, disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = shutil.copytree(newsroom, disk / "store")
+
+    def said(level: int) -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.levelno == level and "changes to live" in r.getMessage()]
+
+    caplog.set_level("INFO", "coldframe.server")
+    with opened(background, store) as (client, engine):
+        client.upsert([piece("before")])
+        for times in (1, 2):
+            assert mount(disk, f"remount,size={used_kib(disk)}k")
+            with suppress(FailedPrecondition):
+                for n in range(100):
+                    client.upsert([piece(f"{times}-{n}", words(f"{times}-{n}", 2_000))])
+            before = engine.writer.failed
+            with pytest.raises(FailedPrecondition, match="No space left"):
+                client.delete([f"{n:03}" for n in range(100)])
+            assert engine.writer.failed == before + 100
+            [*_, line] = said(logging.ERROR)
+            assert "No space left on device" in line
+            assert len(said(logging.ERROR)) == times
+            registered = registry(ServerCollector(engine, Witness(), Pulse()))
+            assert registered.get_sample_value("coldframe_failed_writes_total") == engine.writer.failed
+            assert mount(disk, "remount,size=64m")
+            client.upsert([piece("after", words(f"after {times}"))])
+            assert len(said(logging.INFO)) == times, "it is well again"
 
 
 # --- a copy of it ----------------------------------------------------------------------------------------------------

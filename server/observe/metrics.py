@@ -69,7 +69,9 @@ class ServerCollector(Collector):
                 limit.add_metric([line.name], line.room)
                 tokens.add_metric([line.name], line.tokens)
                 counts[line.name] = line.counts
-        yield from (depth, limit, tokens)
+        failed = CounterMetricFamily("coldframe_failed_writes", "Changes to articles that the store did not keep.")
+        failed.add_metric([], self._engine.writer.failed)
+        yield from (depth, limit, tokens, failed)
         yield from _given_up(counts)
 
     def _index(self, served: Served) -> Iterator[Metric]:
