@@ -290,8 +290,9 @@ def file_id(path: Path) -> tuple[int, int] | None:
 def refuse(reason: str) -> NoReturn:
     """Raises CorruptGeneration: nothing is ever done to the file."""
     raise CorruptGeneration(
-        f"{LIVE} cannot be trusted: {reason}. It holds articles that were acknowledged, so it is left as it is. Put a "
-        f"copy in its place, or move {LIVE}, {LIVE}-wal and {LIVE}-shm out of the store to go on without them"
+        f"{LIVE} cannot be trusted: {reason}. It holds articles that were acknowledged, so it is left as it is. "
+        f"Stop all servers of the store and move {LIVE}, {LIVE}-wal and {LIVE}-shm out of it, all three. Put a copy in "
+        f"its place, as docs/operations.md says, or start without"
     )
 
 
