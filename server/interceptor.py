@@ -113,6 +113,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if self._witness.tracer is not None:
             self._witness.tracer.begin(call, metadata, stream=stream)
         CALL.set(call)
+        told.request_id = request_id
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
 

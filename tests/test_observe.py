@@ -320,6 +320,26 @@ def test_a_slow_call_is_logged_with_its_parts(
     assert fields["request_id"]
 
 
+def test_slow_replies_of_streams_and_calls_that_ended_otherwise_are_logged_too(
+    background: Background, own_newsroom: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow() -> list[dict[str, Any]]:
+        return [record.__dict__ for record in caplog.records if record.name == "coldframe.slow"]
+
+    for server in observed(background, own_newsroom, Witness(slow_ms=0.0)):
+        assert len([*server.client.stream_embed(["one", "another"])]) == 2
+        replies = slow()
+        with pytest.raises(UnknownArticle):
+            server.client.search(article_id="nobody")
+        wait_until(lambda: len(slow()) > 2)
+    assert [line["method"] for line in replies] == ["/coldframe.v1.EmbeddingService/StreamEmbed"] * 2
+    assert all(line["total_ms"] >= line["embed_ms"] > 0 for line in replies)
+    [ended] = slow()[2:]
+    assert (ended["method"], ended["code"]) == ("/coldframe.v1.SearchService/Search", "NOT_FOUND")
+    assert ended["total_ms"] > 0
+    assert ended["request_id"]
+
+
 def test_json_lines_hold_what_was_said_and_broke() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)

@@ -49,7 +49,7 @@ class MethodTally:
 
 
 class Witness:
-    """slow_ms: calls that take longer are logged with their parts; None logs none. tracer: None traces nothing."""
+    """slow_ms: calls and replies of streams that take longer are logged; None: none. tracer: None traces nothing."""
 
     def __init__(self, slow_ms: float | None = None, tracer: Tracer | None = None) -> None:
         self._slow_ms, self.tracer = slow_ms, tracer
@@ -75,7 +75,12 @@ class Witness:
         """Counts a call that is over, whatever became of it."""
         tally = self.of(call.method)
         tally.codes[call.outcome] = tally.codes.get(call.outcome, 0) + 1
-        tally.seconds.observe(time.perf_counter() - call.began)
+        seconds = time.perf_counter() - call.began
+        tally.seconds.observe(seconds)
+        if call.outcome == "OK" or call.pool.endswith("stream"):  # which lasts as long as its caller likes
+            return
+        if self._slow_ms is not None and 1e3 * seconds > self._slow_ms:
+            _tell_slow_end(call, 1e3 * seconds)
 
     def replied(self, tally: MethodTally, reply: Any, call: Call) -> None:
         """Notes where the time of an answered call went."""
@@ -94,6 +99,8 @@ class Witness:
         if not failed:
             timing = getattr(reply, "response", reply).timing
             tally.staged(timing)
+            if self._slow_ms is not None and timing.total_ms > self._slow_ms:
+                tell_slow(tally.name, timing, call.request_id)
             if self.tracer is not None:
                 self.tracer.replied(tally.name, timing, call)
 
@@ -103,3 +110,10 @@ def tell_slow(method: str, timing: Any, request_id: str) -> None:
     parts = {f"{stage}_ms": round(getattr(timing, f"{stage}_ms"), 1) for stage in (*STAGES, "total")}
     told = ", ".join(f"{name.removesuffix('_ms')} {ms:g}" for name, ms in parts.items())
     _slow.warning("slow: %s, ms: %s", method, told, extra={"method": method, **parts, "request_id": request_id})
+
+
+def _tell_slow_end(call: audit.Call, ms: float) -> None:
+    """A line for a call that took long and was not answered: of its parts nobody knows."""
+    fields = {"method": call.method, "code": call.outcome, "total_ms": round(ms, 1)}
+    beside = {**fields, "request_id": call.request_id}
+    _slow.warning("slow: %s ended with %s, ms: total %g", *fields.values(), extra=beside)

@@ -41,7 +41,7 @@ class Call:
     certificate: str = ""
     """The name in the certificate that the caller showed; "" for none."""
     request_id: str = ""
-    """Which the gate gave it, if it is audited or refused there; "" else: most calls have theirs from their work."""
+    """From the gate, if it is audited or refused there, else from its work."""
     requests: int = 0
     items: int = 0
     """Articles or ids in them."""
