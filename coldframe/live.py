@@ -288,15 +288,17 @@ class LiveStore:
             before.folder.cleanup()
 
     def look_again(self) -> None:
-        """Opens the file itself for the next question, where it or a copy of it was read: its folder can be written
-        after all.
+        """Opens the file itself, where it or a copy of it was read: its folder can be written after all.
+
+        At once: a question that comes when the file has been moved away finds the one that was.
         """
-        with self._read_lock:
+        with self._read_lock, damage_told():
             if self._reader is not None:
                 self._reader.close()
             if self._copy is not None:
                 self._copy.folder.cleanup()
             self._copy = self._reader = None
+            self._reader = self._connect()
 
     def _opened(self, opening: Callable[[Path], sqlite3.Connection]) -> sqlite3.Connection:
         """A connection to the file, of which it is certain which one it is: the one of before, if there was one."""

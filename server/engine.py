@@ -217,10 +217,10 @@ class Engine:
             ) from error
         try:
             self._live.require_in_place()  # both have the same one open
-        except FailedPrecondition:
+            self._live.look_again()
+        except BaseException:
             store.close()
             raise
-        self._live.look_again()
         self._unwritable = ""
         return store
 

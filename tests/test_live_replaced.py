@@ -80,6 +80,17 @@ def test_a_file_that_is_moved_away_takes_no_change_until_it_is_back(
         assert [client.get_article(name).article.id for name in ("a", "c")] == ["a", "c"]
 
 
+def test_a_file_that_is_moved_away_before_anybody_looked_at_it_again_still_tells_what_it_held(
+    own_newsroom: Path, tmp_path: Path
+) -> None:
+    filled(own_newsroom / LIVE, 5)
+    with LiveStore(own_newsroom / LIVE, read_only=True) as reader:
+        before = reader.sequence
+        reader.look_again()
+        move(own_newsroom, tmp_path / "aside")
+        assert reader.sequence == before
+
+
 def test_a_server_that_only_reads_begins_no_file_where_its_own_was(
     background: Background, own_newsroom: Path, tmp_path: Path
 ) -> None:
