@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import csv
 import io
+import os
 import shutil
 import subprocess
 import threading
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from coldframe.generation import Generation
     from server.engine import Engine
     from server.security.guard import Guard
+
+# Tables are as wide as in a pipe, whatever the shell of who tests, or pytest-xdist, says of its window.
+os.environ.pop("COLUMNS", None)
 
 T = TypeVar("T")
 SAMPLE = Path(__file__).parent.parent / "examples" / "news" / "articles.csv"
