@@ -195,9 +195,7 @@ class _Watched:
 
 
 @pytest.mark.parametrize("options", [{}, FADING])
-def test_nobody_reads_the_whole_index_for_places_that_no_cluster_may_fill(
-    view: View, options: dict[str, float]
-) -> None:
+def test_nobody_reads_the_whole_index_for_places_that_no_cluster_may_fill(view: View, options: dict[str, Any]) -> None:
     watched: Any = _Watched(view)
     clusters = len(view.base.generation.clusters)
     found = search(watched, Point(question()), asked(clusters + 5, max_per_cluster=1, **options))
