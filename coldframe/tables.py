@@ -53,9 +53,14 @@ OUTCOMES = {
 def show(content: RenderableType) -> None:
     """Print to standard output: as wide as the terminal up to `MAX_WIDTH`, in colour on a terminal only."""
     console = Console(markup=False, highlight=False, emoji=False)
-    if console.width > MAX_WIDTH or not (console.is_terminal or "COLUMNS" in os.environ):
+    if console.width > MAX_WIDTH or not has_window(console):
         console.width = MAX_WIDTH
     console.print(content)
+
+
+def has_window(console: Console) -> bool:
+    """Whether a terminal, or who calls, says how wide it is; to a pipe or a file `MAX_WIDTH` is written."""
+    return console.is_terminal or "COLUMNS" in os.environ
 
 
 def hits(reply: SearchResponse) -> RenderableType:

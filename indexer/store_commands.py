@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +42,7 @@ def list_command(store: ExistingStore) -> None:
             said = _said(manifest, served_before=name == before, kept_back=name in kept_back)
             cells = [*_cells(manifest), said]
         except ColdframeError as error:
-            cells = [*[""] * 6, error.message]
+            cells = [*[""] * len(_HEADINGS), error.message]
         rows.append(["*" if name == current else "", name, *cells])
     _print_table(rows)
 
@@ -53,10 +52,10 @@ def _print_table(rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from coldframe.tables import MAX_WIDTH
+    from coldframe.tables import MAX_WIDTH, has_window
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not has_window(console):
         console.width = MAX_WIDTH
     # A name that is cut short is of no use to `activate`, nor is a gate's: in a narrow window the others give way.
     generation = Column("generation", no_wrap=True)

@@ -420,22 +420,25 @@ def _candidates(view: View, found: Tiers, ask: Ask, hunt: _Hunt) -> Candidates:
     if ask.popularity is not None:
         key, weight = ask.popularity
         prior = prior + (weight * view.popularity(rows, key)).astype(np.float32)
+    first = view.vectors(rows[found.tier == 0]) if ask.options.diversity > 0 else None
     return Candidates(
         rows=rows,
         similarity=found.similarity,
-        negative=_negative(view, rows, hunt),
+        negative=_negative(view, rows, hunt, first),
         prior=prior,
         seconds=view.seconds(rows),
         stories=view.stories(rows),
         clusters=view.clusters(rows),
-        vectors=view.vectors(rows[found.tier == 0]) if ask.options.diversity > 0 else None,
+        vectors=first,
         tier=found.tier,
     )
 
 
-def _negative(view: View, rows: Rows, hunt: _Hunt) -> Floats:
-    """What negative seeds take from each, (n,)."""
+def _negative(view: View, rows: Rows, hunt: _Hunt, first: Floats | None) -> Floats:
+    """What negative seeds take from each, (n,). first: vectors of the first ones, where they are at hand."""
     if hunt.against is None:
         return np.zeros(len(rows), np.float32)
-    blocks = range(0, max(len(rows), 1), _BLOCK)  # of which no call holds more vectors at once
-    return np.concatenate([negative_part(view.vectors(rows[n : n + _BLOCK]), *hunt.against) for n in blocks])
+    known = np.empty((0, hunt.vectors.shape[1]), np.float32) if first is None else first
+    blocks = range(len(known), len(rows), _BLOCK)  # of which no call holds more vectors at once
+    others = [negative_part(view.vectors(rows[n : n + _BLOCK]), *hunt.against) for n in blocks]
+    return np.concatenate([negative_part(known, *hunt.against), *others])

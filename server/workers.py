@@ -68,8 +68,8 @@ def supervise(config: Config, address: Address, announce: Callable[[str], None])
     share = max(1, len(os.sched_getaffinity(0)) // config.workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))  # each one's share of the cores for torch
     _begin_forks()
-    with held(address) as taken, _shared_page() as page:
-        return asyncio.run(_Crew(dataclasses.replace(config, listen=str(taken)), page, announce).run())
+    with held(address) as own, _shared_page() as page:
+        return asyncio.run(_Crew(dataclasses.replace(config, listen=str(own)), page, announce).run())
 
 
 @contextlib.contextmanager
