@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import heapq
 import sys
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ import torch
 from coldframe import models
 from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.linear import multiplies_bf16, prepare, runs
+from coldframe.packing import SHORT
 from coldframe.recipe import Recipe, named, unit
 from coldframe.reference import from_reference
 from coldframe.text import MAX_TEXT_CHARS
@@ -342,8 +344,25 @@ def plan_cores(lengths: Sequence[int], cores: int) -> tuple[list[list[int]], lis
     if total < _TOKENS_PER_CORE * cores or cores == 1:
         return together + list(plan_batches(lengths, TOKENS_PER_BATCH, rows)), []
     budget = min(TOKENS_PER_BATCH, -(-total // cores))
-    apart = list(plan_batches(lengths, budget, rows))
+    short = [n for n in rows if lengths[n] <= SHORT]
+    apart = list(plan_batches(lengths, budget, short)) + deal(lengths, rows[len(short) :], budget, cores)
     return together, sorted(apart, key=lambda batch: -sum(lengths[n] for n in batch))
+
+
+def deal(lengths: Sequence[int], rows: Sequence[int], budget: int, cores: int) -> list[list[int]]:
+    """Rows in as few batches for each core as keep to the budget, all of about as many tokens.
+
+    The longest goes first, and each to the batch that has the fewest tokens (Graham 1969, doi:10.1137/0117039).
+    """
+    count = -(-sum(lengths[n] for n in rows) // (budget * cores)) * cores
+    while True:
+        batches = [(0, number, list[int]()) for number in range(min(count, len(rows)))]
+        for n in sorted(rows, key=lambda n: -lengths[n]):
+            tokens, number, batch = batches[0]
+            heapq.heapreplace(batches, (tokens + lengths[n], number, [*batch, n]))
+        if all(tokens <= budget or len(batch) == 1 for tokens, _, batch in batches):
+            return [batch for _, _, batch in batches]
+        count += cores * max(1, count // (32 * cores))
 
 
 def on_cores(run: Callable[[Part], Result], parts: Sequence[Part], cores: int) -> Iterator[Result]:

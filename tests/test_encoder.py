@@ -260,6 +260,17 @@ def test_cores_share_all_documents_and_none_is_left_alone_with_a_long_one(length
     assert not apart or tokens[0] <= 1.15 * sum(tokens) / cores + 1
 
 
+def test_cores_are_done_at_about_the_same_time() -> None:
+    rng, late = np.random.default_rng(0), []
+    for _ in range(200):
+        lengths = rng.lognormal(6.1, 0.45, 16).astype(int).clip(20, 1_024).tolist()
+        done = [0, 0]
+        for batch in plan_cores(lengths, 2)[1]:
+            done[done.index(min(done))] += sum(lengths[n] for n in batch)
+        late.append(2 * max(done) / sum(lengths))
+    assert np.mean(late) < 1.015
+
+
 def test_one_core_and_few_tokens_are_not_split() -> None:
     assert plan_cores([300, 300], 1) == ([[0, 1]], [])
     assert plan_cores([20] * 10, 2) == ([list(range(10))], [])
