@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from coldframe.linear import Linear
 from coldframe.packing import Group, evened, lay_out, pack, part_size
 from coldframe.recipe import Pooler, Recipe, places
+from coldframe.softmax import Band, Seen, Softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
     from coldframe.packing import Bounds
-
-Corners = list[tuple[slice, slice, Tensor]]
-"""What is hidden of a block of attention: queries, keys, and the mask to add to their scores."""
 
 # Measured, see docs/decisions/0003-banded-attention-in-blocks.md: what follows attention goes by at most ROWS tokens,
 # which stay in the processor's cache.
@@ -89,6 +87,7 @@ class LocalAttention(nn.Module):
         self.heads, self.head_dim = config.heads, config.hidden // config.heads
         self.reach = window // 2
         self.qkv = Linear(config.hidden, 3 * config.hidden)  # queries come scaled, see `from_reference`
+        self.softmax = Softmax()
 
     def forward(self, x: Tensor, groups: Sequence[Group], fused: Fused | None = None) -> Tensor:
         qkv = self.qkv(x).view(-1, 3, self.heads, self.head_dim)  # (tokens, 3, heads, head_dim)
@@ -109,36 +108,25 @@ class LocalAttention(nn.Module):
     def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
         """All queries against all keys; what lies beyond the window is masked."""
         if group.short:
-            return way.attend(q, k, v, [], group.hidden)
-        corners: Corners = []
-        beyond = q.shape[2] - self.reach - 1  # queries whose window does not reach the last key
-        if beyond > 0:
-            # Keys 0 and length - 1 are global: the first column is left out, the last one is beyond no query.
-            behind, ahead = triangles(beyond, q.dtype, q.device)
-            corners.append((slice(-beyond, None), slice(1, beyond + 1), behind))
-            corners.append((slice(0, beyond - 1), slice(self.reach + 1, -1), ahead[:-1, :-1]))
-        return way.attend(q, k, v, corners, None)  # (documents, heads, length, head_dim)
+            return way.attend(q, k, v, self.softmax, group.hidden)
+        # The first and the last key are global, and seen from everywhere.
+        band = Band(1, 1, -self.reach, self.reach + 1) if group.length > self.reach + 1 else None
+        return way.attend(q, k, v, self.softmax, band)  # (documents, heads, length, head_dim)
 
     def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor, _: Group) -> Tensor:
         """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
         length, reach, out = q.shape[2], self.reach, torch.empty_like(q)
-        behind, ahead = triangles(reach + 2 * way.block, q.dtype, q.device)
         ends = [0, length - 1]
         k_ends, v_ends = k[:, :, ends], v[:, :, ends]  # (1, heads, 2, head_dim)
         for first in range(0, length, way.block):
             last = min(first + way.block, length)
             # The global keys have columns of their own; the band leaves them out, so that each counts once.
             low, high = max(first - reach, 1), min(last + reach, length - 1)
-            corners: Corners = []
-            late, early = last - 1 - reach - low, first + reach + 1 - low  # columns that some query may not see
-            if late > 0:
-                shift = low - (first - reach)
-                corners.append((slice(None), slice(2, 2 + late), behind[: last - first, shift : shift + late]))
-            if early < high - low:
-                corners.append((slice(None), slice(2 + early, None), ahead[: last - first, : high - low - early]))
+            shift = 2 - low  # from a key's place in the document to its column
+            band = Band(2, 0, first - reach + shift, first + reach + 1 + shift)
             keys = torch.cat([k_ends, k[:, :, low:high]], dim=2)  # (1, heads, 2 + span, head_dim)
             values = torch.cat([v_ends, v[:, :, low:high]], dim=2)
-            out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, corners, None)
+            out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, self.softmax, band)
         return out
 
 
@@ -146,9 +134,9 @@ class LocalAttention(nn.Module):
 class Way:
     """How queries meet keys on a CPU. Measured, see docs/decisions/0003-banded-attention-in-blocks.md."""
 
-    attend: Callable[[Tensor, Tensor, Tensor, Corners, Tensor | None], Tensor]
-    """Queries, (documents, heads, queries, head_dim), keys, values, and what is hidden: corners, or of all queries
-    alike, (documents, 1, 1, keys) -> (documents, heads, queries, head_dim)."""
+    attend: Callable[[Tensor, Tensor, Tensor, nn.Module, Seen], Tensor]
+    """Queries, (documents, heads, queries, head_dim), keys, values, their softmax, and who sees whom -> (documents,
+    heads, queries, head_dim)."""
     dense: int
     """Documents of at most so many tokens are one block."""
     block: int
@@ -157,17 +145,13 @@ class Way:
     """Of so many rows of short documents global keys and values are projected."""
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, corners: Corners, hidden: Tensor | None) -> Tensor:
+def by_products(q: Tensor, k: Tensor, v: Tensor, softmax: nn.Module, seen: Seen) -> Tensor:
     """Two products and a softmax in place: the fastest where the processor multiplies vectors."""
     queries, keys = q.shape[2], k.shape[2]
     q, k, v = laid_evenly(q), laid_evenly(k), laid_evenly(v)
     scores = q @ k.transpose(2, 3)  # (documents, heads, queries and a few, keys and a few)
-    scores[..., keys:] = -torch.inf
-    for rows, columns, mask in corners:
-        scores[:, :, :queries, :keys][:, :, rows, columns] += mask
-    if hidden is not None:
-        scores[..., :keys] += hidden
-    return (torch.softmax(scores, dim=-1, out=scores) @ v)[:, :, :queries]
+    weights: Tensor = softmax(scores, queries, keys, seen)
+    return (weights @ v)[:, :, :queries]
 
 
 def laid_evenly(x: Tensor) -> Tensor:
@@ -179,9 +163,11 @@ def laid_evenly(x: Tensor) -> Tensor:
     return laid
 
 
-def by_tiles(q: Tensor, k: Tensor, v: Tensor, corners: Corners, hidden: Tensor | None) -> Tensor:
+def by_tiles(q: Tensor, k: Tensor, v: Tensor, _: nn.Module, seen: Seen) -> Tensor:
     """The fused kernel of Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
+    corners = list(seen.corners(q.shape[2], k.shape[2], q)) if isinstance(seen, Band) else []
     if not corners:
+        hidden = seen if isinstance(seen, Tensor) else None
         return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=1.0)
     mask = q.new_zeros(len(q), 1, q.shape[2], k.shape[2])  # one for all heads
     for queries, keys, corner in corners:
@@ -197,22 +183,6 @@ TILES = Way(by_tiles, dense=800, block=256, projected=512)
 def way_of(dtype: torch.dtype) -> Way:
     """The faster of the two on this processor."""
     return TILES if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16") else PRODUCTS
-
-
-def triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What lies before and after the windows of consecutive queries: masks of -inf and zero, (size, size) each.
-
-    Query i is a row. The first mask's columns are keys from the first query's window on: those with j < i are behind
-    it. The second's are the keys that follow the first query's window: those with j >= i are ahead.
-    """
-    behind, ahead = _triangles(-(-size // 1024) * 1024, dtype, device)
-    return behind[:size, :size], ahead[:size, :size]
-
-
-@functools.lru_cache(maxsize=16)
-def _triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    full = torch.full((size, size), -torch.inf, dtype=dtype, device=device)
-    return full.tril(-1), full.triu()
 
 
 @dataclass(frozen=True)
@@ -278,6 +248,7 @@ class GlobalAttention(nn.Module):
         self.key = nn.Linear(config.hidden, config.hidden, bias=False)
         self.value = nn.Linear(config.hidden, config.hidden)
         self.kv = Linear(config.hidden, 2 * config.hidden, exact=True)  # both once more, laid out for many rows
+        self.softmax = Softmax()
 
     def forward(self, x: Tensor, groups: Sequence[Group], rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
@@ -297,7 +268,7 @@ class GlobalAttention(nn.Module):
             pairs = slice(first, first := first + 2 * group.documents)
             k, v = group.spread(kv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
             asked = q[pairs].view(-1, 2, self.heads, self.head_dim).transpose(1, 2)  # (documents, heads, 2, head_dim)
-            out = way_of(x.dtype).attend(asked, k, v, [], group.hidden)  # (documents, heads, 2, head_dim)
+            out = way_of(x.dtype).attend(asked, k, v, self.softmax, group.hidden)  # (docs, heads, 2, head_dim)
             found.append(out.transpose(1, 2).reshape(-1, self.hidden))
         return found[0] if len(found) == 1 else torch.cat(found)  # (2 docs, hidden)
 

@@ -23,7 +23,6 @@ from coldframe.longformer import (
     Longformer,
     LongformerConfig,
     Way,
-    triangles,
 )
 from coldframe.packing import EVEN, Group, evened, lay_out, pack, part_size
 from coldframe.recipe import RECIPES
@@ -228,12 +227,6 @@ def test_short_documents_are_padded_a_little_and_long_ones_are_not() -> None:
     lengths = [20] * 9 + [90, 100] + [300, 301]
     blocks = lay_out(lengths, reach=256)
     assert [(block.stride, len(block.lengths)) for block in blocks] == [(24, 9), (128, 2), (300, 1), (301, 1)]
-
-
-def test_masks_leave_each_query_its_window() -> None:
-    behind, ahead = triangles(3, torch.float32, torch.device("cpu"))
-    assert (behind == 0).int().tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
-    assert (ahead == 0).int().tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
 
 
 def test_minilm_equals_the_sentence_encoder_it_was_made_of(minilm: models.Model, tmp_path: Path) -> None:

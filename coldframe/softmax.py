@@ -1,0 +1,93 @@
+"""Who sees whom in a block of attention, and the softmax over what is seen.
+
+`Softmax` is plain PyTorch; `prepare` (`coldframe.linear`) puts a faster twin in its place where one is compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# More threads than this take a softmax faster by torch than one of them by itself.
+_FEW_THREADS = 4
+
+
+class Band(NamedTuple):
+    """The keys that consecutive queries see: query i those from low + i on and before high + i, of those between the
+    `front` first ones and the `back` last ones, which everyone sees. Nobody's window begins after its query 0's does,
+    which is not after `front`.
+    """
+
+    front: int
+    back: int
+    low: int
+    high: int
+
+    def corners(self, queries: int, keys: int, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """What is hidden of (queries, keys): rows, columns, and the mask of -inf and zero to add to their scores."""
+        behind, ahead = triangles(max(queries, keys), like.dtype, like.device)
+        first = max(0, self.front - self.low)  # after it, windows leave columns behind
+        low, columns = self.low + first, min(self.low + queries - 1, keys - self.back)
+        if columns > low:
+            yield slice(first, None), slice(low, columns), behind[: queries - first, : columns - low]
+        rows, columns = min(queries, keys - self.back - self.high), keys - self.back - self.high
+        if rows > 0:
+            yield slice(0, rows), slice(self.high, self.high + columns), ahead[:rows, :columns]
+
+
+Seen = Band | Tensor | None
+"""Who sees whom: by windows; by what to add to the scores of each document's keys, for all of its queries alike,
+(documents, 1, 1, keys); or everyone everything."""
+
+
+class Softmax(nn.Module):
+    """Over the keys that each query sees, in place."""
+
+    def forward(self, scores: Tensor, queries: int, keys: int, seen: Seen) -> Tensor:
+        """Scores, (documents, heads, queries and a few, keys and a few), of which a few are of none -> weights."""
+        scores[..., keys:] = -torch.inf
+        if isinstance(seen, Band):
+            for rows, columns, mask in seen.corners(queries, keys, scores):
+                scores[:, :, :queries, :keys][:, :, rows, columns] += mask
+        elif seen is not None:
+            scores[..., :keys] += seen
+        return torch.softmax(scores, dim=-1, out=scores)
+
+
+class CompiledSoftmax(nn.Module):
+    """The same in one pass over each row of bf16, which leaves out what the row's query does not see."""
+
+    def __init__(self, softmax: Softmax) -> None:
+        super().__init__()
+        from coldframe import kernels  # compiles them
+
+        self.kernels, self.plain = kernels, softmax
+
+    def forward(self, scores: Tensor, queries: int, keys: int, seen: Seen) -> Tensor:
+        """Scores -> weights; rows of no query are left as they are."""
+        if isinstance(seen, Tensor) or torch.get_num_threads() > _FEW_THREADS:
+            weights: Tensor = self.plain(scores, queries, keys, seen)
+            return weights
+        return self.kernels.softmax_rows(scores, (queries, keys), seen or Band(0, 0, -queries, keys))
+
+
+def triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What lies before and after the windows of consecutive queries: masks of -inf and zero, (size, size) each.
+
+    Query i is a row. The first mask's columns are keys from the first query's window on: those with j < i are behind
+    it. The second's are the keys that follow the first query's window: those with j >= i are ahead.
+    """
+    behind, ahead = _triangles(-(-size // 1024) * 1024, dtype, device)
+    return behind[:size, :size], ahead[:size, :size]
+
+
+@functools.lru_cache(maxsize=16)
+def _triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    full = torch.full((size, size), -torch.inf, dtype=dtype, device=device)
+    return full.tril(-1), full.triu()

@@ -1,0 +1,92 @@
+"""Softmaxes over what each query sees, beside the slow obvious one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coldframe.softmax import Band, CompiledSoftmax, Seen, Softmax, triangles
+
+
+def test_masks_leave_each_query_its_window() -> None:
+    behind, ahead = triangles(3, torch.float32, torch.device("cpu"))
+    assert (behind == 0).int().tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
+    assert (ahead == 0).int().tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> tuple[int, int, Band]:
+    """Queries, keys, and who sees whom, as documents and blocks of the band have it and beyond."""
+    queries, keys = draw(st.integers(1, 70)), draw(st.integers(4, 90))
+    front, back = draw(st.integers(1, 2)), draw(st.integers(0, 1))
+    low = draw(st.integers(-70, front))
+    high = draw(st.integers(max(low + 1, front), 100))
+    return queries, keys, Band(front, back, low, high)
+
+
+def obvious(scores: torch.Tensor, queries: int, keys: int, seen: Seen) -> torch.Tensor:
+    """One score after the other asked about; what is not seen is minus infinity. (..., queries, keys)."""
+    scores = scores[..., :queries, :keys].float()
+    if isinstance(seen, Band):
+        sees = [
+            [k < seen.front or k >= keys - seen.back or seen.low + q <= k < seen.high + q for k in range(keys)]
+            for q in range(queries)
+        ]
+        scores = scores.masked_fill(~torch.tensor(sees), -torch.inf)
+    elif seen is not None:
+        scores = scores + seen
+    return torch.softmax(scores, dim=-1)
+
+
+def scores_of(queries: int, keys: int, size: float, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(queries * 100 + keys)
+    return (torch.randn(2, 3, queries + 5, keys + 3, generator=generator) * size).to(dtype)
+
+
+@settings(deadline=None)
+@given(block=blocks(), size=st.sampled_from([0.01, 3, 40]))
+def test_each_query_weighs_what_it_sees_and_nothing_else(block: tuple[int, int, Band], size: float) -> None:
+    queries, keys, band = block
+    for softmax, dtype, close in (
+        (Softmax(), torch.float32, 1e-5),
+        (CompiledSoftmax(Softmax()), torch.bfloat16, 0.005),
+    ):
+        scores = scores_of(queries, keys, size, dtype)
+        wanted = obvious(scores, queries, keys, band)
+        weights = softmax(scores, queries, keys, band)
+        assert weights.data_ptr() == scores.data_ptr(), "in place"
+        torch.testing.assert_close(weights[:, :, :queries, :keys].float(), wanted, rtol=close, atol=1e-6)
+        assert weights[:, :, :queries, :keys][wanted == 0].abs().sum() < 1e-30
+        assert not weights[:, :, :queries, keys:].any(), "columns of no key"
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_without_windows_all_see_alike(hidden: bool) -> None:
+    seen = torch.zeros(2, 1, 1, 40) if hidden else None
+    if seen is not None:
+        seen[1, ..., 30:] = -torch.inf
+    scores = scores_of(20, 40, 3, torch.bfloat16)
+    wanted = obvious(scores, 20, 40, seen)
+    found = CompiledSoftmax(Softmax())(scores, 20, 40, seen)[:, :, :20, :40].float()
+    torch.testing.assert_close(found, wanted, rtol=0.01, atol=1e-6)
+
+
+def test_many_threads_share_a_softmax() -> None:
+    """One thread by itself would keep all others waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        scores = scores_of(30, 40, 3, torch.bfloat16)
+        wanted = Softmax()(scores.clone(), 30, 40, None)
+        assert torch.equal(CompiledSoftmax(Softmax())(scores, 30, 40, None), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_score_far_above_all_others_takes_all() -> None:
+    scores = torch.full((1, 1, 2, 8), -3e38).to(torch.bfloat16)
+    scores[..., 5] = 1e4
+    weights = CompiledSoftmax(Softmax())(scores, 2, 8, None)
+    torch.testing.assert_close(weights[0, 0].float(), torch.eye(8)[5].expand(2, -1), rtol=0, atol=1e-30)
