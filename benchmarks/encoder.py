@@ -2,7 +2,7 @@
 
 In one run, group of articles by group, so that a slow moment of the machine strikes all alike: the notebook's loop
 (transformers.LongformerModel, one article at a time, recipe "seed"), sentence-transformers in padded batches, and this
-encoder in each precision. The ratio is the median over the groups. Then how long one text takes. `base` is the
+encoder in each precision. The ratio is the median over the groups. How long one text takes, before that. `base` is the
 architecture of allenai/longformer-base-4096 with random weights, reading the word pieces of the smaller model.
 """
 
@@ -47,10 +47,12 @@ def main() -> None:
     print(describe(), args.architecture, sep="\n")
     encoders: dict[str, Encoder] = dict(in_precisions(model, RECIPES["seed"], PRECISIONS))
     texts = documents(args.corpus, args.groups * GROUP)
+    latency(model, encoders)  # as a server has them
+    for encoder in encoders.values():
+        encoder.compile()  # as an indexer has them, for thousands of articles
     with tempfile.TemporaryDirectory() as directory:
         peer = None if args.without_sentence_transformers else sentence_transformers(model, Path(directory))
         throughput(model, encoders, texts, peer)
-    latency(model, encoders)
 
 
 def random_base() -> models.Model:
@@ -94,7 +96,7 @@ def throughput(model: models.Model, encoders: dict[str, Encoder], texts: Sequenc
             peaks[way] = max(peaks[way], peak.mib)
     tokens = sum(map(len, docs))
     flops = tokens * linear_flops(model)
-    print(f"{len(docs)} articles, {tokens:,} tokens, median {statistics.median(map(len, docs)):.0f}")
+    print(f"\n{len(docs)} articles, {tokens:,} tokens, median {statistics.median(map(len, docs)):.0f}")
     print(f"{'':22} {'tokens/s':>9} {'articles/s':>10} {'ratio':>6} {'of GEMM':>8} {'MiB more':>8}")
     for way, spent in seconds.items():
         ratio = statistics.median(n / s for n, s in zip(seconds["notebook's loop"], spent, strict=True))
@@ -158,7 +160,7 @@ def ceiling(model: models.Model, precision: str) -> float:
 def latency(model: models.Model, encoders: dict[str, Encoder]) -> None:
     """How long one text takes; the notebook's loop is the median of three calls."""
     loop = notebook(model)
-    print(f"\nms for one text, p50 / p99\n{'tokens':>6} {'loop':>7} " + " ".join(f"{p:>17}" for p in encoders))
+    print(f"ms for one text, p50 / p99\n{'tokens':>6} {'loop':>7} " + " ".join(f"{p:>17}" for p in encoders))
     for length in LATENCY_LENGTHS:
         ids = np.random.default_rng(length).integers(1000, 30_000, length).tolist()
         cells = [f"{statistics.median(1e3 * timed(loop, [ids]) for _ in range(3)):7.0f}" if length <= 60 else f"{'':7}"]

@@ -134,6 +134,13 @@ class Encoder:
         message = f"{self.name} loses too much in int8 (cosine {cosine:.4f}, needed {INT8_COSINE}); it runs in {wide}"
         warnings.warn(message, PrecisionWarning, stacklevel=4)
 
+    def compile(self) -> None:
+        """Takes some seconds to make bf16 on a CPU up to a tenth faster: for thousands of texts. int8 has it already.
+
+        Vectors differ from those of before by rounding alone.
+        """
+        self._longformer.compile_softmax()
+
     @property
     def dim(self) -> int:
         """Length of every vector."""
@@ -407,6 +414,8 @@ def _build(model: models.Model, precision: str, device: str) -> Longformer:
     longformer = longformer.to(device, torch.float32 if precision == "fp32" else torch.bfloat16)
     if device == "cpu":
         prepare(longformer, precision)
+    if precision == "int8":
+        longformer.compile_softmax()  # its other kernels are compiled anyway
     return longformer
 
 

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from coldframe.softmax import CompiledSoftmax, Softmax
-
 # Weights are laid out for products of about so many rows; other numbers of rows use the same layout.
 _ROWS = 512
 
@@ -120,15 +118,11 @@ def runs(precision: str) -> bool:
 
 
 def prepare(model: nn.Module, precision: str) -> None:
-    """Replaces every `Linear` of a model on the CPU by the twin for `precision`, which the processor `runs`, and for
-    int8, whose kernels are compiled anyway, every `Softmax`.
-    """
+    """Replaces every `Linear` of a model on the CPU by the twin for `precision`, which the processor `runs`."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
-    for module in list(model.modules()):  # not those that come in
-        for name, child in list(module.named_children()):
-            if isinstance(child, Linear):
-                twin = Int8Linear if precision == "int8" and not child.exact else PackedLinear
-                setattr(module, name, twin(child))  # the plain weights are freed with it
-            elif isinstance(child, Softmax) and precision == "int8":
-                setattr(module, name, CompiledSoftmax(child))
+    for module in model.modules():
+        linears = {name: child for name, child in module.named_children() if isinstance(child, Linear)}
+        for name, linear in linears.items():
+            twin = Int8Linear if precision == "int8" and not linear.exact else PackedLinear
+            setattr(module, name, twin(linear))  # the plain weights are freed with it

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from coldframe.linear import Linear
 from coldframe.packing import Group, evened, lay_out, pack, part_size
 from coldframe.recipe import Pooler, Recipe, places
-from coldframe.softmax import Band, Seen, Softmax
+from coldframe.softmax import Band, CompiledSoftmax, Seen, Softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -332,6 +332,14 @@ class Longformer(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, window) for window in config.windows)
+
+    def compile_softmax(self) -> None:
+        """Compiles the softmax of bf16, where this processor takes one and a GPU does not."""
+        weight = self.embeddings.word.weight
+        if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and way_of(weight.dtype) is PRODUCTS:
+            for module in list(self.modules()):
+                if isinstance(module, LocalAttention):
+                    module.softmax = CompiledSoftmax()
 
     @torch.inference_mode()
     def forward(

@@ -1,6 +1,6 @@
 """Who sees whom in a block of attention, and the softmax over what is seen.
 
-`Softmax` is plain PyTorch; `prepare` (`coldframe.linear`) puts a faster twin in its place where one is compiled.
+`Softmax` is plain PyTorch; `CompiledSoftmax` is faster, and takes some seconds to compile (`Encoder.compile`).
 """
 
 from __future__ import annotations
@@ -60,20 +60,19 @@ class Softmax(nn.Module):
         return torch.softmax(scores, dim=-1, out=scores)
 
 
-class CompiledSoftmax(nn.Module):
+class CompiledSoftmax(Softmax):
     """The same in one pass over each row of bf16, which leaves out what the row's query does not see."""
 
-    def __init__(self, softmax: Softmax) -> None:
+    def __init__(self) -> None:
         super().__init__()
         from coldframe import kernels  # compiles them
 
-        self.kernels, self.plain = kernels, softmax
+        self.kernels = kernels
 
     def forward(self, scores: Tensor, queries: int, keys: int, seen: Seen) -> Tensor:
         """Scores -> weights; rows of no query are left as they are."""
         if isinstance(seen, Tensor) or torch.get_num_threads() > _FEW_THREADS:
-            weights: Tensor = self.plain(scores, queries, keys, seen)
-            return weights
+            return super().forward(scores, queries, keys, seen)
         return self.kernels.softmax_rows(scores, (queries, keys), seen or Band(0, 0, -queries, keys))
 
 

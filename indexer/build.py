@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 __all__ = ["BuildConfig", "run"]
 
 _PLACE_ROWS = 16_384
+# Characters of a corpus, half a minute's work for the smallest model, from which on some seconds of compiling pay.
+_CHARS_TO_COMPILE_FOR = 4_000_000
 
 
 def run(config: BuildConfig, reporter: Reporter) -> Manifest:
@@ -122,6 +124,9 @@ def embed(build: Build, say: Say) -> Record:
         vectors = _preallocated(build.out / VECTORS, len(spool), job.encoder.dim)
         rows = Rows(spool, vectors, Lengths.of(len(spool)))
         missing = reuse(cache, rows)
+        # Asked of the whole corpus: a job that is killed and begun again has the same vectors, to the bit.
+        if missing.chars and spool.chars() >= _CHARS_TO_COMPILE_FOR:
+            job.encoder.compile()
         with job.reporter.embedding(missing.rows, missing.chars) as progress:
             computed = compute(job.encoder, missing, cache, rows, progress)
         reused = spool.distinct() - computed.texts

@@ -46,6 +46,20 @@ def store(desk: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The precisions of the encoders that were compiled."""
+    precisions: list[str] = []
+    compile_ = Encoder.compile
+
+    def noted(encoder: Encoder) -> None:
+        precisions.append(encoder.precision)
+        compile_(encoder)
+
+    monkeypatch.setattr(Encoder, "compile", noted)
+    return precisions
+
+
+@pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts went through a model, chunk by chunk."""
     chunks: list[int] = []
@@ -320,3 +334,24 @@ def test_force_publishes_at_once_and_says_what_is_worse(desk: Path, store: Path,
     assert (Store(store).current(), manifest.held) == (manifest.name, [])
     assert manifest.report["gates"][0]["gate"] == "articles"
     assert "published by force: 50 articles, 50.0% fewer" in said
+
+
+@pytest.mark.skipif(not runs("bf16"), reason="this processor cannot run bf16")
+def test_much_text_is_embedded_by_a_compiled_encoder_also_where_little_of_it_is_left(
+    desk: Path, tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, options = tmp_path / "articles.csv", {"model": str(desk / "model"), "precision": "bf16"}
+    write(corpus, letters(60))
+    monkeypatch.setattr("indexer.build._CHARS_TO_COMPILE_FOR", 2_000)
+    build(tmp_path / "whole", corpus, **options)
+    assert compiled == ["bf16"]
+    write(corpus, letters(59))
+    build(tmp_path / "store", corpus, **options)
+    write(corpus, letters(60))
+    build(tmp_path / "store", corpus, **options)
+    assert compiled == ["bf16"] * 3, "one text was left, of a corpus of many"
+    build(tmp_path / "store", corpus, **options | {"clusters": 3})
+    assert compiled == ["bf16"] * 3, "none was left"
+    monkeypatch.setattr("indexer.build._CHARS_TO_COMPILE_FOR", 1_000_000)
+    build(tmp_path / "little", corpus, **options)
+    assert compiled == ["bf16"] * 3

@@ -320,3 +320,22 @@ def test_many_documents_have_the_vectors_that_they_have_alone(encoder: Encoder) 
     docs = [rng.integers(4, VOCABULARY, n).tolist() for n in (500, 3, 9, 400, 3, 250, 31, 8, 8, 410, 120)]
     alone = np.concatenate([encoder.embed_ids([ids]) for ids in docs])
     np.testing.assert_allclose(encoder.embed_ids(docs), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not runs("bf16"), reason="this processor cannot run bf16")
+def test_compiling_changes_how_fast_and_not_what() -> None:
+    encoder = Encoder.load("minilm", "seed", "bf16", "cpu")
+    documents = [[101, *range(2_000, 2_000 + length), 102] for length in (3, 200, 320, 700)]
+    before = encoder.embed_ids(documents)
+    encoder.compile()
+    after = encoder.embed_ids(documents)
+    assert float((unit(before) * unit(after)).sum(axis=1).min()) > 0.9999
+    np.testing.assert_array_equal(after, encoder.embed_ids(documents))
+
+
+def test_compiling_leaves_fp32_alone() -> None:
+    encoder = Encoder.load("minilm", precision="fp32", device="cpu")
+    documents = [[101, 2_000, 102], [101, *range(2_000, 2_300), 102]]
+    before = encoder.embed_ids(documents)
+    encoder.compile()
+    np.testing.assert_array_equal(encoder.embed_ids(documents), before)

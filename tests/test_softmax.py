@@ -51,7 +51,7 @@ def test_each_query_weighs_what_it_sees_and_nothing_else(block: tuple[int, int, 
     queries, keys, band = block
     for softmax, dtype, close in (
         (Softmax(), torch.float32, 1e-5),
-        (CompiledSoftmax(Softmax()), torch.bfloat16, 0.005),
+        (CompiledSoftmax(), torch.bfloat16, 0.005),
     ):
         scores = scores_of(queries, keys, size, dtype)
         wanted = obvious(scores, queries, keys, band)
@@ -69,7 +69,7 @@ def test_without_windows_all_see_alike(hidden: bool) -> None:
         seen[1, ..., 30:] = -torch.inf
     scores = scores_of(20, 40, 3, torch.bfloat16)
     wanted = obvious(scores, 20, 40, seen)
-    found = CompiledSoftmax(Softmax())(scores, 20, 40, seen)[:, :, :20, :40].float()
+    found = CompiledSoftmax()(scores, 20, 40, seen)[:, :, :20, :40].float()
     torch.testing.assert_close(found, wanted, rtol=0.01, atol=1e-6)
 
 
@@ -80,7 +80,7 @@ def test_many_threads_share_a_softmax() -> None:
     try:
         scores = scores_of(30, 40, 3, torch.bfloat16)
         wanted = Softmax()(scores.clone(), 30, 40, None)
-        assert torch.equal(CompiledSoftmax(Softmax())(scores, 30, 40, None), wanted)
+        assert torch.equal(CompiledSoftmax()(scores, 30, 40, None), wanted)
     finally:
         torch.set_num_threads(before)
 
@@ -88,5 +88,5 @@ def test_many_threads_share_a_softmax() -> None:
 def test_one_score_far_above_all_others_takes_all() -> None:
     scores = torch.full((1, 1, 2, 8), -3e38).to(torch.bfloat16)
     scores[..., 5] = 1e4
-    weights = CompiledSoftmax(Softmax())(scores, 2, 8, None)
+    weights = CompiledSoftmax()(scores, 2, 8, None)
     torch.testing.assert_close(weights[0, 0].float(), torch.eye(8)[5].expand(2, -1), rtol=0, atol=1e-30)
