@@ -82,7 +82,7 @@ class AsyncClient:
     in the event loop: one that waits for something had better be an async one. A generator that is left early ends its
     call when it is closed (`contextlib.aclosing` does it at once), and a task that is cancelled ends its call.
 
-    A client is safe to share between the tasks of one event loop, that of its first call, and keeps one connection:
+    A client is safe to share between the tasks of one event loop, that of its first call, and keeps its connections:
     make one and reuse it. It can be made before the loop runs. In another loop it raises FailedPrecondition.
     """
 
@@ -92,11 +92,14 @@ class AsyncClient:
         *,
         timeout: float | None = 30.0,
         attempts: int = 4,
+        connections: int = 1,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         credentials: grpc.ChannelCredentials | None = None,
         **security: Unpack[SecurityOptions],
     ) -> None:
-        self._connection = AsyncConnection(target, timeout, attempts, metadata, credentials, security=security)
+        self._connection = AsyncConnection(
+            target, timeout, attempts, metadata, credentials, connections=connections, security=security
+        )
 
     async def __aenter__(self) -> Self:
         return self

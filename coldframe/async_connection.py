@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from copy import deepcopy
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 
-from coldframe.connection import Page, Paged, Terms, Timeout
+from coldframe.connection import Page, Paged, Terms, Timeout, Turns
 from coldframe.errors import FailedPrecondition
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from coldframe.streams import Requests
 
@@ -26,22 +26,24 @@ Response = TypeVar("Response")
 
 
 class AsyncConnection(Terms):
-    """A channel to a server on which the tasks of one event loop wait for answers."""
+    """Channels to a server on which the tasks of one event loop wait for answers."""
 
     _loop: asyncio.AbstractEventLoop | None = None
-    _opened: grpc.aio.Channel | None = None
+    _opened: Sequence[grpc.aio.Channel] = ()
 
     @property
     def channel(self) -> grpc.aio.Channel:
-        """Opened at the first call, since gRPC binds a channel to the event loop that runs then."""
+        """What stubs are made of: opened at the first call, since gRPC binds channels to the loop that runs then."""
         self._require_usable()  # a stub over a closed channel of grpc.aio ends the process
-        if self._opened is None:
+        if not self._opened:
             self._loop = asyncio.get_running_loop()
-            if self._credentials is None:
-                self._opened = grpc.aio.insecure_channel(self.target, self._options)
-            else:
-                self._opened = grpc.aio.secure_channel(self.target, self._credentials, self._options)
-        return self._opened
+            self._opened = [self._open() for _ in range(self._connections)]
+        return self._opened[0] if len(self._opened) == 1 else cast("grpc.aio.Channel", Turns(self._opened))
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, self._options)
+        return grpc.aio.secure_channel(self.target, self._credentials, self._options)
 
     async def close(self) -> None:
         """Cancel what is in flight; closing twice does no harm."""
@@ -49,8 +51,7 @@ class AsyncConnection(Terms):
             return
         self._require_usable()
         self.closed = True
-        if self._opened is not None:
-            await self._opened.close()
+        await asyncio.gather(*(channel.close() for channel in self._opened))
 
     def _require_usable(self) -> None:
         super()._require_usable()

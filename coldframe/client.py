@@ -75,13 +75,16 @@ class Client:
             for hit in client.search("rate cut expected").hits:
                 print(hit.score, hit.article.title)
 
-    A client is safe to share between threads, and keeps one connection: make one and reuse it.
+    A client is safe to share between threads, and keeps its connections: make one and reuse it.
 
     target: HOST:PORT, or any gRPC name such as "dns:///host:port" or "unix:/path".
     timeout: seconds that a call may take, its retries included; None waits for ever. Each call can say otherwise.
     attempts: 1 to 5. A call that finds the server UNAVAILABLE, or that gRPC turned away before the server saw it, is
     made so often in all, unless most calls fail; nothing else is retried, and streams are not. Upserts and deletes may
     be: done twice they are the same as done once.
+    connections: 1 to 64, asked in turns, to each address of the target where there is more than one; a single one goes
+    to one address. A connection stays with one of a server's workers (`--workers`), or with one server behind a load
+    balancer: whoever asks much by one client takes twice as many as there are of those.
     metadata: sent with every call. credentials: TLS as gRPC makes it, in place of `tls...`.
     security: `SecurityOptions`, such as api_key="cfk_...", tls_ca="ca.pem"; without any, plain text and no key.
 
@@ -95,11 +98,14 @@ class Client:
         *,
         timeout: float | None = 30.0,
         attempts: int = 4,
+        connections: int = 1,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         credentials: grpc.ChannelCredentials | None = None,
         **security: Unpack[SecurityOptions],
     ) -> None:
-        self._connection = Connection(target, timeout, attempts, metadata, credentials, security=security)
+        self._connection = Connection(
+            target, timeout, attempts, metadata, credentials, connections=connections, security=security
+        )
         channel = self._connection.channel
         self._articles = ArticleServiceStub(channel)
         self._embedding = EmbeddingServiceStub(channel)

@@ -7,6 +7,7 @@ import math
 import re
 from copy import deepcopy
 from functools import cached_property
+from itertools import cycle
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
@@ -41,6 +42,9 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 MAX_ATTEMPTS = 5
 """gRPC makes no more attempts than this, whatever its retry policy says."""
+
+MAX_CONNECTIONS = 64
+"""Of one client: more than that are rather several clients."""
 
 _LONGEST_TIMEOUT_S = 1e9
 """31 years. gRPC counts nanoseconds in 64 bits, and a moment past the year 2262 is over at once."""
@@ -99,9 +103,11 @@ class Terms:
         metadata: Sequence[tuple[str, str | bytes]],
         credentials: grpc.ChannelCredentials | None,
         *,
+        connections: int,
         security: SecurityOptions,
     ) -> None:
         self.target = _checked_target(target)
+        self._connections = _checked_connections(connections)
         own = channel_credentials(security)
         if own is not None and credentials is not None:
             raise InvalidArgument("credentials are TLS of their own; give them or tls options.", field="credentials")
@@ -111,7 +117,7 @@ class Terms:
         self.closed = False
         self._timeout = _checked_timeout(timeout)
         self._metadata = tuple((key.lower(), value) for key, value in metadata)
-        self._options = _channel_options(target, _checked_attempts(attempts), channel_options(security))
+        self._options = _channel_options(target, _checked_attempts(attempts), connections, channel_options(security))
 
     def _require_usable(self) -> None:
         if self.closed:
@@ -132,12 +138,40 @@ class Terms:
         return _translated(error, self.target, seconds, self._credentials is not None)
 
 
+class Turns:
+    """Several channels as one, to make stubs of: calls go by them in turns."""
+
+    def __init__(self, channels: Sequence[grpc.Channel | grpc.aio.Channel]) -> None:
+        self._channels = channels
+
+    def __getattr__(self, kind: str) -> Callable[..., Callable[..., object]]:
+        """Return what makes methods of a kind, such as `unary_unary`, of all channels."""
+        makers = [getattr(channel, kind) for channel in self._channels]
+
+        def make(*method: object, **options: object) -> Callable[..., object]:
+            methods = cycle([maker(*method, **options) for maker in makers])
+
+            def call(*request: object, **terms: object) -> object:
+                return next(methods)(*request, **terms)
+
+            return call
+
+        return make
+
+
 class Connection(Terms):
-    """A channel to a server on which threads wait for answers."""
+    """Channels to a server on which threads wait for answers."""
 
     @cached_property
     def channel(self) -> grpc.Channel:
-        """Opened when it is first asked for; gRPC connects at the first call."""
+        """What stubs are made of. gRPC connects at the first call."""
+        return self._channels[0] if len(self._channels) == 1 else cast("grpc.Channel", Turns(self._channels))
+
+    @cached_property
+    def _channels(self) -> list[grpc.Channel]:
+        return [self._open() for _ in range(self._connections)]
+
+    def _open(self) -> grpc.Channel:
         if self._credentials is None:
             return grpc.insecure_channel(self.target, self._options)
         return grpc.secure_channel(self.target, self._credentials, self._options)
@@ -145,7 +179,8 @@ class Connection(Terms):
     def close(self) -> None:
         """Cancel what is in flight; closing twice does no harm."""
         self.closed = True
-        self.channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def call(self, method: Callable[..., Response], request: object, timeout: Timeout) -> Response:
         """Ask once, or as often as the attempts allow while the server is UNAVAILABLE or turns the call away unseen."""
@@ -227,7 +262,18 @@ def _checked_attempts(attempts: int) -> int:
     return attempts
 
 
-def _channel_options(target: str, attempts: int, more: Sequence[tuple[str, int | str]]) -> list[tuple[str, int | str]]:
+def _checked_connections(connections: int) -> int:
+    if not 1 <= connections <= MAX_CONNECTIONS:
+        raise InvalidArgument(
+            f"connections is {connections}; give 1 to {MAX_CONNECTIONS}, twice the server's workers or so.",
+            field="connections",
+        )
+    return connections
+
+
+def _channel_options(
+    target: str, attempts: int, connections: int, more: Sequence[tuple[str, int | str]]
+) -> list[tuple[str, int | str]]:
     options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -236,7 +282,9 @@ def _channel_options(target: str, attempts: int, more: Sequence[tuple[str, int |
         # As quick as the retries: otherwise all of them meet the connection's first pause of one second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
-        ("grpc.service_config", _service_config(attempts)),
+        ("grpc.service_config", _service_config(attempts, connections)),
+        # Otherwise all channels of a process to one address are one connection.
+        ("grpc.use_local_subchannel_pool", int(connections > 1)),
         *more,
     ]
     if is_local(target):
@@ -245,7 +293,7 @@ def _channel_options(target: str, attempts: int, more: Sequence[tuple[str, int |
     return options
 
 
-def _service_config(attempts: int) -> str:
+def _service_config(attempts: int, connections: int = 1) -> str:
     method: dict[str, object] = {"name": [{}]}
     # No retry: by the time a stream breaks its beginning has been answered.
     streams = {"name": [{"service": service, "method": name} for service, name in _STREAMS.items()]}
@@ -258,7 +306,10 @@ def _service_config(attempts: int) -> str:
             # CANCELLED by the server, not by the caller: turned away before it was looked at, as of a burst of calls.
             "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
-    return json.dumps({"methodConfig": [method, streams], "retryThrottling": _RETRY_THROTTLING})
+    config: dict[str, object] = {"methodConfig": [method, streams], "retryThrottling": _RETRY_THROTTLING}
+    if connections > 1:
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+    return json.dumps(config)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -331,6 +331,7 @@ class Server:
 
     def __init__(self, target: str = "localhost:0") -> None:
         self.requests: list[Message] = []
+        self.peers: list[str] = []
         self.failures: deque[Failure] = deque()
         self.metadata: dict[str, str | bytes] = {}
         self.stalled = False
@@ -376,6 +377,7 @@ class Server:
 
     def _receive(self, request: Message, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
+        self.peers.append(context.peer())
         self.metadata = dict(context.invocation_metadata())
         if self.stalled:
             self._stopping.wait(10)

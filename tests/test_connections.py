@@ -1,0 +1,82 @@
+"""Clients of several connections, and of names with several servers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coldframe import AsyncClient, Client, search_request
+from coldframe.errors import FailedPrecondition, InvalidArgument
+from tests.scripted import Server
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Background
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server("127.0.0.1:0") as running:
+        running.target = running.target.replace("localhost", "127.0.0.1")  # a name that may have two addresses
+        yield running
+
+
+def test_calls_go_by_all_connections_in_turns(server: Server) -> None:
+    with Client(server.target, connections=3) as client:
+        for _ in range(6):
+            client.index()
+        assert sorted(Counter(server.peers).values()) == [2, 2, 2]
+        for _ in range(3):
+            assert len(list(client.stream_search([search_request("storm")] * 2))) == 2
+        assert sorted(Counter(server.peers).values()) == [4, 4, 4]
+    with pytest.raises(FailedPrecondition, match="closed"):
+        client.index()
+
+
+def test_so_they_do_in_an_event_loop(server: Server, background: Background) -> None:
+    async def ask() -> None:
+        async with AsyncClient(server.target, connections=3) as client:
+            for _ in range(6):
+                await client.index()
+            async for _ in client.stream_search([search_request("storm")] * 3):
+                pass
+        with pytest.raises(FailedPrecondition, match="closed"):
+            await client.index()
+
+    background.run(ask())
+    assert sorted(Counter(server.peers).values()) == [2, 2, 5]
+
+
+def test_one_connection_is_the_default(server: Server) -> None:
+    with Client(server.target) as client:
+        for _ in range(5):
+            client.index()
+    assert len(set(server.peers)) == 1
+
+
+def test_all_servers_of_a_name_are_asked(server: Server) -> None:
+    with Server("127.0.0.1:0") as other:
+        port = other.target.partition(":")[2]
+        with Client(f"ipv4:{server.target},127.0.0.1:{port}", connections=2) as client:
+
+            def both() -> bool:
+                client.index()
+                return bool(server.requests and other.requests)
+
+            wait_until(both)
+            for _ in range(20):
+                client.index()
+            assert len(set(server.peers)) == len(set(other.peers)) == 2
+            assert min(len(server.peers), len(other.peers)) >= 10
+
+
+@pytest.mark.parametrize("connections", [0, -1, 65])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_no_connection_and_very_many_are_refused(kind: type[Client | AsyncClient], connections: int) -> None:
+    with pytest.raises(InvalidArgument, match="give 1 to 64") as caught:
+        kind(connections=connections)
+    assert caught.value.field == "connections"
