@@ -18,7 +18,7 @@ import re
 import secrets
 import tempfile
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _VERSION = 1
 _TOKEN = re.compile(r"cfk_([0-9a-f]{16})_[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FORMS = {"id": re.compile(r"[0-9a-f]{16}"), "name": _NAME, "sha256": re.compile(r"[0-9a-f]{64}")}
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
 
 
@@ -66,6 +67,9 @@ class Key:
     def expired(self, now: datetime) -> bool:
         """Whether it is worth nothing any more."""
         return self.expires_at is not None and now >= self.expires_at
+
+
+_FIELDS = tuple(field.name for field in fields(Key))
 
 
 def new_key(
@@ -112,34 +116,56 @@ def identify(keys: Mapping[str, Key], token: str) -> Key:
 
 def read_keys(path: Path) -> dict[str, Key]:
     """Keys by id. Raises InvalidArgument for a file that cannot be read or is none of keys."""
+    make = f"make one with: python -m server keys add --api-keys {path} --name NAME --role read"
     try:
-        document = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        document = json.loads(content)
     except OSError as error:
-        raise _no_keys(path, str(error.strerror)) from error
-    except ValueError as error:
-        raise _no_keys(path, "it is not JSON") from error
+        more = f"; {make}" if isinstance(error, FileNotFoundError) else ""
+        raise _no_keys(path, f"{error.strerror}{more}") from error
+    except (ValueError, RecursionError) as error:
+        raise _no_keys(
+            path, "it is not JSON; put the one of before back" if content else f"it is empty; {make}"
+        ) from error
     if not isinstance(document, dict) or document.get("version") != _VERSION:
         raise _no_keys(path, f'it has no "version": {_VERSION}')
-    try:
-        keys = [_key(entry) for entry in document["keys"]]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _no_keys(path, "an entry lacks something, or holds what it should not") from error
-    for key in keys:
+    if not isinstance(document.get("keys"), list):
+        raise _no_keys(path, 'it has no list of "keys"')
+    keys = _listed(document["keys"], path)
+    for key in keys.values():
         if key.requests_per_second is not None and not 0 < key.requests_per_second <= MOST_RATE:
             raise InvalidArgument(
                 f"the key {key.name!r} in {path} has {key.requests_per_second:g} requests_per_second; give a number "
                 f"above 0, up to {MOST_RATE:,.0f}, or null for as many as other keys may make",
                 field="api_keys",
             )
-    return {key.id: key for key in keys}
+    return keys
+
+
+def _listed(entries: list[Any], path: Path) -> dict[str, Key]:
+    keys: dict[str, Key] = {}
+    for number, entry in enumerate(entries, start=1):
+        try:
+            key = _key(entry)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            why = f"lacks {error}" if isinstance(error, KeyError) else f"is none: {error}"
+            raise _no_keys(path, f"key {number} of {len(entries)} {why}") from error
+        if (other := keys.get(key.id)) is not None:  # of a copied entry only one would count, with whichever role
+            raise _no_keys(path, f"{other.name!r} and {key.name!r} have the same id; each key has one of its own")
+        keys[key.id] = key
+    return keys
 
 
 def _key(entry: dict[str, Any]) -> Key:
-    if not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]) or not _NAME.fullmatch(entry["name"]):
-        raise ValueError("no digest, or no name")
+    """Raises some error of Python's for what is none."""
+    if unknown := [*entry.keys() - {*_FIELDS}]:  # such as "expires": a key that was to end would not
+        raise ValueError(f"{min(unknown)!r} is no field of a key, but {', '.join(_FIELDS)} are")
+    for field, form in _FORMS.items():
+        if not form.fullmatch(entry[field]):  # not said: it may be the key itself
+            raise ValueError(f"its {field} is not of the form that `keys add` writes")
     expires, rate = entry.get("expires_at"), entry.get("requests_per_second")
     return Key(
-        str(entry["id"]),
+        entry["id"],
         entry["name"],
         Role(entry["role"]),
         entry["sha256"],
@@ -155,26 +181,24 @@ def _moment(value: str) -> datetime:
 
 
 def _no_keys(path: Path, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"the file of API keys {path} cannot be used: {why}; make one with: python -m server keys add --api-keys "
-        f"{path} --name NAME --role read",
-        field="api_keys",
-    )
+    return InvalidArgument(f"the file of API keys {path} cannot be used: {why}", field="api_keys")
 
 
 @contextmanager
 def changed(path: Path) -> Iterator[dict[str, Key]]:
-    """The keys of a file, to be changed; what they are in the end is written, whole. A file that is not there is made.
+    """The keys of a file, to be changed; what they are in the end is written, whole. A file that is not there is made,
+    one that is empty is begun.
 
     Others who change it wait. Raises InvalidArgument, and FailedPrecondition where it cannot be written.
     """
+    path = path.resolve()  # not in the place of a link: who reads the file itself must be told, too
     try:
         folder = os.open(path.parent, os.O_RDONLY)
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        keys = read_keys(path) if path.exists() else {}
+        keys = read_keys(path) if path.exists() and path.stat().st_size else {}
         yield keys
         _write(path, keys)
     except OSError as error:

@@ -1,0 +1,79 @@
+"""The file of API keys: what is in it and may not be, and who is told of a change."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from coldframe.errors import InvalidArgument
+from server.security.keys import changed, read_keys, removed
+from tests.guarded import add_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def test_a_key_is_taken_away_from_the_file_itself_where_a_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    own, link = tmp_path / "secrets" / "keys.json", tmp_path / "keys.json"
+    add_key(own, name="left-the-house")
+    link.symlink_to(own)
+    with changed(link) as keys:
+        removed(keys, "left-the-house")
+    assert link.is_symlink()
+    assert read_keys(own) == read_keys(link) == {}
+
+
+def test_an_empty_file_is_begun_and_keeps_its_rights(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.touch()
+    path.chmod(0o640)
+    with pytest.raises(InvalidArgument, match="it is empty; make one with"):
+        read_keys(path)
+    add_key(path, name="home")
+    assert [key.name for key in read_keys(path).values()] == ["home"]
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def entries(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the second of two keys by hand."""
+    document = json.loads(path.read_text())
+    change(document["keys"][1])
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda entry: entry.pop("role"), "key 2 of 2 lacks 'role'"),
+        (lambda entry: entry.update(role="reader"), "key 2 of 2 is none: 'reader' is not a valid Role"),
+        (lambda entry: entry.update(expires_at="tomorrow"), "key 2 of 2 is none: .*'tomorrow'"),
+        (lambda entry: entry.update(expires="2026-01-01"), "key 2 of 2 is none: 'expires' is no field"),
+        (lambda entry: entry.update(id="homepage"), "key 2 of 2 is none: its id is not of the form"),
+        (lambda entry: entry.update(sha256="cfk_pasted"), "key 2 of 2 is none: its sha256 is not of the form"),
+    ],
+)
+def test_a_key_that_is_none_is_named_and_never_shown(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], why: str
+) -> None:
+    path = tmp_path / "keys.json"
+    for name in ("home", "ingest"):
+        add_key(path, name=name)
+    entries(path, change)
+    with pytest.raises(InvalidArgument, match=why) as raised:
+        read_keys(path)
+    assert "cfk_" not in raised.value.message
+    assert "keys add --api-keys" not in raised.value.message, "which would be refused in the same words"
+
+
+def test_a_key_that_was_copied_is_refused_whatever_the_copy_may_do(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    add_key(path, name="home")
+    document = json.loads(path.read_text())
+    document["keys"].append({**document["keys"][0], "name": "ops", "role": "admin"})
+    path.write_text(json.dumps(document))
+    with pytest.raises(InvalidArgument, match="'home' and 'ops' have the same id"):
+        read_keys(path)
