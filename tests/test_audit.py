@@ -39,19 +39,45 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [json.loads(record.getMessage()) for record in caplog.records if record.name == "coldframe.audit"]
 
 
-def test_a_file_that_is_named_twice_has_each_line_once(tmp_path: Path) -> None:
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Of an audit log, which is in nobody's way afterwards."""
+    (tmp_path / "audit").mkdir()
+    yield tmp_path / "audit" / "audit.jsonl"
     logger = logging.getLogger(audit.LOGGER)
-    try:
-        for _ in range(2):
-            audit.to_file(tmp_path / "audit.jsonl")
-        audit.note(audit.Call("/a.B/C", "call", audited=True))
-        assert (tmp_path / "audit.jsonl").read_text().count("\n") == 1
-    finally:
-        for handler in [*logger.handlers]:
-            if isinstance(handler, WatchedFileHandler):
-                logger.removeHandler(handler)
-                handler.close()
-        logger.propagate = True
+    for handler in [*logger.handlers]:
+        if isinstance(handler, WatchedFileHandler):
+            logger.removeHandler(handler)
+            handler.close()
+    logger.propagate = True
+
+
+def test_a_file_that_is_named_twice_has_each_line_once(path: Path) -> None:
+    for _ in range(2):
+        audit.to_file(path)
+    audit.note(audit.Call("/a.B/C", "call", audited=True))
+    assert path.read_text().count("\n") == 1
+
+
+def test_calls_are_answered_where_the_audit_log_cannot_be_written_and_their_lines_stand_in_the_log(
+    server: Guarded, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit.to_file(path)
+    path.parent.rename(path.parent.with_name("away"))
+    reader, writer = server.key(), server.key("write", name="ingest")
+    with server.client(writer) as client:
+        client.delete(["none"])
+        assert len([*client.stream_upsert([piece("kept")])]) == 1
+    with server.client(reader) as client, pytest.raises(PermissionDenied):
+        client.delete(["kept"])
+    wait_until(lambda: len(lines(caplog)) == 4)
+    assert caplog.text.count("the audit log cannot be written") == 1
+    path.parent.mkdir()
+    with server.client(writer) as client:
+        client.delete(["kept"])
+    wait_until(path.exists)
+    wait_until(lambda: path.read_text().count("\n") == 1)
+    assert len(lines(caplog)) == 4
 
 
 def test_every_write_and_every_administrative_call_leaves_a_line(

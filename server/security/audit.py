@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from server.security.keys import Key
 
 LOGGER = "coldframe.audit"
-_log = logging.getLogger(LOGGER)
+_log, _server = logging.getLogger(LOGGER), logging.getLogger("coldframe.server")
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +78,28 @@ def note(call: Call, event: str = "end") -> None:
     _log.info("%s", json.dumps(document, ensure_ascii=True), extra={"request_id": call.request_id})
 
 
+class _File(WatchedFileHandler):
+    """A file of lines. What it does not take stands in the log: no call fails, or is told of this machine, because a
+    disk is full or somebody moved the folder away.
+    """
+
+    _said = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.reopenIfNeeded()
+            self.stream = self.stream or self._open()  # closed where it could not be begun anew
+            self.stream.write(self.format(record) + self.terminator)
+            self.flush()
+        except OSError as error:
+            if self._said != (said := str(error)):
+                _server.error("the audit log cannot be written: %s; its lines stand here until it can", said)
+            self._said = said
+            logging.getLogger().handle(record)
+        else:
+            self._said = ""
+
+
 def to_file(path: Path) -> None:
     """Lets the lines go to a file of their own instead of the log, whatever was said before (a worker is a copy of a
     process that may have said it). One that is moved away is begun anew.
@@ -85,7 +107,7 @@ def to_file(path: Path) -> None:
     Raises InvalidArgument where the file cannot be written.
     """
     try:
-        handler = WatchedFileHandler(path, encoding="utf-8")
+        handler = _File(path, encoding="utf-8")
     except OSError as error:
         raise InvalidArgument(
             f"the audit log {path} cannot be written ({error.strerror}); name another file", field="audit_log"
