@@ -136,6 +136,17 @@ def test_a_write_whose_caller_goes_and_one_of_no_sense_are_audited_too(
     assert [line["outcome"] for line in lines(caplog)] == ["CANCELLED", "INVALID_ARGUMENT"]
 
 
+def test_who_has_no_good_key_leaves_no_line_for_each_call(server: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(3):
+        with server.client("cfk_" + 16 * "1" + "_" + 64 * "2") as client, pytest.raises(Unauthenticated):
+            client.delete(["001"])
+    with server.client(server.key("write")) as client:
+        client.delete(["none"])
+    wait_until(lambda: bool(lines(caplog)))
+    assert [line["outcome"] for line in lines(caplog)] == ["OK"]
+
+
 def test_no_log_holds_a_key_and_strangers_do_not_fill_it(server: Guarded, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     writer, wrong = server.key("write"), "cfk_" + 16 * "1" + "_" + 64 * "2"

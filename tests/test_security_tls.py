@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coldframe import Client
 from coldframe.credentials import is_local
-from coldframe.errors import InvalidArgument, Unauthenticated, Unavailable
+from coldframe.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from server.security.certificates import CertificateFiles, Tls, read_certificate
 from tests.certificates import DAY, Files, Pair, files, signed
 from tests.guarded import guarded
@@ -175,6 +175,10 @@ def test_the_audit_names_the_certificate(mutual: Guarded, caplog: pytest.LogCapt
         client.delete(["none"], validate_only=True)
     wait_until(lambda: '"certificate": "ingest.internal"' in caplog.text)
 
+    caplog.clear()
+    with mutual.client(mutual.key(), tls_cert=certificate, tls_key=key) as client, pytest.raises(PermissionDenied):
+        client.delete(["none"])
+    wait_until(lambda: '"certificate": "ingest.internal"' in caplog.text)
 
 # ------------------------------------------------------------------------------------------------ a new certificate
 

@@ -113,7 +113,10 @@ class Gate(grpc.aio.ServerInterceptor):
         """A handler that reads nothing and tells why."""
 
         async def tell(_: object, context: _Context) -> None:
-            call.peer, call.outcome = context.peer(), error.code
+            call.outcome = error.code
+            if isinstance(error, Unauthenticated):
+                call.audited = False  # whoever has no key must not fill the disk
+            _note_caller(call, context)
             self._name(call, context)
             if isinstance(error, Unauthenticated):
                 self._strangers.note(call)
@@ -305,10 +308,15 @@ def _begun(context: _Context) -> Call:
     call = CALL.get()
     assert call is not None, "the gate let it in"
     if call.audited:
-        call.peer = context.peer()
+        _note_caller(call, context)
+    return call
+
+
+def _note_caller(call: Call, context: _Context) -> None:
+    call.peer = context.peer()
+    if call.audited:
         names = context.auth_context().get("x509_common_name", ())
         call.certificate = b", ".join(names).decode("utf-8", "replace")
-    return call
 
 
 def _count(call: Call, request: Any) -> None:
