@@ -375,6 +375,11 @@ def _explained(kind: type[ColdframeError], message: str, target: str, timeout: f
 
 
 def _unreached(message: str, target: str, secured: bool) -> str:
+    if "create security handshaker" in message:
+        return (
+            f"{target} was not asked, for the files of tls_ca, tls_cert and tls_key cannot be used: give certificates "
+            f"in PEM, and as tls_key the key of tls_cert, without a password."
+        )
     if "handshake failed" in message:
         if "WRONG_VERSION_NUMBER" in message:
             return f"what listens at {target} does not speak TLS; leave the tls options away, or ask another port."
@@ -386,7 +391,8 @@ def _unreached(message: str, target: str, secured: bool) -> str:
         return f"the TLS handshake with {target} failed ({_reason(message)})."
     cause = message.rsplit(": ", 1)[-1]
     if "Socket closed" in message or "Connection reset" in message:
-        hint = "ask for the client's own certificate: tls_cert, tls_key" if secured else "speak TLS: tls, tls_ca"
+        own = "ask for the client's own certificate, of an authority that it believes: tls_cert, tls_key"
+        hint = own if secured else "speak TLS: tls, tls_ca"
         cause += f"; it may {hint}"
     return (
         f"no Coldframe server answers at {target} ({cause}); "

@@ -368,6 +368,20 @@ def test_a_half_open_handshake_is_ended(background: Background, newsroom: Path, 
         for one in idle:
             assert one.recv(1) == b"", "the server has hung up"
             one.close()
+def test_a_pair_that_does_not_belong_together_is_not_told_as_a_server_that_is_away(
+    mutual: Guarded, tmp_path: Path
+) -> None:
+    own = served(mutual)
+    (certificate, _), (_, other) = own.client("backend"), own.client("another")
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(signed("x").key_pem("a password"))
+    for key in (other, locked):
+        with mutual.client(tls_cert=certificate, tls_key=key) as client, pytest.raises(Unavailable) as raised:
+            client.index()
+        assert "tls_ca, tls_cert and tls_key cannot be used" in raised.value.message
+        assert "start one with" not in raised.value.message
+
+
         with server.client(server.key()) as client:
             client.index()
 
