@@ -36,10 +36,20 @@ class Pair:
 
 
 def signed(
-    name: str, by: Pair | None = None, *, authority: bool = False, begins: timedelta = -DAY, ends: timedelta = 30 * DAY
+    name: str,
+    by: Pair | None = None,
+    *,
+    authority: bool = False,
+    begins: timedelta = -DAY,
+    ends: timedelta = 30 * DAY,
+    curve: ec.EllipticCurve | None = None,
+    purpose: x509.ObjectIdentifier | None = None,
 ) -> Pair:
-    """A certificate for localhost and 127.0.0.1 that `by` signed, or it itself; valid from and to a time from now."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    """A certificate for localhost and 127.0.0.1 that `by` signed, or it itself; valid from and to a time from now.
+
+    curve: of its key; None for P-256. purpose: None says none.
+    """
+    key, now = ec.generate_private_key(curve or ec.SECP256R1()), datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
         x509.CertificateBuilder()
@@ -51,6 +61,8 @@ def signed(
         .not_valid_after(now + ends)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     )
+    if purpose is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     if not authority:
         hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)

@@ -16,7 +16,8 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coldframe import Client
@@ -174,11 +175,11 @@ def test_the_audit_names_the_certificate(mutual: Guarded, caplog: pytest.LogCapt
     with mutual.client(mutual.key("write"), tls_cert=certificate, tls_key=key) as client:
         client.delete(["none"], validate_only=True)
     wait_until(lambda: '"certificate": "ingest.internal"' in caplog.text)
-
     caplog.clear()
     with mutual.client(mutual.key(), tls_cert=certificate, tls_key=key) as client, pytest.raises(PermissionDenied):
         client.delete(["none"])
     wait_until(lambda: '"certificate": "ingest.internal"' in caplog.text)
+
 
 # ------------------------------------------------------------------------------------------------ a new certificate
 
@@ -302,6 +303,26 @@ def test_a_whole_chain_is_sent_and_a_key_of_a_kind_that_grpc_does_not_take_is_na
         read_certificate(CertificateFiles(own.chain, own.key))
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"curve": ec.SECP256K1()}, "for a key that gRPC does not take"),
+        ({"curve": ec.BrainpoolP256R1()}, "for a key that gRPC does not take"),
+        ({"curve": ec.SECP521R1()}, "for a key that gRPC does not take"),
+        ({"purpose": ExtendedKeyUsageOID.CLIENT_AUTH}, "is not for a server"),
+    ],
+)
+def test_a_certificate_that_no_client_could_be_shown_is_refused(
+    tmp_path: Path, options: dict[str, Any], why: str
+) -> None:
+    own = files(tmp_path / "tls")
+    own.put(signed("odd", own.authority, **options))
+    with pytest.raises(InvalidArgument, match=why):
+        read_certificate(CertificateFiles(own.chain, own.key))
+    own.put(signed("good", own.authority, curve=ec.SECP384R1(), purpose=ExtendedKeyUsageOID.SERVER_AUTH))
+    read_certificate(CertificateFiles(own.chain, own.key))
+
+
 def test_a_certificate_that_will_soon_end_is_warned_of_once_a_day(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -347,6 +368,20 @@ def test_what_is_no_key_is_refused_and_not_repeated(key: str) -> None:
     assert not key.strip() or key not in raised.value.message
 
 
+def test_a_pair_that_does_not_belong_together_is_not_told_as_a_server_that_is_away(
+    mutual: Guarded, tmp_path: Path
+) -> None:
+    own = served(mutual)
+    (certificate, _), (_, other) = own.client("backend"), own.client("another")
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(signed("x").key_pem("a password"))
+    for key in (other, locked):
+        with mutual.client(tls_cert=certificate, tls_key=key) as client, pytest.raises(Unavailable) as raised:
+            client.index()
+        assert "tls_ca, tls_cert and tls_key cannot be used" in raised.value.message
+        assert "start one with" not in raised.value.message
+
+
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "no.pem").write_bytes(b"junk")
     for options, why in (
@@ -368,20 +403,6 @@ def test_a_half_open_handshake_is_ended(background: Background, newsroom: Path, 
         for one in idle:
             assert one.recv(1) == b"", "the server has hung up"
             one.close()
-def test_a_pair_that_does_not_belong_together_is_not_told_as_a_server_that_is_away(
-    mutual: Guarded, tmp_path: Path
-) -> None:
-    own = served(mutual)
-    (certificate, _), (_, other) = own.client("backend"), own.client("another")
-    locked = tmp_path / "locked.key"
-    locked.write_bytes(signed("x").key_pem("a password"))
-    for key in (other, locked):
-        with mutual.client(tls_cert=certificate, tls_key=key) as client, pytest.raises(Unavailable) as raised:
-            client.index()
-        assert "tls_ca, tls_cert and tls_key cannot be used" in raised.value.message
-        assert "start one with" not in raised.value.message
-
-
         with server.client(server.key()) as client:
             client.index()
 

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, PublicKeyAlgorithmOID
 
 from coldframe.errors import InvalidArgument
 from server.security.files import Watched
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 _SOON = timedelta(days=14)
+_CURVES = frozenset({"secp256r1", "secp384r1"})
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def read_certificate(files: CertificateFiles, now: datetime | None = None) -> Ce
     """
     chain, key = _chain(files.chain), _key(files)
     leaf = chain[0]
+    _require_kind(leaf, files.chain)
+    _require_purpose(leaf, files.chain)
     if _spki(leaf.public_key()) != _spki(key.public_key()):
         raise _refused(files.key, "is not the key of", f"{files.chain}; give the pair that belongs together", "tls_key")
     for certificate in chain:
@@ -163,6 +167,32 @@ def _client_ca(files: CertificateFiles, now: datetime) -> bytes | None:
     return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in found)
 
 
+def _require_kind(leaf: x509.Certificate, path: Path) -> None:
+    """With others gRPC does not start, or goes on with the one before in silence; of P-521 its clients take none."""
+    try:
+        key = leaf.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    of_curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES
+    of_rsa = (
+        isinstance(key, rsa.RSAPublicKey) and leaf.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5
+    )
+    if not (of_curve or of_rsa):
+        raise _refused(
+            path, "is for a key that", "gRPC does not take; make one of ECDSA with P-256 or P-384, or of RSA"
+        )
+
+
+def _require_purpose(leaf: x509.Certificate, path: Path) -> None:
+    """Every client refuses another one, such as a client's own."""
+    try:
+        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {*purposes}:
+        raise _refused(path, "is not for a server:", "its extendedKeyUsage has no serverAuth")
+
+
 def _require_valid(certificate: x509.Certificate, path: Path, now: datetime) -> None:
     since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     name = certificate.subject.rfc4514_string()
@@ -176,7 +206,7 @@ def _require_order(chain: Sequence[x509.Certificate], path: Path) -> None:
     for below, above in pairwise(chain):
         try:
             below.verify_directly_issued_by(above)
-        except (ValueError, TypeError, InvalidSignature) as error:
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             raise _refused(
                 path,
                 f"is no chain: {below.subject.rfc4514_string()} was not signed by the one after it;",
