@@ -67,7 +67,7 @@ class Port:
     def answer(self, path: str, accept: str) -> Reply:
         """What stands at a path."""
         if path == "/metrics":
-            encode, kind = choose_encoder(accept)
+            encode, kind = _encoder(accept)
             return 200, kind, encode(self._registry)
         if path == "/livez":
             silent = self._pulse.silent_s > SILENT_S
@@ -83,6 +83,14 @@ class Port:
         self._thread.join()
 
 
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """How metrics are written for whom: plainly, where what he accepts says nothing that has a sense."""
+    try:
+        return choose_encoder(" ".join(accept.split()))
+    except (TypeError, ValueError):  # such as a version that is no number
+        return choose_encoder("")
+
+
 def _listening(address: Address, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     # A name of both families, such as localhost, is IPv4's, where Prometheus and probes look first.
     family, place = min(address.places("metrics"), key=lambda found: found[0] != socket.AF_INET)
@@ -90,6 +98,7 @@ def _listening(address: Address, handler: type[BaseHTTPRequestHandler]) -> Threa
     class Server(ThreadingHTTPServer):
         address_family = family
         daemon_threads = True
+        request_queue_size = 128  # with Python's 5, who comes seventh in the same moment waits for a second or three
 
         def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
             error = sys.exc_info()[1]
