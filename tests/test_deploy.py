@@ -244,6 +244,12 @@ def test_the_server_knows_every_variable_that_compose_gives_it(tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------------------ systemd
 
 
+def test_a_server_that_could_not_begin_is_tried_again_whatever_kept_it() -> None:
+    unit = (DEPLOY / "systemd" / "coldframe-server.service").read_text(encoding="utf-8")
+    assert "\nRestart=on-failure\n" in unit
+    assert "RestartPreventExitStatus" not in unit, "a file of keys that is broken now ends it with the status of a flag"
+
+
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
     for path in (DEPLOY / "systemd").iterdir():
