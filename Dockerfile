@@ -52,9 +52,11 @@ COPY examples/news /app/examples/news
 WORKDIR /app
 
 # Only /store and /tmp are ever written to, whatever the user: the rest may be read-only. Models from a hub are kept
-# with the store, so that the server finds what the indexer fetched.
+# with the store, so that the server finds what the indexer fetched. gRPC has a line for each handshake that fails, unless
+# it is told: whoever reaches the port could fill the disk.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    GRPC_VERBOSITY=ERROR \
     HOME=/tmp \
     HF_HOME=/store/.huggingface
 

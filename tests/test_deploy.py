@@ -250,6 +250,11 @@ def test_a_server_that_could_not_begin_is_tried_again_whatever_kept_it() -> None
     assert "RestartPreventExitStatus" not in unit, "a file of keys that is broken now ends it with the status of a flag"
 
 
+def test_failed_handshakes_are_no_lines_of_the_log() -> None:
+    for path in (ROOT / "Dockerfile", DEPLOY / "systemd" / "coldframe-server.service"):
+        assert "GRPC_VERBOSITY=ERROR" in path.read_text(encoding="utf-8"), path
+
+
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
     for path in (DEPLOY / "systemd").iterdir():
