@@ -11,7 +11,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from coldframe.errors import InvalidArgument
+from coldframe.errors import InvalidArgument, ModelUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,7 +134,9 @@ def convert_directory(
     weights: dict[str, torch.Tensor],
     tokenizer: tokenizers.Tokenizer | None,
 ) -> None:
-    """Writes the Longformer of an encoder into a new directory, whole or not at all. Raises as `to_longformer` does.
+    """Writes the Longformer of an encoder into a new directory, whole or not at all.
+
+    Raises as `to_longformer` does, and ModelUnavailable where a file of the source cannot be read.
 
     `tokenizer` is what `models.read_tokenizer` finds at the source: older files than tokenizer.json do not say of what
     class they are, and nothing in the new directory does.
@@ -144,6 +146,7 @@ def convert_directory(
     if out.exists():
         raise InvalidArgument(f"{out} exists already; name a directory that does not", field="out")
     new_config, state = to_longformer(config, weights, name=str(source))
+    described = _described_tokenizer(source / "tokenizer_config.json", CONVERTIBLE[config["model_type"]])
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -155,12 +158,19 @@ def convert_directory(
             shutil.copyfile(source / name, partial / name)
     if tokenizer is not None:
         tokenizer.save(str(partial / "tokenizer.json"))
-        _describe_tokenizer(partial / "tokenizer_config.json", CONVERTIBLE[config["model_type"]])
+        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+        (partial / "tokenizer_config.json").write_text(text, encoding="utf-8")
     partial.rename(out)
 
 
-def _describe_tokenizer(path: Path, usual_class: str) -> None:
-    """Other programs cut texts where this file says so, at 512 tokens as a rule, and ask it for the class."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    config = {"tokenizer_class": usual_class} | found | {"model_max_length": MAX_TOKENS}
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _described_tokenizer(path: Path, usual_class: str) -> dict[str, Any]:
+    """What tokenizer_config.json is to say: other programs cut texts where it does, at 512 tokens as a rule, and ask it
+    for the class.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"{path} cannot be read as JSON; fetch the model again") from error
+    if not isinstance(found, dict):
+        raise ModelUnavailable(f"{path} holds no object of JSON; fetch the model again")
+    return {"tokenizer_class": usual_class} | found | {"model_max_length": MAX_TOKENS}

@@ -303,6 +303,17 @@ def test_what_cannot_be_converted_says_which_field_of_which_file_is_wrong(
     assert [path.name for path in tmp_path.iterdir()] == ["roberta"]
 
 
+@pytest.mark.parametrize("content", [b'{"model_max_length": 512', b"[512]", b"\xff"])
+def test_a_tokenizer_config_that_cannot_be_read_is_named_before_anything_is_written(
+    tmp_path: Path, content: bytes
+) -> None:
+    source = roberta_directory(tmp_path / "roberta")
+    (source / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(ModelUnavailable, match=re.escape(f"{source / 'tokenizer_config.json'} ")):
+        convert(source, tmp_path / "long")
+    assert [path.name for path in tmp_path.iterdir()] == ["roberta"]
+
+
 def test_a_model_without_a_table_of_positions_cannot_be_converted(tmp_path: Path) -> None:
     source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
     config, weights = models.read_config(source, "r"), models.read_weights(source, "r")
