@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from coldframe import expansion, seed
+from coldframe import InvalidArgument, expansion, seed
+from coldframe.v1.cluster_service_pb2 import ListClustersRequest
 from server.wire import ranking
 from tests.newsroom import COUNT, opened, piece, words
 
@@ -112,6 +113,31 @@ def test_the_articles_of_a_cluster_that_stay_come_on_one_page(client: Client, or
     stayed = [article_id for article_id in found if article_id not in changed and article_id in before]
     assert len(stayed) == len(set(stayed))
     assert set(stayed) == before - changed
+
+
+@pytest.mark.parametrize("order", ["size", "freshness", "growth"])
+def test_every_cluster_comes_on_one_page_whichever_grows(client: Client, order: Any) -> None:
+    before = [cluster.id for cluster in client.clusters()]
+    found: list[str] = []
+    for n, cluster in enumerate(client.clusters(order=order, page_size=2)):
+        found.append(cluster.id)
+        if n % 2:
+            # Before the next page is asked for the last cluster becomes the first.
+            *_, last = client.clusters(order=order)
+            date = datetime(2026, 3, 1 + n, tzinfo=UTC)
+            client.upsert([piece(f"{n}-{m}", last.medoid.excerpt, published_at=date) for m in range(60)])
+            assert next(iter(client.clusters(order=order))).id == last.id
+    assert sorted(found) == sorted(before)
+
+
+@pytest.mark.parametrize("said", ["", "0", "zz", "0000", "2:0:0::"])
+def test_a_token_of_clusters_that_somebody_made_is_refused(client: Client, said: str) -> None:
+    ask: Any = client._clusters.ListClusters
+    token = ask(ListClustersRequest(page_size=2)).next_page_token
+    name, digest, _ = base64.urlsafe_b64decode(token).decode().split(":")
+    token = base64.urlsafe_b64encode(f"{name}:{digest}:{said}".encode()).decode()
+    with pytest.raises(InvalidArgument, match="none of this server's"):
+        client._connection.call(ask, ListClustersRequest(page_size=2, page_token=token), 60.0)
 
 
 @pytest.mark.parametrize("name", ["a:b::c:", ":", 512 * "\N{NEWSPAPER}", "line\nfeed"])

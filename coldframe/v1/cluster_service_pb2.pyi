@@ -84,7 +84,9 @@ class ListClustersRequest(google.protobuf.message.Message):
     page_size: builtins.int
     """1 to 1,000. Default 100."""
     page_token: builtins.str
-    """next_page_token of the page before; empty for the first."""
+    """next_page_token of the page before; empty for the first. Each page has the first of those that no page before had:
+    every cluster comes once, also where articles came or went in between.
+    """
     order: global___ClusterOrder.ValueType
     """Default CLUSTER_ORDER_SIZE."""
     def __init__(

@@ -53,17 +53,25 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
     ) -> pb.ListClustersResponse:
         clock, served = Timing(), self._engine.served()
         size = requests.count(request, "page_size", 100)
-        start = paging.Asked(served, request).place(request.page_token).start
         view, put_in_order = served.view, _ORDERS.get(request.order)
         if put_in_order is None:
             raise _no_order(request.order, pb.ClusterOrder.keys())
-        numbers = await self._engine.searching(lambda: put_in_order(view))
-        page = numbers[start : start + size].tolist()
-        listed = await self._engine.searching(lambda: [replies.cluster(view, number) for number in page])
+        asked, total = paging.Asked(served, request), len(view.sizes)
+        shown = asked.shown(request.page_token, total)
+
+        def run() -> tuple[list[types_pb2.Cluster], bool]:
+            numbers = put_in_order(view)
+            # An article that comes or goes moves its own cluster: no place in the order parts what was shown from the
+            # rest.
+            left = numbers[~shown[numbers]]
+            shown[left[:size]] = True
+            return [replies.cluster(view, number) for number in left[:size].tolist()], len(left) > size
+
+        listed, more = await self._engine.searching(run)
         return pb.ListClustersResponse(
             clusters=listed,
-            next_page_token=_next(served, request, paging.Place(start + size), len(numbers)),
-            total_size=len(numbers),
+            next_page_token=asked.without(shown) if more else "",
+            total_size=total,
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
         )

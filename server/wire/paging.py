@@ -9,6 +9,8 @@ import math
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from coldframe.errors import InvalidArgument
 from server.pages import Last
 from server.wire.requests import MAX_ID_CHARS, MAX_LIMIT
@@ -16,6 +18,7 @@ from server.wire.requests import MAX_ID_CHARS, MAX_LIMIT
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
+    from numpy.typing import NDArray
 
     from server.serving import Served
 
@@ -85,30 +88,55 @@ class Asked:
         """The token of the page that begins at a place."""
         last_id, score = place.last or ("", None)
         # The id comes last: it may hold any character.
-        numbers = f"{place.start}:{place.first}:{place.moment}:{'' if score is None else score}"
-        parts = f"{self._served.generation.name}:{self._digest}:{numbers}:{last_id}"
-        return base64.urlsafe_b64encode(parts.encode()).decode()
+        return self._token(f"{place.start}:{place.first}:{place.moment}:{'' if score is None else score}:{last_id}")
 
     def place(self, token: str) -> Place:
         """The place that a token names; of the first page for an empty one."""
         if not token:
             return _FIRST
         try:
-            parts = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":", 6)
-            name, asked, start, first, moment, score, last_id = parts
+            start, first, moment, score, last_id = self._said(token).split(":", 4)
             last = Last(last_id, float(score) if score else None) if last_id else None
             place = Place(int(start), int(first), int(moment), last)
+        except ValueError as error:
+            raise _unknown() from error
+        if not _possible(place):
+            raise _unknown()
+        return place
+
+    def without(self, shown: NDArray[np.bool_]) -> str:
+        """The token of a page that has none of the things, (n,), that were shown."""
+        return self._token(np.packbits(shown).tobytes().hex())
+
+    def shown(self, token: str, count: int) -> NDArray[np.bool_]:
+        """Which things, (count,), were shown on the pages before, by such a token; none by an empty one."""
+        if not token:
+            return np.zeros(count, np.bool_)
+        try:
+            bits = np.frombuffer(bytes.fromhex(self._said(token)), np.uint8)
+        except ValueError as error:
+            raise _unknown() from error
+        if len(bits) != (count + 7) // 8:
+            raise _unknown()
+        return np.unpackbits(bits, count=count).astype(np.bool_)
+
+    def _token(self, said: str) -> str:
+        parts = f"{self._served.generation.name}:{self._digest}:{said}"
+        return base64.urlsafe_b64encode(parts.encode()).decode()
+
+    def _said(self, token: str) -> str:
+        """What `_token` was given."""
+        try:
+            name, asked, said = base64.b64decode(token.encode(), b"-_", validate=True).decode().split(":", 2)
         except (binascii.Error, ValueError) as error:
-            raise _refused("is none of this server's") from error
+            raise _unknown() from error
         if name != self._served.generation.name:
             raise _refused("belongs to an index that is no longer served")
-        if not _possible(place):
-            raise _refused("is none of this server's")
         if asked != self._digest:
             raise _refused(
                 "belongs to another request; send the one that it came with; only the number of hits may differ"
             )
-        return place
+        return said
 
 
 _FIRST = Place()
@@ -118,6 +146,10 @@ def _possible(place: Place) -> bool:
     last = place.last
     numbers = 0 <= place.start <= _MOST and 0 <= place.first <= MAX_LIMIT and abs(place.moment) <= _MOST
     return numbers and (last is None or (len(last.id) <= MAX_ID_CHARS and math.isfinite(last.score or 0.0)))
+
+
+def _unknown() -> InvalidArgument:
+    return _refused("is none of this server's")
 
 
 def _refused(why: str) -> InvalidArgument:
