@@ -49,6 +49,9 @@ MAX_CONNECTIONS = 64
 _LONGEST_TIMEOUT_S = 1e9
 """31 years. gRPC counts nanoseconds in 64 bits, and a moment past the year 2262 is over at once."""
 
+_LAST_PORT = 65_535
+_PORT = re.compile(r"(?!unix).*:(\d{1,9})")
+
 _RETRY_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
 """A token for each call that failed, a tenth of one back for each that did not; without half of them nothing is tried
 again (gRFC A6): a burst comes through, and a server that has too much to do is not asked for more."""
@@ -241,7 +244,8 @@ class Connection(Terms):
 
 
 def _checked_target(target: str) -> str:
-    if not target or target.startswith(("http://", "https://")):
+    port = _PORT.fullmatch(target)
+    if target.startswith(("http://", "https://", ":")) or not target or (port and int(port[1]) > _LAST_PORT):
         raise InvalidArgument(
             f"{target!r} is not a server's address; give HOST:PORT, such as localhost:50051.", field="target"
         )
@@ -326,6 +330,7 @@ def error_of(item: ItemError) -> ColdframeError:
     return _rebuilt(_BY_CODE.get(item.code, ColdframeError), item.message, {"coldframe-field": item.field})
 
 
+_NO_GRPC = re.compile(r"Received http2 header with status: \d+|Failed parsing HTTP/2")
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 
@@ -344,6 +349,11 @@ def _translated(error: grpc.RpcError, target: str, timeout: float | None, secure
         return Overloaded(
             f"{target} turned the call away before it looked at it: more is asked of it than it can refuse; try again "
             f"in a second, or ask another server."
+        )
+    if (no_grpc := _NO_GRPC.search(message)) is not None:
+        return Unavailable(
+            f"what answers at {target} does not speak gRPC ({no_grpc[0]}); give the address of the server's --listen, "
+            f"and look whether a proxy stands in between (http_proxy, https_proxy)."
         )
     kind = _BY_CODE.get(error.code().name, ColdframeError)
     return _rebuilt(kind, _explained(kind, message, target, timeout, secured), metadata)
@@ -389,7 +399,9 @@ def _unreached(message: str, target: str, secured: bool) -> str:
                 f"signed it as tls_ca (--tls-ca), and the name that is in it as tls_server_name (--tls-server-name)."
             )
         return f"the TLS handshake with {target} failed ({_reason(message)})."
-    cause = message.rsplit(": ", 1)[-1]
+    cause = message.rstrip("]").rsplit(": ", 1)[-1]
+    if not _PORT.fullmatch(target) and not target.startswith("unix"):
+        cause += "; the port is 443 where none is given"
     if "Socket closed" in message or "Connection reset" in message:
         own = "ask for the client's own certificate, of an authority that it believes: tls_cert, tls_key"
         hint = own if secured else "speak TLS: tls, tls_ca"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -258,6 +260,30 @@ def test_an_unreachable_server() -> None:
         client.search("anything")
     assert caught.value.message.startswith("no Coldframe server answers at localhost:1 (")
     assert caught.value.message.endswith("start one with: python -m server --store DIR --listen localhost:1")
+
+
+@pytest.mark.parametrize("target", ["", "http://localhost:50051", ":50051", "localhost:65536", "[::1]:99999"])
+def test_a_target_that_is_no_address_is_refused_before_it_is_asked(target: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a server's address; give HOST:PORT"):
+        Client(target)
+
+
+def test_a_target_that_cannot_be_found_says_so_and_which_port_was_meant() -> None:
+    for target, cause in (
+        ("my server:5", "(Misformatted domain name)"),
+        ("my server", "(Misformatted domain name; the port is 443 where none is given)"),
+    ):
+        with Client(target, attempts=1) as client, pytest.raises(Unavailable, match=re.escape(f"{target} {cause};")):
+            client.index()
+
+
+def test_what_answers_and_is_no_grpc_server_is_told_so() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        target = f"127.0.0.1:{web.server_port}"
+        with Client(target, attempts=1) as client, pytest.raises(Unavailable, match=f"{target} does not speak gRPC"):
+            client.index()
+        web.shutdown()
 
 
 # -------------------------------------------------------------------------------------------------------- errors
