@@ -15,7 +15,7 @@ from coldframe import tables
 from coldframe.article_lines import read_articles
 from coldframe.client import error_of
 from coldframe.errors import ColdframeError, InvalidArgument
-from coldframe.flags import ServerFlags, read_lines
+from coldframe.flags import ServerFlags, nothing_piped, read_lines
 from coldframe.printing import document, print_json, show
 from coldframe.v1.article_service_pb2 import DeleteArticlesResponse, UpsertResult
 
@@ -73,7 +73,7 @@ def upsert(
 @contextmanager
 def _lines_of(name: str) -> Iterator[Iterable[bytes]]:
     if name == "-":
-        if sys.stdin.isatty():
+        if nothing_piped():
             raise InvalidArgument("no articles; name a file of JSON lines, or pipe one into this command.")
         yield sys.stdin.buffer
         return

@@ -331,14 +331,21 @@ def _read_file(path: Path, flag: str) -> str:
         raise InvalidArgument(f"{path} cannot be read: {error.strerror}.", field=flag) from error
 
 
+def nothing_piped() -> bool:
+    """Whether standard input is a person's, who was asked for nothing, or was closed by who started this program."""
+    return sys.stdin is None or sys.stdin.isatty()
+
+
 def read_stdin() -> str:
     """Return all of standard input."""
+    if sys.stdin is None:
+        raise InvalidArgument("standard input is closed; pipe a text into this command, or give it as an argument.")
     return decoded(sys.stdin.buffer.read(), "standard input")
 
 
 def read_lines(what: str) -> Sequence[str]:
     """Return the lines of standard input. Raises InvalidArgument where nothing is piped in."""
-    if sys.stdin.isatty():
+    if nothing_piped():
         raise InvalidArgument(f"no {what}; give them as arguments, or pipe one a line into this command.")
     # Not splitlines: texts hold form feeds and U+2028, and what comes back must line up with what was piped in.
     *lines, rest = read_stdin().split("\n")

@@ -16,6 +16,7 @@ two names may be called by either, and in one place not by both.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tomllib
@@ -30,6 +31,9 @@ from coldframe.errors import ColdframeError, InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+# A disk or a quota that is full: nobody's fault here, and no traceback helps.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
 Command: TypeAlias = TyperCommand | TyperGroup
 
 
@@ -40,7 +44,8 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
     "COLDFRAME_SERVER". args: None takes the process's own.
 
     Exit codes: 0, 2 for a usage error or InvalidArgument, 1 for any other ColdframeError, 130 for Ctrl-C. A
-    ColdframeError is one line on stderr; any other exception is a fault of ours and keeps its traceback.
+    ColdframeError is one line on stderr, and so is a disk that is full; any other exception is a fault of ours and
+    keeps its traceback.
     """
     try:
         configured(app, prefix).main(args=args, prog_name=prog)
@@ -49,7 +54,18 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
         sys.exit(2 if isinstance(error, InvalidArgument) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _print_no_more()
+        typer.echo(f"error: {error.strerror}: what was being written is not whole; make room, and ask again.", err=True)
+        sys.exit(1)
     sys.exit(0)
+
+
+def _print_no_more() -> None:
+    """Lets what was printed and not written yet go nowhere; Python would try once more at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def configured(app: typer.Typer, prefix: str) -> Command:

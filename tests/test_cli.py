@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,6 @@ from tests.scripted_index import ARTICLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Ask = Callable[..., str]
 
@@ -265,6 +265,31 @@ def test_the_script_and_its_environment(server: Server) -> None:
     assert len(json.loads(done.stdout)["hits"]) == 2
     done = script("cluster", "c9", COLDFRAME_SERVER=server.target)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: no cluster has the id 'c9'.\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["embed"], "no texts; "),
+        (["delete"], "no ids; "),
+        (["upsert"], "no articles; "),
+        (["search", "-"], "is closed; "),
+    ],
+)
+def test_standard_input_that_is_closed(args: list[str], said: str) -> None:
+    words = [sys.executable, "-m", "coldframe.cli", *args]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (2, 1, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_disk_that_is_full_under_what_is_printed(server: Server) -> None:
+    command = [sys.executable, "-m", "coldframe.cli", "search", "economy", "--server", server.target]
+    for more in ([], ["--json"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(command + more, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith("error: No space left on device: ")
 
 
 COMMANDS = [
