@@ -6,6 +6,7 @@ no dictionary in memory, and the order of rows is the order of ids.
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -107,11 +108,21 @@ class Shown(NamedTuple):
 
 
 def excerpt(content: str) -> str:
-    """The beginning of a content on one line, cut between words."""
+    """The beginning of a content on one line, cut between words; between signs where words have no spaces between them:
+    the last space of Chinese or Japanese is often that of the dateline.
+    """
     line = " ".join(content[: 4 * EXCERPT_CHARS].split())
     if len(line) <= EXCERPT_CHARS:
         return line
-    return line[:EXCERPT_CHARS].rsplit(" ", 1)[0] + "…"
+    whole = line[:EXCERPT_CHARS].rsplit(" ", 1)[0]
+    return (whole if len(whole) > EXCERPT_CHARS // 2 else _signs(line, EXCERPT_CHARS)) + "…"
+
+
+def _signs(line: str, most: int) -> str:
+    """The first characters of a longer line: a vowel sign or an accent stays with its letter."""
+    while most and unicodedata.category(line[most]).startswith("M"):
+        most -= 1
+    return line[:most]
 
 
 def write_articles(path: Path, rows: Iterable[ArticleRow]) -> None:

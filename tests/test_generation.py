@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+import unicodedata
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldframe import articles as articles_module
-from coldframe.articles import ArticleRow, Articles, write_articles
+from coldframe.articles import EXCERPT_CHARS, ArticleRow, Articles, excerpt, write_articles
 from coldframe.errors import CorruptGeneration, FingerprintMismatch
 from coldframe.generation import (
     ARTICLES,
@@ -243,6 +244,16 @@ def test_a_text_is_found_at_its_first_row_and_never_by_half_a_digest(tmp_path: P
     assert table.row_of_text(twin) == 6
     assert table.row_of_text(text_digest("four")) is None
     assert table.row_of_text(text_digest("one")[:8] + b"\1" * 8) is None
+
+
+def test_an_excerpt_of_a_script_without_spaces_is_as_long_as_any() -> None:
+    dateline, report = "新华社北京11月29日电 记者 张三", "国务院总理周六在会议上说经济平稳。" * 40
+    assert excerpt(dateline + report) == f"{(dateline + report)[:EXCERPT_CHARS]}…"
+    thai = "กระบี่ " + "น้ำท่วมที่ลุ่มต่ำ" * 40  # the 281st character is a sign over the 280th
+    assert unicodedata.category(thai[EXCERPT_CHARS]) == "Mn"
+    assert excerpt(thai) == f"{thai[: EXCERPT_CHARS - 1]}…"
+    english = "Rain fell on the hills for nine days. " * 20
+    assert excerpt(english) == f"{english[:EXCERPT_CHARS].rsplit(' ', 1)[0]}…"
 
 
 _zones = st.builds(lambda minutes: timezone(timedelta(minutes=minutes)), st.integers(-14 * 60, 14 * 60))
