@@ -158,7 +158,8 @@ def delete(
     ask: ServerFlags,
 ) -> None:
     """Remove articles: no search finds them any more, and no rebuild brings them back."""
-    given = [line for line in ids or read_lines("ids") if line.strip()]
+    # No id has a space at its ends, and what prints a column of them often puts some there.
+    given = [name for line in ids or read_lines("ids") if (name := line.strip())]
     if not given:
         raise InvalidArgument("no ids; give at least one.")
     whole = DeleteArticlesResponse()

@@ -328,6 +328,7 @@ def test_delete(server: Server, ask: Ask) -> None:
     assert out.startswith("1 deleted\nnot in the index: a9\n")
     assert not re.search(r" a1 *$", ask("search", "economy"), re.MULTILINE)
     assert "2 deleted" in ask("delete", stdin="a2\n\na3\n")
+    assert "2 deleted" in ask("delete", stdin="  a4\na5 \t\r\n"), "as psql prints a column"
     with pytest.raises(InvalidArgument, match="no ids"):
         ask("delete", stdin="\n")
     server.requests.clear()
