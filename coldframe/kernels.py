@@ -164,7 +164,7 @@ def _softmax(scores, shape, band):  # type: ignore[no-untyped-def]
             start = min(max(low + i, front), keys - back)
             stop = max(min(high + i, keys - back), start)
             first, second, seen = stop - start, stop - start + front, stop - start + front + back
-            words = scores[n, i]
+            words = scores[n, i]  # a row of an iteration has no stride that the compiler knows: half as fast
             _widen(words[start:stop], bits[:first])
             _widen(words[:front], bits[first:second])
             _widen(words[keys - back : keys], bits[second:seen])
