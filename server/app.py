@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, cast
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from threadpoolctl import ThreadpoolController
 
@@ -38,6 +37,7 @@ from server.security.guard import Guard
 from server.services.articles import ArticleService
 from server.services.clusters import ClusterService
 from server.services.embedding import EmbeddingService
+from server.services.health import HealthService
 from server.services.index import IndexService
 from server.services.search import SearchService
 
@@ -75,7 +75,7 @@ class Server:
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
         options = (("grpc.so_reuseport", int(worker)), *limits.options(keys=self._guard.keys() is not None))
         self._server = grpc.aio.server(interceptors=[self._guard.gate, errors], options=options)
-        self._health = HealthServicer()
+        self._health = HealthService()
         self._register()
 
     def _register(self) -> None:
