@@ -215,7 +215,11 @@ class Store:
         """Takes away what nobody will finish."""
         strays = [path for path in self._drafts.iterdir() if path != self._job] if self._drafts.is_dir() else []
         for stray in strays:
-            shutil.rmtree(stray, ignore_errors=True)
+            if stray.is_dir():
+                shutil.rmtree(stray, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    stray.unlink()
         with contextlib.suppress(OSError):  # there is none, or an unfinished build lies in it
             self._drafts.rmdir()
 
@@ -239,12 +243,17 @@ class Store:
         for name in names:
             if name not in kept:
                 freed[name] = _size(self._generations / name)
-                with self._writing():
-                    self._drafts.mkdir(exist_ok=True)
-                    # Out of sight at once: a crash while its files go must not leave half a generation.
-                    (self._generations / name).rename(self._drafts / name)
+                self._put_away(name)
         self._clear_strays()
         return freed
+
+    def _put_away(self, name: str) -> None:
+        """Out of sight at once: a crash while its files go must not leave half a generation. Where there is no folder
+        for what goes, it becomes that folder: a full disk, on which people prune, may have no room for one more.
+        """
+        with self._writing():
+            there = self._drafts.exists()
+            (self._generations / name).rename(self._drafts / name if there else self._drafts)
 
     @contextlib.contextmanager
     def locked(self, *, create: bool = False) -> Iterator[None]:

@@ -6,6 +6,7 @@ skipped, and the limit on the size of files stands in for them.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,25 @@ def test_a_read_only_store_is_served_and_verified_and_says_that_it_cannot_be_bui
     assert Store(store).open().name == name
     assert mount(disk, "remount,rw")
     assert desk.build(store).digest == desk.undisturbed.digest
+
+
+def test_old_generations_can_be_removed_where_not_one_folder_more_has_room(desk: Desk, disk: Path) -> None:
+    """And prune is what people are told to do then."""
+    store = shutil.copytree(desk.first, disk / "store")
+    desk.build(store)
+    kept = [str(Store(store).before()), str(Store(store).current())]
+    old = [f"2025010{n}T000000Z-0123456789ab" for n in range(1, 5)]
+    for name in old:
+        shutil.copytree(Store(store).directory(kept[0]), store / "generations" / name)
+    files = os.statvfs(disk)
+    assert mount(disk, f"remount,nr_inodes={files.f_files - files.f_ffree}")
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "one-more").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        settings.run(app, prog="indexer", prefix="X", args=["prune", "--keep", "1", "--store", str(store)])
+    assert ended.value.code == 0
+    assert Store(store).names() == kept
+    assert not (store / "drafts").exists()
 
 
 # --- a limit on the size of files ------------------------------------------------------------------------------------
