@@ -26,9 +26,7 @@ import numpy as np
 from coldframe.errors import FailedPrecondition
 from coldframe.live_file import (
     LIVE,
-    NO_INDEX,
     State,
-    code_of,
     copied,
     damage_told,
     file_id,
@@ -43,6 +41,7 @@ from coldframe.live_file import (
     save_state,
     traits,
     want_told,
+    wants_index,
 )
 from coldframe.text import article_text, text_digest
 
@@ -130,11 +129,11 @@ class Outdated(Exception):  # noqa: N818  # no error: the one who writes looks a
 class LiveStore:
     """The file, for any number of threads. Without `read_only` it is made if it is not there.
 
-    With `read_only`, a file that is not there is an empty store, and one in a folder that cannot be written is read
-    from a copy, as it was when it was opened or at the last `refresh`. Raises CorruptGeneration for a file that is
-    damaged or foreign, which is left as it is, and InvalidArgument where the file shall be written and cannot be. Where
-    another file has taken its place meanwhile, what is open goes on to be read; to write and to open it again raises
-    FailedPrecondition.
+    With `read_only`, a file that is not there is an empty store, and one in a folder that cannot be written, or on a
+    disk that is full, is read from a copy, as it was when it was opened or at the last `refresh`. Raises
+    CorruptGeneration for a file that is damaged or foreign, which is left as it is, InvalidArgument where the file
+    shall be written and cannot be, and FailedPrecondition where there is no room. Where another file has taken its
+    place meanwhile, what is open goes on to be read; to write and to open it again raises FailedPrecondition.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -249,7 +248,7 @@ class LiveStore:
         try:
             return self._opened(open_to_read)
         except sqlite3.OperationalError as error:
-            if code_of(error) not in NO_INDEX:
+            if not wants_index(error):
                 raise
         return self._opened(self._open_copy)
 

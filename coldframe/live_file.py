@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from coldframe.errors import CorruptGeneration, FailedPrecondition, InvalidArgument
+from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument
 from coldframe.store import known_errno, sync_path
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ _BUSY_S = 10.0
 _TRIES = 3
 # What SQLite says of a file that is no database, that is one no more, or that has no such table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT}
-# What it says of a folder in which a reader may not make the log's index, which it needs.
-NO_INDEX = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+# What it says of a folder in which a reader may not make the log's index, which it needs; the last, of a full disk.
+_NO_INDEX = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class Copy:
 def copied(path: Path) -> Copy:
     """A copy of the file and its log, if possible one of a moment at which nobody wrote.
 
-    Raises InvalidArgument where the file cannot be read.
+    Raises InvalidArgument where the file cannot be read, and FailedPrecondition where there is no room for the copy.
     """
     copy = _copied(path)
     for _ in range(_TRIES - 1):
@@ -228,18 +228,31 @@ def copied(path: Path) -> Copy:
 
 
 def _copied(path: Path) -> Copy:
-    copy = Copy(tempfile.TemporaryDirectory(prefix="coldframe-live-"), traits(path))
+    folder = None
     try:
+        folder = tempfile.TemporaryDirectory(prefix="coldframe-live-")
+        copy = Copy(folder, traits(path))
         shutil.copyfile(path, copy.path)
         with suppress(FileNotFoundError):  # there is no log after a server that ended well
             shutil.copyfile(log_of(path), log_of(copy.path))
     except OSError as error:
-        copy.folder.cleanup()
-        raise InvalidArgument(
-            f"{LIVE} in the store {path.parent} cannot be read ({error.strerror}); choose a store that you may read",
-            field="store",
-        ) from error
+        if folder is not None:
+            folder.cleanup()
+        raise _uncopied(path, error, no_room=folder is None or error.errno == errno.ENOSPC) from error
     return copy
+
+
+def _uncopied(path: Path, error: OSError, *, no_room: bool) -> ColdframeError:
+    """What is said where neither the file nor a copy can be read."""
+    if no_room:
+        return FailedPrecondition(
+            f"{LIVE} cannot be read where it lies, since the store {path.parent} cannot be written or is full; "
+            f"nor can it be copied ({error.strerror}). Make room, or set TMPDIR to a folder that has some"
+        )
+    return InvalidArgument(
+        f"{LIVE} in the store {path.parent} cannot be read ({error.strerror}); choose a store that you may read",
+        field="store",
+    )
 
 
 def traits(path: Path) -> tuple[object, ...]:
@@ -308,6 +321,13 @@ def replaced() -> FailedPrecondition:
 def code_of(error: sqlite3.Error) -> int:
     """SQLite's; that of damage for an error of Python's own, such as text that is no UTF-8."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+
+
+def wants_index(error: sqlite3.Error) -> bool:
+    """Whether a reader could not make the log's index. Other errors may come while this process writes the file, and
+    to copy it then would take the writer's locks.
+    """
+    return bool({code_of(error), getattr(error, "sqlite_errorcode", None)} & _NO_INDEX)
 
 
 @contextmanager

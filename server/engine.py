@@ -180,8 +180,8 @@ class Engine:
     def _tell_copy(self) -> None:
         if self._live.reads_copy:
             _log.warning(
-                "live.db lies in a folder that this server cannot write: a copy is read, and a new one whenever it "
-                "changed, which is looked at each second"
+                "live.db lies in a folder that this server cannot write, or on a full disk: a copy is read, and a new "
+                "one whenever it changed, which is looked at each second"
             )
         else:
             _log.info("live.db itself is read again, and no copy")

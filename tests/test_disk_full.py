@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from coldframe import settings
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
+from coldframe.live import LIVE, Delete, LiveStore
 from coldframe.store import Store
 from indexer.__main__ import app
 from indexer.train import train
@@ -148,6 +150,42 @@ def test_old_generations_can_be_removed_where_not_one_folder_more_has_room(desk:
     assert ended.value.code == 0
     assert Store(store).names() == kept
     assert not (store / "drafts").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_live_articles_on_a_full_disk_are_read_by_who_begins_then(disk: Path, killed: bool) -> None:
+    path = disk / LIVE
+    with LiveStore(path) as live:
+        live.apply([Delete("a"), Delete("b")])
+        if killed:
+            shutil.copytree(disk, disk.parent / "left")
+    if killed:
+        for file in (LIVE, f"{LIVE}-wal"):
+            shutil.copyfile(disk.parent / "left" / file, disk / file)
+    assert mount(disk, f"remount,size={used_kib(disk)}k")
+    with LiveStore(path, read_only=True) as live:
+        assert live.reads_copy
+        assert [entry.id for entry in live.since(0)] == ["a", "b"]
+        with pytest.raises(FailedPrecondition, match="no room for live"):
+            LiveStore(path)
+        assert mount(disk, "remount,size=64m")
+        with LiveStore(path) as writer:
+            writer.apply([Delete("c")])
+            live.refresh()
+            assert (live.sequence, live.reads_copy) == (3, False)
+
+
+def test_live_articles_that_have_no_room_to_be_read_anywhere_are_refused(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LiveStore(disk / LIVE) as live:
+        live.apply([Delete("a")])
+    (disk / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(disk / "temporary"))
+    assert mount(disk, f"remount,size={used_kib(disk)}k")
+    with pytest.raises(FailedPrecondition, match="Make room"):
+        LiveStore(disk / LIVE, read_only=True)
+    assert [*(disk / "temporary").iterdir()] == []
 
 
 # --- a limit on the size of files ------------------------------------------------------------------------------------
