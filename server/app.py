@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 from typing import TYPE_CHECKING, cast
 
@@ -180,17 +181,22 @@ async def serve(
     gc.set_threshold(_YOUNG, 10, 10)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+
+    def end_by(what: Callable[..., None], *about: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, what, *about)
+        if place is not None:
+            loop.add_reader(place.alive, what, *about)
+
+    end_by(_give_up, engine)
     station = station or Station()
     station.open(engine, ready=lambda: engine.ready and not stopping.is_set())
     if place is None:
         require_free(address)  # said at once, and not after a model was loaded
-    else:
-        loop.add_reader(place.alive, stopping.set)
     # An empty store may be filled any moment; a broken one needs a person.
     with contextlib.suppress(NoGeneration):
         await loop.run_in_executor(None, engine.load)
+    end_by(stopping.set)
     # A full collection of what the libraries alone take stops everything for a tenth of a second.
     gc.collect()
     gc.freeze()
@@ -209,3 +215,11 @@ async def serve(
         announce("stopping: finishing the calls under way")
     await server.stop(grace_s)
     station.close()
+
+
+def _give_up(engine: Engine) -> None:
+    """Ends the process in the middle of loading: nobody was let in, and a model that is being fetched, or thousands of
+    live articles that are embedded anew, would keep it for minutes.
+    """
+    engine.abandon()
+    os._exit(0)

@@ -308,6 +308,10 @@ class Engine:
         """Runs something on a thread of a pool."""
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
+    def abandon(self) -> None:
+        """Leaves nothing behind where the process ends at once, while it loads."""
+        self._live.close()
+
     async def close(self) -> None:
         """Ends the threads once their work is done; long texts, for which nobody waits any more, are given up."""
         self._stopping.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -113,6 +114,24 @@ def test_streams_that_watch_hold_no_stop_and_hear_of_it(background: Background, 
         assert answers.exception(10).code() is grpc.StatusCode.UNAVAILABLE
         over.set()
     assert told[0] == [NOT_SERVING, SERVING, NOT_SERVING]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_still_loads_ends_at_once(
+    own_newsroom: Path, tmp_path: Path, workers: int, number: signal.Signals
+) -> None:
+    file = Store(own_newsroom).find() / "clusters.json"
+    file.unlink()
+    os.mkfifo(file)  # who reads it waits
+    flags = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", workers)
+    with Process(tmp_path, *flags) as server:
+        with file.open("w"):  # once somebody reads
+            begun = time.monotonic()
+            server.popen.send_signal(number)
+            assert server.popen.wait(30) == 0
+            assert time.monotonic() - begun < 10
+        assert server.errors() == ""
 
 
 def test_a_collector_of_traces_that_does_not_answer_holds_no_stop(newsroom: Path, tmp_path: Path) -> None:
