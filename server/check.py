@@ -172,7 +172,7 @@ def _audit(config: Config) -> Iterator[tuple[str, str]]:
     if path is None:
         yield "ok", "in the log"
         return
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InvalidArgument(f"{path} cannot be written; name another file", field="audit_log")
     yield "ok", str(path)
 

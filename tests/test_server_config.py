@@ -291,6 +291,7 @@ FOREIGN = "203.0.113.5"
     [
         ("configuration", ["--log-format", "xml"]),
         ("audit log", ["--audit-log", "."]),
+        ("audit log", ["--audit-log", "/dev/null/audit.log"]),
         ("address", ["--listen", f"{FOREIGN}:50051", "--insecure"]),
         ("operators", ["--metrics", f"{FOREIGN}:9464"]),
         ("operators", ["--listen", "localhost:61964", "--metrics", "127.0.0.1:61964"]),
