@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http
+import http.client
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -26,6 +28,9 @@ def require_healthy(config: Config, timeout_s: float) -> None:
     """Raises Unavailable where nobody answers in time or there is nothing to answer from, and InvalidArgument where it
     cannot be asked.
     """
+    if config.tls_client_ca is not None and config.metrics is not None:
+        _require_ready(Address.parse(config.metrics, flag="metrics"), timeout_s)
+        return
     with _channel(config, timeout_s) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
@@ -38,17 +43,36 @@ def require_healthy(config: Config, timeout_s: float) -> None:
         raise Unavailable(f"the server at {config.listen} has no index to answer from yet, or stops")
 
 
+def _require_ready(metrics: Address, timeout_s: float) -> None:
+    """Of a server that speaks to nobody without a certificate, asked on the port that wants none."""
+    asked = _asked(metrics)
+    connection = http.client.HTTPConnection(asked.host.strip("[]"), asked.port, timeout=timeout_s)
+    try:
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        said = f"{reply.status} {reply.read().decode(errors='replace').strip()}"
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"no server is healthy at {metrics}: {error}") from error
+    finally:
+        connection.close()
+    if reply.status != http.HTTPStatus.OK:
+        raise Unavailable(f"no server is healthy at {metrics}: {said}")
+
+
+def _asked(address: Address) -> Address:
+    return Address(_ANYWHERE.get(address.host, address.host), address.port)
+
+
 def _channel(config: Config, timeout_s: float) -> grpc.Channel:
-    address = Address.parse(config.listen)
-    asked = Address(_ANYWHERE.get(address.host, address.host), address.port)
+    asked = _asked(Address.parse(config.listen))
     options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]  # which is not for this machine
     files = config.certificate_files()
     if files is None:
         return grpc.insecure_channel(str(asked), options)
     if files.client_ca is not None:
         raise InvalidArgument(
-            "a server that asks callers for a certificate cannot be asked by one who has none; ask --metrics for "
-            "/readyz instead",
+            "a server that asks callers for a certificate cannot be asked by one who has none; give it --metrics, and "
+            "it is asked there for /readyz",
             field="tls_client_ca",
         )
     try:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from coldframe import Client
 from coldframe.errors import PermissionDenied, Unauthenticated
@@ -21,6 +23,8 @@ from coldframe.store import Store
 from server.address import Address, require_free
 from server.config import _LONGEST_S, Config
 from server.engine import Engine
+from server.observe.metrics import Pulse
+from server.observe.port import Port
 from server.place import Words
 from server.security.guard import is_loopback
 from server.security.keys import changed, removed
@@ -389,6 +393,18 @@ def test_a_server_with_a_certificate_is_asked_by_it(
             server.files.chain.write_bytes(b"cut off")
     code, _, errors = say("health")
     assert (code, f"no server is healthy at {server.target}" in errors) == (1, True)
+
+
+def test_a_server_that_wants_certificates_of_callers_is_asked_on_its_port_for_machines(say: Say, tls: Files) -> None:
+    ready = threading.Event()
+    port = Port(Address("127.0.0.1", 0), CollectorRegistry(), Pulse(), ready.is_set)
+    flags = ["--listen", "localhost:1", *tls_flags(tls), "--tls-client-ca", tls.ca]
+    code, _, errors = say("health", *flags, "--metrics", f"0.0.0.0:{port.port}")
+    assert (code, "503 not ready" in errors) == (1, True)
+    ready.set()
+    assert say("health", *flags, "--metrics", f"0.0.0.0:{port.port}") == (0, [], "")
+    port.close()
+    assert say("health", *flags, "--metrics", f"0.0.0.0:{port.port}")[0] == 1
 
 
 # ------------------------------------------------------------------------------------------------ a real process
