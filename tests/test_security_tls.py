@@ -122,8 +122,10 @@ def test_a_client_believes_only_its_authority(server: Guarded, tmp_path: Path) -
     assert "is not one to believe (" in raised.value.message
     assert "--tls-ca" in raised.value.message
     options: dict[str, Any] = {"tls_ca": served(server).ca, "attempts": 1, "api_key": server.key()}
-    with Client(server.target, tls_server_name="elsewhere", **options) as client, pytest.raises(Unavailable):
+    with Client(server.target, tls_server_name="elsewhere", **options) as client, pytest.raises(Unavailable) as raised:
         client.index()
+    assert "is for another name" in raised.value.message
+    assert "--tls-server-name" in raised.value.message
     with Client(server.target, tls_server_name="localhost", **options) as client:
         client.index()
 
