@@ -190,7 +190,7 @@ async def serve(
 
     end_by(_give_up, engine)
     station = station or Station()
-    station.open(engine, ready=lambda: engine.ready and not stopping.is_set())
+    station.open(engine, lambda: engine.ready and not stopping.is_set(), guard)
     if place is None:
         require_free(address)  # said at once, and not after a model was loaded
     # An empty store may be filled any moment; a broken one needs a person.

@@ -21,6 +21,9 @@ from server.__main__ import app as server
 from server.engine import Engine
 from server.observe.metrics import Pulse, ServerCollector, registry
 from server.observe.witness import Witness
+from server.security.certificates import CertificateFiles, Tls
+from server.security.guard import Guard
+from tests.certificates import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -73,13 +76,15 @@ def named(expressions: Iterable[str]) -> frozenset[str]:
 
 
 @pytest.fixture(scope="module")
-def told(newsroom: Path) -> set[str]:
+def told(newsroom: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names of all samples that a server may tell, those of calls that nobody has made yet among them."""
     engine, witness = Engine(Store(newsroom), precision="fp32"), Witness()
+    own = files(tmp_path_factory.mktemp("tls"))
     engine.load()
     witness.of("/coldframe.v1.SearchService/Search")
     names: set[str] = set()
-    for family in registry(ServerCollector(engine, witness, Pulse())).collect():
+    guard = Guard(tls=Tls(CertificateFiles(own.chain, own.key)))
+    for family in registry(ServerCollector(engine, witness, Pulse(), guard)).collect():
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         names |= {family.name + end for end in ends}
     return names

@@ -23,6 +23,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coldframe import Client
 from coldframe.credentials import is_local
 from coldframe.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
+from server.observe.metrics import Pulse, ServerCollector, registry
+from server.observe.witness import Witness
 from server.security.certificates import CertificateFiles, Tls, read_certificate
 from tests.certificates import DAY, Files, Pair, files, signed
 from tests.guarded import guarded
@@ -262,6 +264,27 @@ def test_a_new_authority_of_clients_counts_from_the_next_connection(mutual: Guar
 
     wait_until(lambda: let_in(new))
     assert not let_in(old)
+
+
+def test_metrics_say_when_the_certificate_ends_and_which_file_is_refused(server: Guarded) -> None:
+    own, metrics = served(server), registry(ServerCollector(server.engine, Witness(), Pulse(), server.guard))
+
+    def refused() -> tuple[float | None, ...]:
+        files = "certificate", "API keys"
+        return tuple(metrics.get_sample_value("coldframe_file_refused", {"file": file}) for file in files)
+
+    ends = server.guard.tls.certificate.expires_at.timestamp() if server.guard.tls else 0.0
+    assert metrics.get_sample_value("coldframe_certificate_expires_timestamp_seconds") == ends
+    assert refused() == (0, 0)
+    own.put(signed("expired", own.authority, begins=-9 * DAY, ends=-DAY))
+    wait_until(lambda: refused() == (1, 0))
+    assert metrics.get_sample_value("coldframe_certificate_expires_timestamp_seconds") == ends
+    own.put(signed("the next", own.authority, ends=60 * DAY))
+    server.keys.write_bytes(b"{")
+    wait_until(lambda: refused() == (0, 1))
+    later = metrics.get_sample_value("coldframe_certificate_expires_timestamp_seconds")
+    assert later is not None
+    assert later > ends
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from server.admission import Counts
     from server.engine import Engine
     from server.observe.witness import MethodTally, Witness
+    from server.security.guard import Guard
     from server.serving import Served
     from server.tally import Histogram
     from server.view import View
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 class ServerCollector(Collector):
     """Reads what a server counted."""
 
-    def __init__(self, engine: Engine, witness: Witness, pulse: Pulse) -> None:
-        self._engine, self._witness, self._pulse = engine, witness, pulse
+    def __init__(self, engine: Engine, witness: Witness, pulse: Pulse, guard: Guard | None = None) -> None:
+        self._engine, self._witness, self._pulse, self._guard = engine, witness, pulse, guard
         self._drift: tuple[View, Drift] | None = None
 
     def collect(self) -> Iterator[Metric]:
@@ -46,6 +47,8 @@ class ServerCollector(Collector):
         yield from _calls(methods)
         yield from self._lines()
         yield from self._process()
+        if self._guard is not None:
+            yield from _files(self._guard)
         served = self._engine.served() if self._engine.ready else None
         yield _gauge("coldframe_ready", "1 where there is an index to answer from.", float(served is not None))
         if served is not None:
@@ -142,6 +145,20 @@ def _calls(methods: Sequence[MethodTally]) -> Iterator[Metric]:
             if any(histogram.counts):
                 _add(stages, [name, stage], histogram)
     yield from (requests, items, seconds, stages)
+
+
+def _files(guard: Guard) -> Iterator[Metric]:
+    refused = GaugeMetricFamily(
+        "coldframe_file_refused",
+        "1 where a file changed and cannot be used, and what was before goes on.",
+        labels=["file"],
+    )
+    for name, value in guard.refused().items():
+        refused.add_metric([name], float(value))
+    yield refused
+    if guard.tls is not None:
+        ends = guard.tls.certificate.expires_at.timestamp()
+        yield _gauge("coldframe_certificate_expires_timestamp_seconds", "When the certificate in use ends.", ends)
 
 
 def _given_up(counts: dict[str, Counts]) -> Iterator[Metric]:

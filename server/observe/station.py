@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from server.observe.metrics import Pulse
     from server.observe.port import Port
     from server.observe.traces import Tracer
+    from server.security.guard import Guard
 
 _log = logging.getLogger("coldframe.server")
 _BEAT_S = 1.0
@@ -38,7 +39,7 @@ class Station:
         """Of /metrics; None where there is none."""
         return None if self._port is None else self._port.port
 
-    def open(self, engine: Engine, ready: Callable[[], bool]) -> None:
+    def open(self, engine: Engine, ready: Callable[[], bool], guard: Guard | None = None) -> None:
         """Answers from now on: alive, and ready once the engine is. Raises InvalidArgument for an address in use."""
         if self._metrics is None:
             return
@@ -46,7 +47,7 @@ class Station:
         from server.observe.port import Port
 
         pulse = Pulse()
-        self._port = Port(self._metrics, registry(ServerCollector(engine, self.witness, pulse)), pulse, ready)
+        self._port = Port(self._metrics, registry(ServerCollector(engine, self.witness, pulse, guard)), pulse, ready)
         self._beating = asyncio.create_task(_beat(pulse))
         _log.info("metrics at http://%s/metrics", self._metrics.at(self._port.port))
 

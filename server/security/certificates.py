@@ -76,6 +76,11 @@ class Tls:
         """The one in use."""
         return self._watched.value
 
+    @property
+    def refused(self) -> bool:
+        """Whether the files hold another one by now, which cannot be used."""
+        return self._watched.refused
+
     def credentials(self) -> grpc.ServerCredentials:
         """For a port of a gRPC server. Connections that stand keep what they began with."""
         now = _configuration(self.certificate)

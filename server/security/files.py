@@ -28,6 +28,11 @@ class Watched(Generic[T]):
         self._refusal = ""
         self.value = read()
 
+    @property
+    def refused(self) -> bool:
+        """Whether the files, as they are now, are not what goes on."""
+        return bool(self._refusal)
+
     def refresh(self) -> bool:
         """Reads the files if they changed; whether there is another value. Blocks for as long as that takes.
 

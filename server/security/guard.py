@@ -54,6 +54,11 @@ class Guard:
         """The keys of this moment by id; None where callers need none."""
         return None if self._keys is None else self._keys.value
 
+    def refused(self) -> dict[str, bool]:
+        """By what is read from files: whether they are not used as they are now, and what was before goes on."""
+        watched = {"certificate": self.tls, "API keys": self._keys}
+        return {name: one.refused for name, one in watched.items() if one is not None}
+
     def credentials(self) -> grpc.ServerCredentials | None:
         """For the server's port; None for plain text."""
         return None if self.tls is None else self.tls.credentials()
