@@ -45,4 +45,5 @@ def document(message: Message) -> dict[str, Any]:
 
 def print_json(content: dict[str, Any]) -> None:
     """Print one JSON document: on lines of its own for a person, on one line for a program."""
-    typer.echo(json.dumps(content, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    every_letter = sys.stdout.encoding.lower().replace("-", "") == "utf8"  # of others JSON has escapes
+    typer.echo(json.dumps(content, ensure_ascii=not every_letter, indent=2 if sys.stdout.isatty() else None))

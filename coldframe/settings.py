@@ -17,6 +17,7 @@ two names may be called by either, and in one place not by both.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import tomllib
@@ -47,6 +48,9 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
     ColdframeError is one line on stderr, and so is a disk that is full; any other exception is a fault of ours and
     keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a terminal of Latin letters shows a question mark for any other
     try:
         configured(app, prefix).main(args=args, prog_name=prog)
     except ColdframeError as error:

@@ -254,9 +254,9 @@ def test_errors_of_the_server(ask: Ask) -> None:
     assert isinstance(done.exception, Unavailable)
 
 
-def script(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+def script(*args: str, encoding: str = "utf-8", **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "coldframe.cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "", **env})
+    return subprocess.run(command, capture_output=True, encoding=encoding, check=False, env={"PATH": "", **env})
 
 
 def test_the_script_and_its_environment(server: Server) -> None:
@@ -290,6 +290,15 @@ def test_a_disk_that_is_full_under_what_is_printed(server: Server) -> None:
             done = subprocess.run(command + more, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert done.stderr.startswith("error: No space left on device: ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_few_letters(server: Server, encoding: str) -> None:
+    asked = {"encoding": encoding, "COLDFRAME_SERVER": server.target, "PYTHONIOENCODING": encoding}
+    done = script("search", "storm", **asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    hits = json.loads(script("search", "storm", "--json", **asked).stdout)["hits"]
+    assert hits[0]["article"]["title"] == ARTICLES["a5"][0]
 
 
 COMMANDS = [
