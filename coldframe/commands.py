@@ -115,6 +115,8 @@ def recommend(
     An id or a text that ends in '=' and a number itself needs its weight written: 'page?v=5=1'.
     """
     seeds = [*_seeds(text, like, topic), *_seeds(None, unlike, None, sign=-1)]
+    if not seeds:
+        raise InvalidArgument("nothing to go by; give at least one --text, --like or --topic.")
     with ask.client() as client:
         reply = client.recommend(
             seeds,

@@ -257,7 +257,7 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
 
 def read_weight(item: str, flag: str, default: float | None = None) -> tuple[str, float]:
     """Return what stands before the last '=' and the number behind it; without one, the default, where there is one."""
-    found = re.fullmatch(r"(.+)=([+-]?\d+(?:\.\d+)?)", item, re.DOTALL)
+    found = re.fullmatch(r"(.+)=([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", item, re.DOTALL)
     if found is not None:
         return found[1], float(found[2])
     if default is None:
@@ -345,10 +345,11 @@ def read_stdin() -> str:
 
 def read_lines(what: str) -> Sequence[str]:
     """Return the lines of standard input. Raises InvalidArgument where nothing is piped in."""
-    if nothing_piped():
+    piped = "" if nothing_piped() else read_stdin()
+    if not piped:
         raise InvalidArgument(f"no {what}; give them as arguments, or pipe one a line into this command.")
     # Not splitlines: texts hold form feeds and U+2028, and what comes back must line up with what was piped in.
-    *lines, rest = read_stdin().split("\n")
+    *lines, rest = piped.split("\n")
     return [line.removesuffix("\r") for line in ([*lines, rest] if rest else lines)]
 
 

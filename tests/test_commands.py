@@ -66,6 +66,18 @@ def test_seeds_and_their_weights(server: Server, ask: Ask) -> None:
     assert request.HasField("expansion")
 
 
+@pytest.mark.parametrize(
+    ("item", "name", "weight"),
+    [("a3=.5", "a3", 0.5), ("a3=2.", "a3", 2.0), ("a3=1e-1", "a3", 0.1), ("a3=.", "a3=.", 1), ("a=b=e5", "a=b=e5", 1)],
+)
+def test_a_weight_is_any_number_that_a_person_writes(
+    server: Server, ask: Ask, item: str, name: str, weight: float
+) -> None:
+    ask("recommend", "--text", item)
+    (one,) = server.requests[-1].seeds  # type: ignore[attr-defined]
+    assert (one.seed.text, one.weight) == (name, pytest.approx(weight))
+
+
 @pytest.mark.parametrize("call", [["search", "economy"], ["recommend", "--text", "economy"]])
 def test_every_ranking_flag_reaches_the_server(server: Server, ask: Ask, call: list[str]) -> None:
     ask(
@@ -162,8 +174,8 @@ def test_recommendations_name_their_interests(ask: Ask) -> None:
 
 
 def test_a_recommendation_needs_a_seed_to_like(ask: Ask) -> None:
-    for seeds in ([], ["--unlike", "a1"]):
-        with pytest.raises(InvalidArgument, match="seeds has"):
+    for seeds, said in (([], "give at least one --text, --like or --topic"), (["--unlike", "a1"], "seeds has")):
+        with pytest.raises(InvalidArgument, match=said):
             ask("recommend", *seeds)
 
 
