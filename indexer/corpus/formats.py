@@ -23,6 +23,9 @@ _MAX_FIELD_CHARS = 2**27
 BATCH_ROWS = 256
 _PARQUET_BUFFER_BYTES = 2**20  # with pre_buffer off; else a whole column of a row group is held at once
 
+_ANY_SEPARATOR = "A query finds out by itself: --query \"select * from 'FILE.csv'\""
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
+
 _Reader = Callable[[File, Columns], Rows]
 
 
@@ -46,7 +49,8 @@ def read_file(file: File, columns: Columns) -> Rows:
         yield from reader(file, columns)
     except (EOFError, zlib.error, BadGzipFile) as error:
         raise _invalid(
-            f"{file.location} is not a whole gzip file: it is cut short or corrupt. Copy it again."
+            f"{file.location} is not a whole gzip file: it is cut short or corrupt, or not packed at all. Copy it "
+            f"again, or take {GZIP} off its name."
         ) from error
     except OSError as error:
         raise _invalid(f"{file.location} cannot be read: {error.strerror or error}.") from error
@@ -86,6 +90,7 @@ def _read_csv(file: File, columns: Columns, delimiter: str) -> Rows:
                 elif cells:
                     header = [name.strip() for name in cells]
                     _check_text(file, header)
+                    _check_separator(file, header)
                     check_header(file.location, header, columns)
                 line = reader.line_num + 1
         except csv.Error as error:
@@ -102,6 +107,16 @@ def _check_text(file: File, header: list[str]) -> None:
             f"{file.location} does not begin with UTF-8 text. Save it as UTF-8; if it is compressed, let it end in "
             f"{GZIP} or {ZSTD}."
         ) from error
+
+
+def _check_separator(file: File, header: list[str]) -> None:
+    """Raise InvalidArgument for a header that is one column, because something else stands between its names."""
+    between = next((said for mark, said in _SEPARATORS.items() if len(header) == 1 and mark in header[0]), None)
+    if between is not None:
+        raise _invalid(
+            f"{file.location} has {between} between its columns; a .csv file is read with commas, a .tsv file with "
+            f"tabs. Save or name it so. {_ANY_SEPARATOR}"
+        )
 
 
 def _csv_row(header: list[str], cells: list[str], *, unclosed: bool) -> Row | str:
