@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def load(name: str, recipe: Recipe | None = None) -> Model:
     elif config.get("model_type") in CONVERTIBLE:
         raise InvalidArgument(
             f"{name} is a {config['model_type']} model, which reads 512 tokens; make a Longformer of it first: "
-            f"python -m indexer convert --model {name} --out DIRECTORY",
+            f"python -m indexer convert --model {shlex.quote(name)} --out DIRECTORY",
             field="model",
         )
     _longformer_config(config, name)  # else it is transformers that finds what is wrong, and blames the tokenizer

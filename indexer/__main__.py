@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +54,7 @@ def convert(
         raise InvalidArgument(
             f"{out} cannot be written ({error.strerror}); name another directory", field="out"
         ) from error
-    typer.echo(f"{out} is a Longformer; build with it: python -m indexer build --model {out} ...")
+    typer.echo(f"{out} is a Longformer; build with it: python -m indexer build --model {shlex.quote(str(out))} ...")
 
 
 def _stop(_signal: int, _frame: object) -> None:

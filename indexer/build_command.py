@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 import traceback
 from dataclasses import fields
@@ -204,7 +205,8 @@ def _build(config: BuildConfig, keep: int | None, console: Console) -> None:
         raise
     if keep is not None:
         prune(store, keep, console)
-    console.print(f"serve it: python -m server --store {config.store} --listen localhost:50051", soft_wrap=True)
+    folder = shlex.quote(str(config.store))
+    console.print(f"serve it: python -m server --store {folder} --listen localhost:50051", soft_wrap=True)
     console.print(f"digest {manifest.digest}", style="dim", soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from indexer.gates import Facts, checks, drift, judge
 from indexer.report import ReportFacts, write_report
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from coldframe.generation import Generation
     from indexer.draft import Build
 
@@ -33,7 +36,7 @@ def built_before(build: Build) -> Manifest | None:
         return None
     if not build.config.force:
         job.store.discard()
-        raise _kept_back(held)
+        raise _kept_back(held, build.job.store.path)
     try:
         verify(job.store.directory(held.name))
     except CorruptGeneration as error:  # to refuse it for good would leave nothing to do but to remove it by hand
@@ -67,10 +70,10 @@ def _held_before(build: Build) -> Manifest | None:
     return None
 
 
-def _kept_back(manifest: Manifest) -> FailedPrecondition:
+def _kept_back(manifest: Manifest, store: Path) -> FailedPrecondition:
     return FailedPrecondition(
         f"{manifest.name} was built and kept, and not published: {'; '.join(manifest.held)}. Look at it, and publish "
-        f"it all the same with: python -m indexer activate {manifest.name} --force"
+        f"it all the same with: python -m indexer activate {manifest.name} --force --store {shlex.quote(str(store))}"
     )
 
 
@@ -86,7 +89,7 @@ def publish(build: Build) -> Manifest:
         if manifest.held:
             store.keep(build.out, manifest.name)
             store.discard()
-            raise _kept_back(manifest)
+            raise _kept_back(manifest, store.path)
         store.publish(build.out, manifest.name)
         say(manifest.name)
         for breach in manifest.report["gates"]:

@@ -284,7 +284,12 @@ def hold_back(desk: Path, store: Path, corpus: Path, **options: Any) -> tuple[Fa
 def test_a_build_that_is_worse_than_the_limits_is_kept_and_not_published(desk: Path, store: Path, few: Path) -> None:
     served = Store(store).current()
     refusal, name = hold_back(desk, store, few)
-    said = ("50.0% fewer than the 100", "--max-article-loss", "kept, and not published", f"activate {name} --force")
+    said = (
+        "50.0% fewer than the 100",
+        "--max-article-loss",
+        "kept, and not published",
+        f"activate {name} --force --store {store}",
+    )
     assert all(part in refusal.message for part in said), refusal.message
     assert Store(store).current() == served
     manifest = Store(store).open(name).manifest

@@ -197,12 +197,14 @@ def test_a_store_is_not_made_in_place_of_a_file_of_another(desk: Desk, ask: Ask,
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_a_store_may_have_brackets_in_its_name(desk: Desk, ask: Ask, tmp_path: Path) -> None:
+def test_a_store_may_have_brackets_in_its_name_and_is_told_as_a_shell_takes_it(
+    desk: Desk, ask: Ask, tmp_path: Path
+) -> None:
     store = tmp_path / "[bold]news[/]"
     flags = ("--model", desk.folder / "model", "--precision", "fp32")
     answer = ask("build", "--corpus", desk.folder / "articles.csv", "--store", store, *flags)
     assert answer.code == 0
-    assert f"--store {store} " in answer.out
+    assert f"serve it: python -m server --store '{store}' --listen" in answer.out
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
