@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,12 @@ def test_any_file_can_be_read_from_a_store(tmp_path: Path, memory: Any, name: st
     (source,) = find_sources([f"memory://news/{name}"])
     assert (source.name, source.size) == (name, (tmp_path / name).stat().st_size)
     assert ids(f"memory://news/{name}") == ["1", "2"]
+
+
+def test_a_web_server_that_does_not_answer_is_not_taken_for_one_without_the_file(tmp_path: Path) -> None:
+    with serving(tmp_path) as web:
+        assert "a.csv cannot be read: there is no such file" in refusal(f"{web.url}/a.csv").message
+    assert re.search(r"a\.csv cannot be read: .*[Cc]onnect", refusal(f"{web.url}/a.csv").message)
 
 
 def test_an_address_is_no_path(memory: Any) -> None:

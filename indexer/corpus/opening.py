@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GZIP, ZSTD = ".gz", ".zst"
 _BLOCK_BYTES = 2**22  # of a remote file read from its beginning to its end; s3fs would hold 50 MiB
 _TAIL_BYTES = 8
+_NOT_FOUND = 404
 
 
 class File(Protocol):
@@ -134,6 +135,9 @@ class _Guarded(io.RawIOBase):
 def explain(error: Exception, key: str, location: str) -> str:
     """Say in a few words what a driver complains of, without the secrets that an address may hold."""
     if isinstance(error, FileNotFoundError):
+        cause = error.__cause__  # HTTP's driver says so whatever happened, also where no server answers
+        if isinstance(cause, OSError) or getattr(cause, "status", _NOT_FOUND) != _NOT_FOUND:
+            return explain(cast("Exception", cause), key, location)
         return "there is no such file"
     status = getattr(error, "status", None)
     if isinstance(status, int):
