@@ -30,12 +30,14 @@ def _store(path: Path) -> Store:
 
 def list_command(store: ExistingStore) -> None:
     """List the generations of a store, the oldest first; the served one has a star."""
-    from coldframe.errors import ColdframeError
+    from coldframe.errors import ColdframeError, InvalidArgument
     from coldframe.generation import Manifest
 
     found = _store(store)
     rows: list[list[str]] = []
     current, before, kept_back = found.current(), found.before(), found.kept_back()
+    if not store.exists():
+        raise InvalidArgument(f"there is no store {store}; give the folder that a build published into", field="store")
     for name in found.names():
         try:
             manifest = Manifest.read(found.directory(name))
