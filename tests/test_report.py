@@ -23,6 +23,7 @@ from coldframe.generation import ARTICLES, CLUSTERS, REPORT, VECTORS, CorpusInfo
 from coldframe.recipe import unit
 from coldframe.store import Store
 from indexer.report import ReportFacts, write_report
+from indexer.report.figures import corpus_map
 from indexer.report.projection import project, sample_rows
 from indexer.report.wording import count, duration, mebibytes, percent
 from indexer.report_command import report_command
@@ -182,6 +183,13 @@ def test_it_says_where_clusters_come_from(page: str) -> None:
     assert re.search(r"c0099 gone, .* 7 c0002 word2, term2, name2", said)
     assert "ids kept 95.1%" in said
     assert "drift 0.031" in said
+
+
+def test_labels_of_any_script_are_text_and_no_font_is_missed() -> None:
+    labels = ["上海, 会议, 说", "अर्थव्यवस्था", "اقتصاد", "🗞"]
+    places = np.array([(n, n) for n in range(len(labels))], np.float32)
+    drawn = corpus_map(places, ["c1"] * len(labels), [(text, 0.5, n) for n, text in enumerate(labels)])
+    assert all(text in drawn for text in labels)
 
 
 def test_a_breach_is_said_first_and_whether_it_was_forced(folder: Path, tmp_path: Path) -> None:

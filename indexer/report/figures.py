@@ -6,6 +6,7 @@ the page shows one of them. `name` is a figure's on the page, and what the hover
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +44,9 @@ def _draw(name: str, description: str, size: tuple[int, int], draw: Callable[[Fi
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # Text stays text: who reads the page has fonts of his own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         draw(figure)
         return to_svg(figure, name, description)
