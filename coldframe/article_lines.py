@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,9 @@ def _attributes(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attribute(key: str, value: object) -> tuple[str, str]:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    # NaN, which Python writes though JSON has none, is the empty cell of a table.
+    empty = isinstance(value, float) and math.isnan(value)
+    if empty or isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"attributes.{key} is {_shown(value)}; give a text or a number.")
     return key, str(value)
 

@@ -267,6 +267,7 @@ def test_validate_only_changes_nothing(server: Server, ask: Ask) -> None:
         ('{"id": "n9", "title": ["x"]}', 'line 3: title is ["x"]; give a text'),
         ('{"id": "n9", "published_at": "soon"}', 'line 3: published_at is "soon"; give an ISO date or time'),
         ('{"id": "n9", "attributes": {"a": null}}', "line 3: attributes.a is null; give a text or a number"),
+        ('{"id": "n9", "attributes": {"a": NaN}}', "line 3: attributes.a is NaN; give a text or a number"),
         ('{"id": "n9", "attributes": [1]}', "line 3: attributes is [1]; give an object of names and values"),
         ('{"id": "n9", "attributes": false}', "line 3: attributes is false; give an object of names and values"),
         ('{"id": "n9", "title": 0}', "line 3: title is 0; give a text"),
