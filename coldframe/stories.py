@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 from zlib import crc32
 
 import numpy as np
@@ -33,8 +34,10 @@ def cosine(vector: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 
 def shingles(text: str) -> NDArray[np.uint64]:
-    """Numbers that stand for the text's runs of three words, ascending, each once; case and punctuation are nothing."""
-    words = [crc32(word.encode()) for word in _WORD.findall(text.casefold())]
+    """Numbers that stand for the text's runs of three words, ascending, each once; case and punctuation are nothing,
+    nor is how an accent is written.
+    """
+    words = [crc32(word.encode()) for word in _WORD.findall(normalize("NFC", text).casefold())]
     if not words:
         return np.empty(0, np.uint64)
     hashed = np.array(words + [0] * (_SHINGLE_WORDS - len(words)), np.uint64)

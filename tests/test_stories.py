@@ -296,6 +296,7 @@ def test_shingles_are_the_distinct_runs_of_three_words(one: list[str], other: li
     ("one", "other", "same"),
     [
         ("Rates cut!", "rates   CUT", True),  # case, spaces and points are nothing
+        ("L\u00e9gislation adopt\u00e9e", "Le\u0301gislation adopte\u0301e", True),  # as a Mac writes it
         ("", "", False),
         ("...", "!!!", False),
         ("Qtly div 10 cts vs 10 cts prior Pay April 13", "Qtly div 11 cts vs 11 cts prior Pay May 9", False),
