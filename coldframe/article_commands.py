@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from coldframe.v1.article_service_pb2 import DeleteArticlesResponse, UpsertResul
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from io import RawIOBase
 
     from coldframe.v1.article_service_pb2 import StreamUpsertArticlesResponse
     from coldframe.v1.types_pb2 import Article, ItemError
@@ -31,6 +32,7 @@ Neighbors = Annotated[int, typer.Option("--neighbors", metavar="N", help="Show s
 
 MAX_IDS = 1_000
 """In one call of DeleteArticles."""
+_BLOCK_BYTES = 2**20
 
 
 def upsert(
@@ -75,13 +77,29 @@ def _lines_of(name: str) -> Iterator[Iterable[bytes]]:
     if name == "-":
         if nothing_piped():
             raise InvalidArgument("no articles; name a file of JSON lines, or pipe one into this command.")
-        yield sys.stdin.buffer
+        given: Any = sys.stdin.buffer
+        yield _lines(getattr(given, "raw", given))
         return
     try:
-        with open(name, "rb") as file:
-            yield file
+        with open(name, "rb", buffering=0) as file:
+            yield _lines(file)
     except OSError as error:
         raise InvalidArgument(f"{name} cannot be read: {error.strerror}.", field="FILE") from error
+
+
+def _lines(file: RawIOBase) -> Iterator[bytes]:
+    """Yield the lines of a file without a buffer: gRPC's thread may still wait for the next one when the command ends.
+    A buffer would be locked meanwhile, for which Python aborts, or waits until the line comes.
+    """
+    line = bytearray()
+    while block := file.read(_BLOCK_BYTES):
+        *ends, begun = block.split(b"\n")
+        for end in ends:
+            yield bytes(line + end)
+            line.clear()
+        line += begun
+    if line:
+        yield bytes(line)
 
 
 @dataclass

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -20,7 +24,6 @@ from tests.scripted import Failure, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Ask = Callable[..., str]
 
@@ -299,6 +302,23 @@ def test_a_date_is_read_as_a_build_reads_it(server: Server, ask: Ask, value: obj
     assert isinstance(request, StreamUpsertArticlesRequest)
     assert request.request.articles[0].published_at.ToDatetime(UTC) == datetime(2016, 8, 22, tzinfo=UTC)
     assert parse_date(value) == datetime(2016, 8, 22, tzinfo=UTC)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["-", "pipe"])
+def test_a_feed_that_is_silent_does_not_keep_the_command_from_ending(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    feed = os.open(tmp_path / "pipe", os.O_RDWR)  # open to the end, as that of a program that goes on
+    os.write(feed, b'{"id": "n1", "title": "Storm"}\n')
+    command = [sys.executable, "-m", "coldframe.cli", "upsert", name, "--server", "localhost:1"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    try:
+        done = subprocess.run(
+            command, stdin=feed, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, timeout=60, check=False
+        )
+    finally:
+        os.close(feed)
+    assert (done.returncode, done.stderr[:7]) == (1, b"error: "), done.stderr
+    assert b"Nothing was upserted." in done.stderr
 
 
 def test_null_is_what_is_missing(server: Server, ask: Ask) -> None:
