@@ -49,6 +49,7 @@ PRELOADED = (
     "server.__main__",
     "server.app",
     "server.engine",
+    "server.security.gate",
     "coldframe.longformer",
     "coldframe.models",
 )

@@ -127,6 +127,11 @@ def test_what_one_worker_was_told_every_worker_shows_at_once(crew: Crew) -> None
             assert crew.shown("told") == [""] * CONNECTIONS
 
 
+def test_who_looks_after_workers_loads_nothing_of_what_they_load(crew: Crew) -> None:
+    loaded = Path(f"/proc/{crew.process.popen.pid}/maps").read_text()
+    assert [name for name in ("torch", "faiss", "pyarrow", "numpy") if name in loaded] == []
+
+
 def test_workers_share_out_the_cores(crew: Crew) -> None:
     cores = os.sched_getaffinity(0)
     first, second = (os.sched_getaffinity(pid) for pid in crew.workers)

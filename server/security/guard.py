@@ -8,12 +8,12 @@ import ipaddress
 import logging
 import resource
 import socket
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
 from server.place import Words
 from server.security.files import Watched
-from server.security.gate import Gate
 from server.security.keys import read_keys
 from server.security.limits import Limits
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import grpc
 
     from server.security.certificates import Tls
+    from server.security.gate import Gate
     from server.security.keys import Key
 
 _log = logging.getLogger("coldframe.server")
@@ -47,8 +48,15 @@ class Guard:
     ) -> None:
         self.tls, self.limits, self.reflection = tls, limits or Limits(), reflection
         self._keys = None if keys is None else Watched("API keys", [keys], lambda: read_keys(keys))
-        self.gate = Gate(self.keys, self.limits, words or Words())
+        self._words = words or Words()
         self._woken = asyncio.Event()
+
+    @cached_property
+    def gate(self) -> Gate:
+        """What every call passes. torch and FAISS come with it, which who only looks after workers does without."""
+        from server.security.gate import Gate
+
+        return Gate(self.keys, self.limits, self._words)
 
     def keys(self) -> Mapping[str, Key] | None:
         """The keys of this moment by id; None where callers need none."""
