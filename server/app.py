@@ -215,6 +215,9 @@ async def serve(
         announce("stopping: finishing the calls under way")
     await server.stop(grace_s)
     station.close()
+    for number in (signal.SIGTERM, signal.SIGINT):  # told again, it would end otherwise than in order
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _give_up(engine: Engine) -> None:

@@ -177,6 +177,9 @@ class _Crew:
         await asyncio.wait(keeping, timeout=self.config.grace + _LAST_WORD_S)
         self._pass_on(signal.SIGKILL)
         await asyncio.gather(*keeping)
+        for number in (signal.SIGTERM, signal.SIGINT):  # told again, it would end otherwise than in order
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         return self.status
 
     async def _tell(self, listening: Sequence[asyncio.Event]) -> None:

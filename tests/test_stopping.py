@@ -134,6 +134,19 @@ def test_a_server_that_still_loads_ends_at_once(
         assert server.errors() == ""
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_is_told_to_stop_again_and_again_ends_in_order(
+    newsroom: Path, tmp_path: Path, workers: int
+) -> None:
+    flags = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", workers)
+    with Process(tmp_path, *flags) as server:
+        server.address()
+        while server.popen.poll() is None:
+            server.popen.send_signal(signal.SIGTERM)
+            time.sleep(0.03)
+        assert server.popen.returncode == 0
+
+
 def test_a_collector_of_traces_that_does_not_answer_holds_no_stop(newsroom: Path, tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     with socket.create_server(("127.0.0.1", 0)) as silent:
