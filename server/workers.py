@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,7 @@ def work(config: Config, number: int, page: Path, told: Connection) -> None:
     from server.__main__ import run
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the event loop hears it, whatever the fork server began with
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # which ends it if it came meanwhile
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
     cores = frozenset(os.sched_getaffinity(0))
@@ -136,12 +138,22 @@ def _keep_to_share(number: int, workers: int) -> None:
 
 
 def _begin_forks() -> None:
-    """Starts the fork server as long as SIGHUP is ignored: so it is then there and in its children, too, which the
-    signal would end before they are ready for it.
+    """Starts the fork server as long as SIGHUP and SIGINT are ignored: so they are then there and in its children, too,
+    which the signals would end before they are ready for them. All hear Ctrl-C; this one tells its workers of it.
+
+    And as long as SIGTERM is held back: who ends a service may tell all of its processes. Without the fork server
+    nobody would hear how workers end, and this one would end before they have finished their calls.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _forks()
-    ensure_running()
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # which lets SIGTERM through again when it is begun
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        _forks()
+        ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def _forks() -> ForkServerContext:

@@ -257,6 +257,32 @@ def test_a_stop_while_workers_start_is_a_stop(newsroom: Path, tmp_path: Path) ->
         assert process.popen.wait(60) == 0, process.errors()
 
 
+def test_a_stop_that_all_processes_hear_waits_for_the_workers(crew: Crew) -> None:
+    """As of a systemd unit with its usual KillMode, or of `kill` with the number of the group."""
+    workers, (forks,) = crew.workers, [child for child in children(crew.process.popen.pid) if children(child)]
+    for _ in range(2):
+        os.kill(forks, signal.SIGTERM)
+    os.kill(workers[0], signal.SIGSTOP)  # so that it cannot have ended already
+    for pid in (forks, crew.process.popen.pid, *workers):
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(1)
+    assert crew.process.popen.poll() is None
+    os.kill(workers[0], signal.SIGCONT)  # and the fixture waits for an orderly end
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.5, 2.5])
+def test_ctrl_c_while_workers_start_is_no_fault(newsroom: Path, tmp_path: Path, after_s: float) -> None:
+    arguments = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments) as process:
+        wait_until(lambda: bool(children(process.popen.pid)))
+        time.sleep(after_s)
+        pid = process.popen.pid
+        for each in (*workers_of(pid), *children(pid), pid):
+            os.kill(each, signal.SIGINT)
+        assert process.popen.wait(60) == 0
+        assert process.errors() == ""
+
+
 def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_path: Path, own_newsroom: Path) -> None:
     (tmp_path / "other").mkdir()
     with Process(tmp_path / "other", "--store", own_newsroom, "--listen", crew.address, "--workers", 2) as second:
