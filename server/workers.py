@@ -21,7 +21,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -104,10 +103,15 @@ def _bind(holder: socket.socket, place: Any) -> None:
 
 @contextlib.contextmanager
 def _shared_page() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="coldframe-workers-") as folder:
-        page = Path(folder) / "latest"
-        page.write_bytes(bytes(PAGE_BYTES))
-        yield page
+    """A file of this process, in memory: one under /tmp is cleared away on many systems after some days, and no worker
+    could be started any more.
+    """
+    page = os.memfd_create("coldframe-workers")
+    try:
+        os.ftruncate(page, PAGE_BYTES)
+        yield Path(f"/proc/{os.getpid()}/fd/{page}")
+    finally:
+        os.close(page)
 
 
 def work(config: Config, number: int, page: Path, told: Connection) -> None:

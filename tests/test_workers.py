@@ -283,6 +283,22 @@ def test_ctrl_c_while_workers_start_is_no_fault(newsroom: Path, tmp_path: Path, 
         assert process.errors() == ""
 
 
+def test_a_worker_is_replaced_where_old_files_were_cleared_away(newsroom: Path, tmp_path: Path) -> None:
+    arguments = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
+    (temporary := tmp_path / "temporary").mkdir()
+    with Process(tmp_path, *arguments, TMPDIR=str(temporary)) as process:
+        process.address()
+        for path in temporary.rglob("*"):
+            if path.is_file():  # sockets stay
+                path.unlink()
+        victim, other = workers_of(process.popen.pid)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len({*workers_of(process.popen.pid)} - {victim, other}) == 1)
+        (new,) = {*workers_of(process.popen.pid)} - {victim, other}
+        time.sleep(5)
+        assert new in workers_of(process.popen.pid)
+
+
 def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_path: Path, own_newsroom: Path) -> None:
     (tmp_path / "other").mkdir()
     with Process(tmp_path / "other", "--store", own_newsroom, "--listen", crew.address, "--workers", 2) as second:
