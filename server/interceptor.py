@@ -85,22 +85,31 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, write, name), read)
 
     def _ending(self, handler: Any, name: str) -> Any:
-        """A method of others, its stream ended when the server stops."""
-        door, codecs = self._door, (handler.request_deserializer, handler.response_serializer)
+        """A method of others, its stream ended when the server stops. Of each request that is none, for which health
+        takes no key, gRPC would log a traceback, and answer with the name of a library.
+        """
+        door, codecs = self._door, (_lenient(handler.request_deserializer), handler.response_serializer)
+
+        async def answer(request: Any, context: _Context) -> Any:
+            return await handler.unary_unary(_whole(request, name), context)
 
         async def watch(request: Any, context: _Context) -> None:
             try:
-                await door.watch(handler.unary_stream(request, context))
+                await door.watch(handler.unary_stream(_whole(request, name), context))
             except ColdframeError as error:
                 await refuse(context, error, name)
+
+        async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for request in door.read(requests):
+                yield _whole(request, name)
 
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(watch, *codecs)
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                lambda requests, context: handler.stream_stream(door.read(requests), context), *codecs
+                lambda requests, context: handler.stream_stream(whole(requests), context), *codecs
             )
-        return handler
+        return grpc.unary_unary_rpc_method_handler(answer, *codecs)
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""

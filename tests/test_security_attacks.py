@@ -49,6 +49,28 @@ def test_a_call_whose_message_does_not_come_is_ended(
         wait_until(lambda: server.guard.gate.open == 0)
 
 
+def test_nonsense_that_takes_no_key_leaves_nothing_in_the_log_and_names_no_library(
+    background: Background, newsroom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with guarded(background, newsroom, tmp_path / "s") as server, dial(server.target) as channel:
+        metadata = [("authorization", f"Bearer {server.key()}")]
+        ask: Any = channel.unary_unary(CHECK)
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        reflect: Any = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        calls: list[Callable[[], Any]] = [
+            lambda: ask(b"\xff\xff"),
+            lambda: [*watch(b"\xff\xff")],
+            lambda: [*reflect(iter([b"\xff\xff"]), metadata=metadata)],
+        ]
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as raised:
+                call()
+            error: Any = raised.value
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "the request's bytes are no message" in error.details()
+    assert caplog.text == ""
+
+
 def test_a_stream_that_brings_nothing_is_ended_and_one_that_does_goes_on(
     background: Background, newsroom: Path, tmp_path: Path
 ) -> None:
