@@ -104,9 +104,9 @@ def _attributes(found: dict[str, Any]) -> dict[str, Any]:
 def _attribute(key: str, value: object) -> tuple[str, str]:
     # NaN, which Python writes though JSON has none, is the empty cell of a table.
     empty = isinstance(value, float) and math.isnan(value)
-    if empty or isinstance(value, bool) or not isinstance(value, str | int | float):
+    if empty or not isinstance(value, str | int | float):
         raise ValueError(f"attributes.{key} is {_shown(value)}; give a text or a number.")
-    return key, str(value)
+    return key, json.dumps(value) if isinstance(value, bool) else str(value)  # true and false as a build writes them
 
 
 def _shown(value: object) -> str:

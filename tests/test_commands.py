@@ -19,6 +19,9 @@ from coldframe import commands, filters, tables
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle, UnknownGeneration
 from coldframe.v1.article_service_pb2 import StreamUpsertArticlesRequest
 from coldframe.v1.search_service_pb2 import RecommendRequest, SearchRequest
+from indexer.corpus import Article as BuiltArticle
+from indexer.corpus import Columns
+from indexer.corpus.articles import Parser
 from indexer.dates import parse_date
 from tests.scripted import Failure, Server
 
@@ -319,6 +322,17 @@ def test_a_feed_that_is_silent_does_not_keep_the_command_from_ending(tmp_path: P
         os.close(feed)
     assert (done.returncode, done.stderr[:7]) == (1, b"error: "), done.stderr
     assert b"Nothing was upserted." in done.stderr
+
+
+def test_attributes_are_read_as_a_build_reads_them(server: Server, ask: Ask) -> None:
+    given: dict[str, Any] = {"desk": " b ", "views": 12, "share": 3.0, "large": 1e22, "paid": True, "video": False}
+    ask("upsert", stdin=lines({"id": "n1", "title": "Storm", "attributes": given}))
+    (request,) = server.requests
+    assert isinstance(request, StreamUpsertArticlesRequest)
+    parser = Parser(Columns(), 1_000)
+    built = parser.article({"id": "n1", "content": "Storm", **given}, "n.jsonl", 1, None)
+    assert isinstance(built, BuiltArticle)
+    assert dict(request.request.articles[0].attributes) == built.attributes
 
 
 def test_null_is_what_is_missing(server: Server, ask: Ask) -> None:
