@@ -135,9 +135,11 @@ def _refuse_two_variables(command: Command) -> None:
 def _epilog(command: Command, prefixes: Sequence[str]) -> str:
     flag = next(iter(_options(command)), "config")
     *alone, everywhere = (f"{prefix}_{flag.upper()}" for prefix in prefixes)
+    groups = (f"for those of `{prefix.rpartition('_')[2].lower()}`" for prefix in prefixes[1:])
+    whose = ["for this command alone", *groups]
     return (
         "Every option can also be set in a TOML file (--config) or by environment: "
-        f"--{flag.replace('_', '-')} is {everywhere}{''.join(f', or {name} for this command alone' for name in alone)}."
+        f"--{flag.replace('_', '-')} is {everywhere}{''.join(map(', or {} {}'.format, alone, whose))}."
     )
 
 

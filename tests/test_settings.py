@@ -350,4 +350,6 @@ def test_help_tells_of_file_and_environment(run: Run) -> None:
     assert "--config" in out
     assert "--store is PROGRAM_STORE." in " ".join(out.split())
     _, out, _ = run(several(), "build", "--help")
-    assert "PROGRAM_CORPUS, or PROGRAM_BUILD_CORPUS for this command alone" in " ".join(out.split())
+    assert "PROGRAM_CORPUS, or PROGRAM_BUILD_CORPUS for this command alone." in " ".join(out.split())
+    _, out, _ = run(nested(), "keys", "add", "--help")
+    assert "_KEYS_ADD_NAME for this command alone, or PROGRAM_KEYS_NAME for those of `keys`." in " ".join(out.split())
