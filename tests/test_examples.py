@@ -65,8 +65,8 @@ class Site:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    def __call__(self, method: str, path: str, **body: str) -> Any:
-        data = json.dumps(body).encode() if body else None
+    def __call__(self, method: str, path: str, whole: Any = None, **body: str) -> Any:
+        data = json.dumps(whole or body).encode() if whole or body else None
         request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", data, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=60) as reply:
@@ -127,13 +127,16 @@ def test_an_article_from_publishing_to_the_takedown(site: Site) -> None:
 
 
 def test_the_backend_refuses_like_a_web_server(site: Site) -> None:
-    for method, path, body, code in (
+    asked: list[tuple[str, str, Any, int]] = [
         ("GET", "/nowhere", {}, 404),
         ("POST", "/readers/ann/read", {"article": "1"}, 400),
+        ("POST", "/readers/ann/read", {"id": 5}, 400),
         ("POST", "/articles", {"title": "no id"}, 400),
-    ):
+        ("POST", "/articles", ["no object"], 400),
+    ]
+    for method, path, body, code in asked:
         with pytest.raises(urllib.error.HTTPError) as caught:
-            site(method, path, **body)
+            site(method, path, body)
         assert caught.value.code == code
         assert json.load(caught.value)["error"]
 

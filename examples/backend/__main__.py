@@ -29,13 +29,20 @@ def routes(backend: Backend) -> dict[str, Callable[..., Any]]:
     """Method and path, and what answers: each group of the path is an argument, the body's JSON the last one."""
     return {
         r"GET /readers/([^/]+)": lambda reader, _: backend.front_page(reader),
-        r"POST /readers/([^/]+)/interests": lambda reader, body: backend.interested(reader, body["words"]),
-        r"POST /readers/([^/]+)/read": lambda reader, body: backend.read(reader, body["id"]),
-        r"POST /readers/([^/]+)/disliked": lambda reader, body: backend.disliked(reader, body["id"]),
+        r"POST /readers/([^/]+)/interests": lambda reader, body: backend.interested(reader, _text(body["words"])),
+        r"POST /readers/([^/]+)/read": lambda reader, body: backend.read(reader, _text(body["id"])),
+        r"POST /readers/([^/]+)/disliked": lambda reader, body: backend.disliked(reader, _text(body["id"])),
         r"POST /articles": backend.publish,
         r"GET /articles/([^/]+)/related": lambda article_id, _: backend.related(article_id),
         r"DELETE /articles/([^/]+)": lambda article_id, _: backend.take_down([article_id]),
     }
+
+
+def _text(value: object) -> str:
+    """What is kept of a reader must be fit to be sent: one number among it, and no call for the reader would be."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def serving(backend: Backend, host: str, port: int) -> ThreadingHTTPServer:
@@ -59,7 +66,7 @@ def serving(backend: Backend, host: str, port: int) -> ThreadingHTTPServer:
             try:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "{}")
                 return HTTPStatus.OK, answer(*parts, body)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return HTTPStatus.BAD_REQUEST, {"error": f"the body is not what this route takes: {error}"}
             except ColdframeError as error:
                 status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), None)
