@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 _GROUP = 1_024
+# Who says again, after so long, that an article is gone means now: a corpus may have brought it back meanwhile.
+_AGAIN = timedelta(minutes=1)
 MAX_WAITING = 16_384
 _UNSEEN = (
     "live.db of the store has changes that this server does not find there, so none of this call was taken: it may "
@@ -199,10 +202,10 @@ class Writer:
         return outcomes
 
     def _counts(self, change: Upsert | Delete, outcome: Outcome) -> bool:
-        """Whether a change must be written; what is gone is marked once."""
+        """Whether a change must be written; what is gone is marked once, and once more where it is said much later."""
         if outcome is Outcome.MISSING:
             known = self._store().get(_id_of(change))
-            return known is None or known.article is not None
+            return known is None or known.article is not None or datetime.now(UTC) - known.changed_at > _AGAIN
         return outcome is not Outcome.UNCHANGED
 
     async def drain(self) -> None:
