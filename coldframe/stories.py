@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from unicodedata import normalize
+from unicodedata import category, normalize
 from zlib import crc32
 
 import numpy as np
@@ -22,9 +22,15 @@ SAME_WORDS = 0.6
 _SHINGLE_WORDS = 3
 # Little text proves little: to the shorter text's shingles so many are added that no other text shares.
 _UNSHARED = 5
+# To `re` a vowel sign is no part of a word, and words of Hindi or Tamil would fall to pieces.
+_SIGNS = "".join(char for char in map(chr, range(0x300, 0x3000)) if category(char) in {"Mn", "Mc"})
+_LETTERS = rf"\w[\w{_SIGNS}]*"
 # Numbers are one word with their points and commas. Scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese,
 # Khmer) are taken sign by sign.
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+(?:[.,]\w+)*")
+_WORD = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+    rf"|{_LETTERS}(?:[.,]{_LETTERS})*"
+)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits well mixed: 2**64 divided by the golden ratio
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tests.conftest import Sample
 
 WORDS = [f"word{n}" for n in range(2_000)]
+RAIN = (
+    "बारिश से सड़कों पर पानी भर गया। मौसम विभाग ने दो दिन की चेतावनी जारी की है। स्कूल मंगलवार तक बंद रहेंगे।",
+    "बारिश से दुकानों में पानी भर गया। मौसम विभाग ने तीन दिन की चेतावनी जारी की है। स्कूल गुरुवार तक बंद रहेंगे।",
+)
 
 
 class Article(NamedTuple):
@@ -306,6 +310,9 @@ def test_shingles_are_the_distinct_runs_of_three_words(one: list[str], other: li
             True,
         ),
         ("中央銀行は金利を引き下げた。", "首相は来週の訪米を発表した。", False),
+        # Rain in Mumbai, the same report edited, and rain in Chennai: of pieces of words all three have most.
+        (f"मुंबई में सोमवार को भारी {RAIN[0]}", f"मुंबई में सोमवार को तेज {RAIN[0]}", True),
+        (f"मुंबई में सोमवार को भारी {RAIN[0]}", f"चेन्नई में सोमवार को भारी {RAIN[1]}", False),
     ],
 )
 def test_versions_are_told_by_their_words(one: str, other: str, same: bool) -> None:
