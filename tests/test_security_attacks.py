@@ -49,6 +49,20 @@ def test_a_call_whose_message_does_not_come_is_ended(
         wait_until(lambda: server.guard.gate.open == 0)
 
 
+def test_of_those_who_show_no_key_so_many_bring_a_message_at_once_and_the_next_ones_wait(
+    background: Background, newsroom: Path, tmp_path: Path
+) -> None:
+    with guarded(background, newsroom, tmp_path / "s", receive_s=1.0) as server, dial(server.target) as channel:
+        ask: Any = channel.stream_unary(CHECK)
+        silent = [ask.future(endless(), timeout=30) for _ in range(40)]
+        wait_until(lambda: server.guard.gate.open == 40)
+        with server.client(server.key()) as client:
+            assert client.search(words("x")).hits
+        assert server.guard.gate._keyless.locked()
+        assert {call.code() for call in silent} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert ask(iter([b""]), timeout=30)
+
+
 def test_nonsense_that_takes_no_key_leaves_nothing_in_the_log_and_names_no_library(
     background: Background, newsroom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,6 +42,8 @@ _log = logging.getLogger("coldframe.server")
 _BEARER = "bearer "
 _QUIET_S = 10.0
 _KEYLESS_RECEIVE_S = 5.0
+_KEYLESS_READ = 16
+"""Messages without a key that come at once: each may be as large as any, and all that is there of it is kept."""
 _LOOK_S = 1.0
 """Who waits longer for the next turn looks whether its key says something else by now."""
 
@@ -56,6 +58,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._for_message = Patience(limits.receive_s)
         self._for_keyless = Patience(min(limits.receive_s, _KEYLESS_RECEIVE_S))
         self._for_next = Patience(limits.idle_s)
+        self._keyless = asyncio.Semaphore(_KEYLESS_READ)
         self._wrapped: dict[str, tuple[Any, Any]] = {}
         self.witness = Witness()
         """Names calls, and is told of every one that is over."""
@@ -184,9 +187,10 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def _message(self, context: _Context, call: Call) -> Any:
         """The one message of a call. Raises DeadlineExceeded where it stays away, Overloaded for a batch too many."""
-        patience = self._for_message if call.pool == "call" else self._for_keyless
+        keyed = call.pool == "call"
+        patience = self._for_message if keyed else self._for_keyless
         try:
-            request = await patience.wait(context.read())
+            request = await patience.wait(context.read() if keyed else self._read_keyless(context))
         except TimeoutError as error:
             raise DeadlineExceeded(f"the request was not there within {patience.seconds:g} s of its call") from error
         if request is grpc.aio.EOF:
@@ -197,6 +201,10 @@ class Gate(grpc.aio.ServerInterceptor):
             # One was paid as the call opened. A batch of too many is refused, and costs no more than the largest.
             self._meter.spend(call.key, min(searches, MAX_SEARCHES), paid=1)
         return request
+
+    async def _read_keyless(self, context: _Context) -> Any:
+        async with self._keyless:
+            return await context.read()
 
     def _stream(self, method: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
         async def answer(_: object, context: _Context) -> None:
