@@ -184,14 +184,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 @functools.lru_cache(maxsize=16)
 def _refusing(kind: str, message: str) -> Any:
-    """A handler that refuses by an error of a kind. As one of a stream it need not read the request first."""
+    """A handler that refuses by an error of a kind. As one of a stream of requests it need not read any first."""
     status = _status(error_classes()[kind](message))
 
-    async def tell(_requests: Any, context: _Context) -> AsyncIterator[Any]:
+    async def tell(_requests: Any, context: _Context) -> None:
         await _end(context, *status)
-        yield
 
-    return grpc.stream_stream_rpc_method_handler(tell)
+    return grpc.stream_unary_rpc_method_handler(tell)
 
 
 async def _end(context: _Context, code: grpc.StatusCode, message: str, trailing: _Trailing) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from coldframe.errors import InvalidArgument, PermissionDenied, Unauthenticated, UnknownGeneration
+from coldframe.errors import InvalidArgument, Overloaded, PermissionDenied, Unauthenticated, UnknownGeneration
+from server.admission import SearchLine
 from server.security import audit
 from tests.guarded import guarded
 from tests.newsroom import piece, words
@@ -134,6 +135,18 @@ def test_a_write_whose_caller_goes_and_one_of_no_sense_are_audited_too(
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         wait_until(lambda: len(lines(caplog)) == 2)
     assert [line["outcome"] for line in lines(caplog)] == ["CANCELLED", "INVALID_ARGUMENT"]
+
+
+def test_a_call_that_finds_the_line_full_leaves_one_line(
+    server: Guarded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="coldframe.audit")
+    key = server.key("write")
+    monkeypatch.setattr(SearchLine, "full", True)
+    with server.client(key) as client, pytest.raises(Overloaded):
+        client.upsert([piece("late")])
+    wait_until(lambda: bool(lines(caplog)))
+    assert [(line["event"], line["outcome"]) for line in lines(caplog)] == [("end", "RESOURCE_EXHAUSTED")]
 
 
 def test_who_has_no_good_key_leaves_no_line_for_each_call(server: Guarded, caplog: pytest.LogCaptureFixture) -> None:

@@ -151,6 +151,8 @@ class Gate(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream), *codecs)
         if handler.unary_stream is not None:  # health's Watch
             return grpc.stream_stream_rpc_method_handler(self._watch(handler.unary_stream), *codecs)
+        if handler.stream_unary is not None:  # one that only refuses, a stream or not
+            return grpc.stream_unary_rpc_method_handler(self._refused(handler.stream_unary))
         # As a stream to gRPC, so that this is asked before the message is there, and not after.
         return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary), *codecs)
 
@@ -170,6 +172,17 @@ class Gate(grpc.aio.ServerInterceptor):
                 gone = isinstance(error, InvalidArgument) and not call.requests
                 call.outcome = "CANCELLED" if gone else error.code
                 await self._refuse(call, context, error)
+
+        return answer
+
+    def _refused(self, method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def answer(requests: object, context: _Context) -> None:
+            call = _begun(context)
+            try:
+                await method(requests, context)
+            except grpc.aio.AbortError:
+                call.outcome = _code(context)
+                raise
 
         return answer
 
