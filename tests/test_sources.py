@@ -66,6 +66,13 @@ def test_files_and_globs_are_listed_in_order_each_once(tmp_path: Path, monkeypat
     assert locations("a.csv", str(tmp_path / "a.csv"), f"file://{tmp_path}/a.csv") == ["a.csv"]
 
 
+def test_a_file_whose_name_is_not_utf_8_is_read_and_named(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.csv", b"caf\xe8.csv"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(CSV)
+    rows = [row for row in read(find_sources([str(tmp_path)]), Columns()) if isinstance(row, Article)]
+    assert [row.source for row in rows] == ["caf\ufffd.csv (1)"] * 2 + ["caf\ufffd.csv (2)"] * 2
+
+
 def test_a_source_says_what_is_known_of_its_file(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv", CSV)
     (before,) = find_sources([str(path)])

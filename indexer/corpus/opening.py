@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
@@ -51,7 +52,7 @@ class LocalFile(_Opened):
 
     def __init__(self, path: Path) -> None:
         self.path: Path | PurePosixPath = path
-        self.location = str(path)
+        self.location = os.fsencode(path).decode("utf-8", "replace")  # it is printed, and kept as text
 
     def open(self) -> IO[bytes]:
         """For any reading."""

@@ -122,7 +122,9 @@ def _named(sources: list[Source]) -> list[Source]:
 def _file_source(file: File, size: int | None, version: str | None, flag: str = "") -> Source:
     if known_format(file.path) is None:
         raise _invalid(f"{flag}{file.location}: the format is not known. {allowed_formats()}")
-    return Source(file.path.name, file.location, size, version, partial(read_file, file), file.position)
+    return Source(
+        PurePosixPath(file.location).name, file.location, size, version, partial(read_file, file), file.position
+    )
 
 
 def _invalid(message: str) -> InvalidArgument:
