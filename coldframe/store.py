@@ -277,6 +277,11 @@ class Store:
             yield
 
     def _require(self, create: bool) -> None:
+        if create and str(self.path) != os.fsencode(self.path).decode(errors="replace"):
+            raise InvalidArgument(  # FAISS takes paths as text
+                f"the store cannot be {self.path}: that is no UTF-8; give another folder, or set LC_ALL=C.UTF-8",
+                field="store",
+            )
         if self.path.is_dir():
             return
         if not create:

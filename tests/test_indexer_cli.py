@@ -197,6 +197,12 @@ def test_a_store_is_not_made_in_place_of_a_file_of_another(desk: Desk, ask: Ask,
     assert list((tmp_path / "store").iterdir()) == []
 
 
+def test_a_store_is_not_made_where_its_path_is_no_text(desk: Desk, ask: Ask, tmp_path: Path) -> None:
+    flags = ("--corpus", desk.folder / "articles.csv", "--model", desk.folder / "model", "--precision", "fp32")
+    answer = ask("build", *flags, "--store", tmp_path / os.fsdecode(b"st\xf6re"))
+    assert (answer.code, answer.err.count("\n"), "that is no UTF-8" in answer.err) == (2, 1, True)
+
+
 def test_a_store_may_have_brackets_in_its_name_and_is_told_as_a_shell_takes_it(
     desk: Desk, ask: Ask, tmp_path: Path
 ) -> None:
