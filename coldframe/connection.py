@@ -411,10 +411,8 @@ def _unreached(message: str, target: str, secured: bool) -> str:
         own = "ask for the client's own certificate, of an authority that it believes: tls_cert, tls_key"
         hint = own if secured else "speak TLS: tls, tls_ca"
         cause += f"; it may {hint}"
-    return (
-        f"no Coldframe server answers at {target} ({cause}); "
-        f"start one with: python -m server --store DIR --listen {target}"
-    )
+    listen = f" --listen {target}" if _PORT.fullmatch(target) and "/" not in target else ""
+    return f"no Coldframe server answers at {target} ({cause}); start one with: python -m server --store DIR{listen}"
 
 
 def _reason(message: str) -> str:

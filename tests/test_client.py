@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -272,9 +271,12 @@ def test_a_target_that_cannot_be_found_says_so_and_which_port_was_meant() -> Non
     for target, cause in (
         ("my server:5", "(Misformatted domain name)"),
         ("my server", "(Misformatted domain name; the port is 443 where none is given)"),
+        ("unix:/no/such/socket", "(No such file or directory)"),
     ):
-        with Client(target, attempts=1) as client, pytest.raises(Unavailable, match=re.escape(f"{target} {cause};")):
+        with Client(target, attempts=1) as client, pytest.raises(Unavailable) as caught:
             client.index()
+        assert f"{target} {cause}; start one with: python -m server --store DIR" in caught.value.message
+        assert caught.value.message.endswith(" --listen my server:5" if target == "my server:5" else "--store DIR")
 
 
 def test_what_answers_and_is_no_grpc_server_is_told_so() -> None:
