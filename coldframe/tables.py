@@ -55,7 +55,7 @@ def show(content: RenderableType) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     if console.width > MAX_WIDTH or not has_window(console):
         console.width = MAX_WIDTH
-    console.print(content)
+    console.print(content, crop=False)
 
 
 def has_window(console: Console) -> bool:
@@ -116,9 +116,9 @@ def _notes(reply: SearchResponse | RecommendResponse) -> list[Text]:
     if reply.missing_ids:
         notes.append(Text(f"\nnot in the index: {_plain(', '.join(reply.missing_ids))}", style="yellow"))
     if reply.next_page_token:
-        notes.append(
-            Text(f"\nmore: the same with --page {_plain(reply.next_page_token)}", style="dim", overflow="fold")
-        )
+        # On one line, however long: a person copies it, and a line break in the middle would come along.
+        more = f"\nmore: the same with --page {_plain(reply.next_page_token)}"
+        notes.append(Text(more, style="dim", no_wrap=True, overflow="ignore"))
     return notes
 
 

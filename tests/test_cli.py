@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from coldframe import commands
+from coldframe import commands, tables
 from coldframe.cli import NEEDS_EXTRA
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownCluster
-from coldframe.v1.search_service_pb2 import SearchRequest
+from coldframe.v1.search_service_pb2 import SearchRequest, SearchResponse
 from coldframe.v1.types_pb2 import EFFORT_EXACT
 from tests import scripted_index
 from tests.scripted import Server
@@ -159,6 +159,14 @@ def test_an_id_is_whole_however_long(ask: Ask, monkeypatch: pytest.MonkeyPatch) 
     heading, *rows = ask("search", "economy", COLUMNS="80").splitlines()
     assert long_id in "".join(row[heading.index(" id") + 1 :].strip() for row in rows)
     assert any("Central bank" in row for row in rows)
+
+
+def test_a_token_stands_on_one_line_however_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    tables.show(tables.hits(SearchResponse(next_page_token="t" * 300)))
+    assert f"more: the same with --page {'t' * 300}\n" in capsys.readouterr().out
 
 
 def test_a_cut_text_is_told(ask: Ask) -> None:
