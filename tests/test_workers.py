@@ -279,7 +279,7 @@ def test_ctrl_c_while_workers_start_is_no_fault(newsroom: Path, tmp_path: Path, 
         pid = process.popen.pid
         for each in (*workers_of(pid), *children(pid), pid):
             os.kill(each, signal.SIGINT)
-        assert process.popen.wait(60) == 0
+        assert process.popen.wait(60) in (0, 130)  # or before there are any
         assert process.errors() == ""
 
 
