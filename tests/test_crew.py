@@ -9,15 +9,24 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from server import workers
 from server.config import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-    import pytest
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A crew that is done hears no signal any more, for its process ends then; this one goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def idle(_config: Config, _number: int, _page: Path, told: Connection) -> None:
