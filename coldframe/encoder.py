@@ -361,10 +361,11 @@ def deal(lengths: Sequence[int], rows: Sequence[int], budget: int, cores: int) -
 
     The longest goes first, and each to the batch that has the fewest tokens (Graham 1969, doi:10.1137/0117039).
     """
+    longest_first = sorted(rows, key=lambda n: -lengths[n])
     count = -(-sum(lengths[n] for n in rows) // (budget * cores)) * cores
     while True:
         batches = [(0, number, list[int]()) for number in range(min(count, len(rows)))]
-        for n in sorted(rows, key=lambda n: -lengths[n]):
+        for n in longest_first:
             tokens, number, batch = batches[0]
             heapq.heapreplace(batches, (tokens + lengths[n], number, [*batch, n]))
         if all(tokens <= budget or len(batch) == 1 for tokens, _, batch in batches):

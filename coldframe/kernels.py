@@ -2,9 +2,9 @@
 attention, one pass over each row.
 
 Torch needs a pass over the matrix for each step of either, most of them in fp32: together they take longer than the
-products. Numba compiles these at import, for the processor at hand, in about a second; only int8 layers import them.
-bf16, which Numba does not know, is the upper half of fp32 and comes as unsigned 16-bit numbers. Kernels run on the
-calling thread, without Python's lock.
+products. Numba compiles these at import, for the processor at hand, in some seconds; int8 layers import them, and
+`Encoder.compile`. bf16, which Numba does not know, is the upper half of fp32 and comes as unsigned 16-bit numbers.
+Kernels run on the calling thread, without Python's lock.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class LocalAttention(nn.Module):
 class Way:
     """How queries meet keys on a CPU. Measured, see docs/decisions/0003-banded-attention-in-blocks.md."""
 
-    attend: Callable[[Tensor, Tensor, Tensor, nn.Module, Seen], Tensor]
+    attend: Callable[[Tensor, Tensor, Tensor, Softmax, Seen], Tensor]
     """Queries, (documents, heads, queries, head_dim), keys, values, their softmax, and who sees whom -> (documents,
     heads, queries, head_dim)."""
     dense: int
@@ -145,7 +145,7 @@ class Way:
     """Of so many rows of short documents global keys and values are projected."""
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, softmax: nn.Module, seen: Seen) -> Tensor:
+def by_products(q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, seen: Seen) -> Tensor:
     """Two products and a softmax in place: the fastest where the processor multiplies vectors."""
     queries, keys = q.shape[2], k.shape[2]
     q, k, v = laid_evenly(q), laid_evenly(k), laid_evenly(v)
@@ -163,7 +163,7 @@ def laid_evenly(x: Tensor) -> Tensor:
     return laid
 
 
-def by_tiles(q: Tensor, k: Tensor, v: Tensor, _: nn.Module, seen: Seen) -> Tensor:
+def by_tiles(q: Tensor, k: Tensor, v: Tensor, _: Softmax, seen: Seen) -> Tensor:
     """The fused kernel of Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
     corners = list(seen.corners(q.shape[2], k.shape[2], q)) if isinstance(seen, Band) else []
     if not corners:

@@ -6,12 +6,12 @@ The rebuild job sorts a corpus by it (`indexer.stories`), the server an article 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
-from unicodedata import category, normalize
+from unicodedata import normalize
 from zlib import crc32
 
 import numpy as np
+import regex
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,14 +22,11 @@ SAME_WORDS = 0.6
 _SHINGLE_WORDS = 3
 # Little text proves little: to the shorter text's shingles so many are added that no other text shares.
 _UNSHARED = 5
-# To `re` a vowel sign is no part of a word, and words of Hindi or Tamil would fall to pieces.
-_SIGNS = "".join(char for char in map(chr, range(0x300, 0x3000)) if category(char) in {"Mn", "Mc"})
-_LETTERS = rf"\w[\w{_SIGNS}]*"
 # Numbers are one word with their points and commas. Scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese,
-# Khmer) are taken sign by sign.
-_WORD = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-    rf"|{_LETTERS}(?:[.,]{_LETTERS})*"
+# Khmer) are taken sign by sign. To `re` a vowel sign is no part of a word, and words of Hindi or Tamil fall to pieces;
+# to `regex` it is.
+_WORD = regex.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+(?:[.,]\w+)*"
 )
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits well mixed: 2**64 divided by the golden ratio
 

@@ -41,6 +41,7 @@ from server.services.embedding import EmbeddingService
 from server.services.health import HealthService
 from server.services.index import IndexService
 from server.services.search import SearchService
+from server.signals import ENDS, hear_no_more
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +184,7 @@ async def serve(
     loop = asyncio.get_running_loop()
 
     def end_by(what: Callable[..., None], *about: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDS:
             loop.add_signal_handler(number, what, *about)
         if place is not None:
             loop.add_reader(place.alive, what, *about)
@@ -215,9 +216,7 @@ async def serve(
         announce("stopping: finishing the calls under way")
     await server.stop(grace_s)
     station.close()
-    for number in (signal.SIGTERM, signal.SIGINT):  # told again, it would end otherwise than in order
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_IGN)
+    hear_no_more()
 
 
 def _give_up(engine: Engine) -> None:

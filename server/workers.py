@@ -33,6 +33,7 @@ import typer
 from coldframe.errors import ColdframeError, InvalidArgument
 from server.address import require_free, taken
 from server.place import PAGE_BYTES, Place
+from server.signals import ENDS, hear_no_more
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -180,7 +181,7 @@ class _Crew:
     async def run(self) -> int:
         """Until SIGTERM, or until one cannot start."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDS:
             loop.add_signal_handler(number, self.stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
         places = range(self.config.workers)
@@ -193,9 +194,7 @@ class _Crew:
         await asyncio.wait(keeping, timeout=self.config.grace + _LAST_WORD_S)
         self._pass_on(signal.SIGKILL)
         await asyncio.gather(*keeping)
-        for number in (signal.SIGTERM, signal.SIGINT):  # told again, it would end otherwise than in order
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)
+        hear_no_more()
         return self.status
 
     async def _tell(self, listening: Sequence[asyncio.Event]) -> None:
