@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from coldframe.linear import Linear
 from coldframe.packing import Group, evened, lay_out, pack, part_size
 from coldframe.recipe import Pooler, Recipe, places
-from coldframe.softmax import Band, CompiledSoftmax, Seen, Softmax
+from coldframe.softmax import Band, CompiledSoftmax, Softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -100,20 +100,21 @@ class LocalAttention(nn.Module):
         way = way_of(x.dtype)
         for group in groups:
             q, k, v = group.spread(qkv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
-            at_once = group.short or group.length <= max(way.dense, self.reach + 1)
-            attend = self._dense if at_once else self._band
-            group.spread(out).copy_(attend(way, q, k, v, group).transpose(1, 2))
+            if group.short:
+                found = fused_kernel(q, k, v, group.hidden)
+            else:
+                attend = self._dense if group.length <= max(way.dense, self.reach + 1) else self._band
+                found = attend(way, q, k, v)
+            group.spread(out).copy_(found.transpose(1, 2))  # (documents, length, heads, head_dim)
         return out.view_as(x)  # (tokens, hidden)
 
-    def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
+    def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All queries against all keys; what lies beyond the window is masked."""
-        if group.short:
-            return way.attend(q, k, v, self.softmax, group.hidden)
         # The first and the last key are global, and seen from everywhere.
-        band = Band(1, 1, -self.reach, self.reach + 1) if group.length > self.reach + 1 else None
-        return way.attend(q, k, v, self.softmax, band)  # (documents, heads, length, head_dim)
+        band = Band(1, 1, -self.reach, self.reach + 1) if q.shape[2] > self.reach + 1 else None
+        return way.attend(q, k, v, self.softmax, band)  # (1, heads, length, head_dim)
 
-    def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor, _: Group) -> Tensor:
+    def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
         length, reach, out = q.shape[2], self.reach, torch.empty_like(q)
         ends = [0, length - 1]
@@ -132,11 +133,14 @@ class LocalAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Way:
-    """How queries meet keys on a CPU. Measured, see docs/decisions/0003-banded-attention-in-blocks.md."""
+    """How queries of long documents meet keys on a CPU.
 
-    attend: Callable[[Tensor, Tensor, Tensor, Softmax, Seen], Tensor]
-    """Queries, (documents, heads, queries, head_dim), keys, values, their softmax, and who sees whom -> (documents,
-    heads, queries, head_dim)."""
+    Measured, see docs/decisions/0003-banded-attention-in-blocks.md.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor, Softmax, Band | None], Tensor]
+    """Queries, (1, heads, queries, head_dim), keys, values, their softmax, and who sees whom, None for everyone
+    everything -> (1, heads, queries, head_dim)."""
     dense: int
     """Documents of at most so many tokens are one block."""
     block: int
@@ -145,12 +149,12 @@ class Way:
     """Of so many rows of short documents global keys and values are projected."""
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, seen: Seen) -> Tensor:
+def by_products(q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, band: Band | None) -> Tensor:
     """Two products and a softmax in place: the fastest where the processor multiplies vectors."""
     queries, keys = q.shape[2], k.shape[2]
     q, k, v = laid_evenly(q), laid_evenly(k), laid_evenly(v)
-    scores = q @ k.transpose(2, 3)  # (documents, heads, queries and a few, keys and a few)
-    weights: Tensor = softmax(scores, queries, keys, seen)
+    scores = q @ k.transpose(2, 3)  # (1, heads, queries and a few, keys and a few)
+    weights: Tensor = softmax(scores, queries, keys, band)
     return (weights @ v)[:, :, :queries]
 
 
@@ -163,15 +167,19 @@ def laid_evenly(x: Tensor) -> Tensor:
     return laid
 
 
-def by_tiles(q: Tensor, k: Tensor, v: Tensor, _: Softmax, seen: Seen) -> Tensor:
-    """The fused kernel of Dao et al. 2022 (arXiv:2205.14135): the fastest where the processor multiplies tiles."""
-    corners = list(seen.corners(q.shape[2], k.shape[2], q)) if isinstance(seen, Band) else []
+def by_tiles(q: Tensor, k: Tensor, v: Tensor, _: Softmax, band: Band | None) -> Tensor:
+    """The fused kernel and a mask: the fastest where the processor multiplies tiles."""
+    corners = list(band.corners(q.shape[2], k.shape[2], q)) if band is not None else []
     if not corners:
-        hidden = seen if isinstance(seen, Tensor) else None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=1.0)
-    mask = q.new_zeros(len(q), 1, q.shape[2], k.shape[2])  # one for all heads
+        return fused_kernel(q, k, v)
+    mask = q.new_zeros(1, 1, q.shape[2], k.shape[2])  # one for all heads
     for queries, keys, corner in corners:
         mask[:, :, queries, keys] += corner
+    return fused_kernel(q, k, v, mask)
+
+
+def fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Dao et al. 2022 (arXiv:2205.14135), as torch has it: the fewest calls, which is what short documents cost."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
@@ -248,7 +256,6 @@ class GlobalAttention(nn.Module):
         self.key = nn.Linear(config.hidden, config.hidden, bias=False)
         self.value = nn.Linear(config.hidden, config.hidden)
         self.kv = Linear(config.hidden, 2 * config.hidden, exact=True)  # both once more, laid out for many rows
-        self.softmax = Softmax()
 
     def forward(self, x: Tensor, groups: Sequence[Group], rows: Tensor, fused: Fused | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
@@ -268,7 +275,7 @@ class GlobalAttention(nn.Module):
             pairs = slice(first, first := first + 2 * group.documents)
             k, v = group.spread(kv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
             asked = q[pairs].view(-1, 2, self.heads, self.head_dim).transpose(1, 2)  # (documents, heads, 2, head_dim)
-            out = way_of(x.dtype).attend(asked, k, v, self.softmax, group.hidden)  # (docs, heads, 2, head_dim)
+            out = fused_kernel(asked, k, v, group.hidden)  # (documents, heads, 2, head_dim)
             found.append(out.transpose(1, 2).reshape(-1, self.hidden))
         return found[0] if len(found) == 1 else torch.cat(found)  # (2 docs, hidden)
 

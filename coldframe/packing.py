@@ -21,8 +21,9 @@ Bounds = list[tuple[int, int]]
 
 # Documents up to SHORT tokens go through attention together.
 SHORT = 128
-# Products have multiples of EVEN rows: oneDNN compiles one for every other shape, and keeps it, 400 KB each.
-EVEN = 32
+# Products have multiples of EVEN rows, or of less where rows are few: oneDNN compiles one for every other shape, and
+# keeps it, 400 KB each.
+EVEN, _FEWEST = 32, 4
 
 
 class Block(NamedTuple):
@@ -121,8 +122,10 @@ def pack(lengths: Sequence[int]) -> Bounds:
 
 
 def evened(rows: int) -> int:
-    """So many rows or a few more: a multiple of EVEN, or of a quarter of it where they are few."""
-    step = EVEN if rows > 2 * EVEN else EVEN // 4
+    """So many rows or a few more, less than a quarter but for the fewest: a multiple of 4, 8, 16 or `EVEN`."""
+    step = _FEWEST
+    while step < EVEN and rows > 8 * step:
+        step *= 2
     return -(-rows // step) * step
 
 

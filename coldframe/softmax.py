@@ -41,22 +41,17 @@ class Band(NamedTuple):
             yield slice(0, rows), slice(self.high, self.high + columns), ahead[:rows, :columns]
 
 
-Seen = Band | Tensor | None
-"""Who sees whom: by windows; by what to add to the scores of each document's keys, for all of its queries alike,
-(documents, 1, 1, keys); or everyone everything."""
-
-
 class Softmax(nn.Module):
     """Over the keys that each query sees, in place."""
 
-    def forward(self, scores: Tensor, queries: int, keys: int, seen: Seen) -> Tensor:
-        """Scores, (documents, heads, queries and a few, keys and a few), of which a few are of none -> weights."""
+    def forward(self, scores: Tensor, queries: int, keys: int, band: Band | None) -> Tensor:
+        """Scores, (1, heads, queries and a few, keys and a few), of which a few are of none -> weights.
+
+        Without a band everyone sees everything.
+        """
         scores[..., keys:] = -torch.inf
-        if isinstance(seen, Band):
-            for rows, columns, mask in seen.corners(queries, keys, scores):
-                scores[:, :, :queries, :keys][:, :, rows, columns] += mask
-        elif seen is not None:
-            scores[..., :keys] += seen
+        for rows, columns, mask in band.corners(queries, keys, scores) if band is not None else ():
+            scores[:, :, :queries, :keys][:, :, rows, columns] += mask
         return torch.softmax(scores, dim=-1, out=scores)
 
 
@@ -69,11 +64,11 @@ class CompiledSoftmax(Softmax):
 
         self.kernels = kernels
 
-    def forward(self, scores: Tensor, queries: int, keys: int, seen: Seen) -> Tensor:
+    def forward(self, scores: Tensor, queries: int, keys: int, band: Band | None) -> Tensor:
         """Scores -> weights; rows of no query are left as they are."""
-        if isinstance(seen, Tensor) or torch.get_num_threads() > _FEW_THREADS:
-            return super().forward(scores, queries, keys, seen)
-        return self.kernels.softmax_rows(scores, (queries, keys), seen or Band(0, 0, -queries, keys))
+        if torch.get_num_threads() > _FEW_THREADS:
+            return super().forward(scores, queries, keys, band)
+        return self.kernels.softmax_rows(scores, (queries, keys), band or Band(0, 0, -queries, keys))
 
 
 def triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
