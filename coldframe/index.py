@@ -44,8 +44,9 @@ _FEW_ROWS = 512
 # all that it keeps, where lists and codes tell less well what is nearest than for questions like the articles, by which
 # they were measured.
 WIDER = 4
-# With a margin so many times as many lists may be visited as without one.
-REACH = 2
+# With a margin so many times as many lists may be visited as without one. Articles need twice as many; to short texts,
+# which are far from all articles, most centroids are about as near.
+REACH = 8
 
 
 class ClusterIndex:
@@ -181,9 +182,9 @@ class ClusterIndex:
         Visits `probes` lists, and more where those hold fewer than `limit` rows. `hidden` rows are left out. With
         all lists visited it is exact, whatever the storage.
 
-        With a `margin` it visits, of twice as many lists, those whose centroids are no more than that less similar to
-        the vector than the nearest one's: few where it lies deep in a cluster, many where it lies between some. Chen
-        et al. 2021, SPANN (arXiv:2111.08566), section 3.3, do the same by the ratio of distances.
+        With a `margin` it visits, of `REACH` times as many lists, those whose centroids are no more than that less
+        similar to the vector than the nearest one's: few where it lies deep in a cluster, many where it lies between
+        some. Chen et al. 2021, SPANN (arXiv:2111.08566), section 3.3, do the same by the ratio of distances.
         """
         wanted = min(limit + len(hidden), len(self))
         fetch = self._overfetch * limit + len(hidden) + _SPARE_ROWS
