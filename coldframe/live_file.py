@@ -342,7 +342,8 @@ def damage_told() -> Iterator[None]:
         if isinstance(error, sqlite3.DatabaseError) and code_of(error) not in _DAMAGED:
             raise
         try:
-            refuse(str(error))
+            # And Python quotes a text that is no UTF-8: an article's, to all callers and to the log.
+            refuse(str(error).partition(" with text ")[0])
         except CorruptGeneration as refusal:
             raise refusal from error
 

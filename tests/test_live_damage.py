@@ -118,6 +118,15 @@ def test_a_damaged_or_foreign_file_is_refused_with_its_name_and_left_as_it_is(tm
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("column", ["title", "content"])
+def test_an_article_that_is_no_utf_8_any_more_is_refused_and_not_quoted(tmp_path: Path, column: str) -> None:
+    path = tmp_path / LIVE
+    altered(f"UPDATE changes SET {column} = CAST('Not for callers' || x'ff' AS TEXT) WHERE id = 'id007'", path)
+    with pytest.raises(CorruptGeneration, match=f"column '{column}'\\. .*left as it is") as refused:
+        contents(path)
+    assert "Not for callers" not in str(refused.value)
+
+
 def test_a_part_of_the_changes_is_held_against_the_whole_too(tmp_path: Path) -> None:
     path = tmp_path / LIVE
     DAMAGED["row gone"](path)
