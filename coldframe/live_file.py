@@ -121,6 +121,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         db = _connect(path, "rwc")
         try:
             db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA secure_delete = ON")  # an article that must go goes from the disk, too
             _prepare(db)
         except BaseException:
             db.close()

@@ -37,6 +37,8 @@ _VERSION = 1
 _PAGE_BYTES = 16_384
 # A build writes for less than a second at a time, a prune for as long as it takes to remove what it does.
 _WAIT_S = 60.0
+# Much of a text can be told from its vector. Also while vectors are put: as pages fill, some are moved to others.
+_OVERWRITE = "PRAGMA secure_delete = ON"
 _SCHEMA = f"""
     BEGIN IMMEDIATE;
     CREATE TABLE IF NOT EXISTS spaces (
@@ -189,6 +191,7 @@ def _open(path: Path, space: Space) -> tuple[sqlite3.Connection, int]:
 
 def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA synchronous = FULL")
+    db.execute(_OVERWRITE)
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that `prune` gives room back without a copy of the file
@@ -260,6 +263,7 @@ def prune(path: Path, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> int:
 
 
 def _keep_only(db: sqlite3.Connection, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> None:
+    db.execute(_OVERWRITE)
     db.execute("CREATE TEMP TABLE kept (space INTEGER, digest BLOB, PRIMARY KEY (space, digest)) WITHOUT ROWID")
     known = {(fingerprint, precision): n for n, fingerprint, precision in db.execute("SELECT * FROM spaces")}
     for fingerprint, precision, digests in kept:
