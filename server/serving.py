@@ -123,10 +123,12 @@ class Loader:
         """The view after what another process wrote since; every one of a store numbers its changes alike.
 
         told: the number of a change that the file has, or had: one that a generation's watermark names may be in none.
+        A copy of the file may be from before it.
         """
+        known = 0 if self.live.reads_copy else told
         entries, sequence = self.live.news(view.sequence)
         view = self._replayed(view, encoder, entries)
-        return replace(view, sequence=max(view.sequence, sequence, told))
+        return replace(view, sequence=max(view.sequence, sequence, known))
 
     def _embedded(self, entries: Iterable[Entry], encoder: Encoder) -> Iterable[Entry]:
         """The entries, those of another encoder embedded anew."""

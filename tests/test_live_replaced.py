@@ -17,13 +17,15 @@ import pytest
 
 from coldframe import Client
 from coldframe.errors import CorruptGeneration, FailedPrecondition, UnknownArticle
-from coldframe.live import LIVE, LiveStore
+from coldframe.live import LIVE, Delete, LiveStore
 from server.observe.metrics import Pulse, ServerCollector, registry
 from server.observe.witness import Witness
+from server.place import PAGE_BYTES, Latest
 from tests.disks import mount, read_only_view, used_kib
 from tests.live_articles import contents, filled, upsert
 from tests.newsroom import opened, piece, words
 from tests.test_server_process import Process
+from tests.test_workers import place
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -191,6 +193,29 @@ def test_a_server_that_may_only_read_shows_what_one_writes_that_began_after_it(
                     writer.upsert([piece(name)])
                     wait_until(partial(shown, name), 10)
             assert server.errors().count("a copy is read") == 1
+
+
+def test_a_worker_whose_copy_is_older_shows_a_deletion_that_another_told_it_of_once_its_copy_has_it(
+    background: Background, newsroom: Path, disk: Path, tmp_path: Path
+) -> None:
+    """Each looks once a second, and one of them before the others."""
+    store, page = shutil.copytree(newsroom, disk / "store"), tmp_path / "page"
+    page.write_bytes(bytes(PAGE_BYTES))
+    places = [Latest(place(page, number)) for number in (0, 1)]
+    with LiveStore(store / LIVE) as writer:
+        writer.apply([Delete("004")])
+    with (
+        read_only_view(store, tmp_path / "view") as view,
+        opened(background, view, latest=places[0]) as (_, first),
+        opened(background, view, latest=places[1]) as (client, second),
+    ):
+        with LiveStore(store / LIVE) as writer:
+            writer.apply([Delete("005")])
+        for engine, latest in zip((first, second), places, strict=True):
+            assert client.get_article("005").article.id == "005", "its copy is from before"
+            latest.tell(engine._last_change())
+        with pytest.raises(UnknownArticle):
+            client.get_article("005")
 
 
 def test_a_copy_is_made_anew_only_where_the_file_has_changed(
