@@ -168,8 +168,7 @@ def prune(store: Store, keep: int, console: Console) -> None:
             console.print("The cache of embeddings stays as it is: an unfinished build may need all of it.")
             return
         cached = cache.prune(store.path / cache.CACHE, _texts(store))
-    said = f"{decimal(sum(freed.values()) + cached)} freed" if freed or cached else "Nothing to remove"
-    console.print(f"{said}; {len(store.names())} generation(s) stay.")
+    console.print(f"{decimal(sum(freed.values()) + cached)} freed; {len(store.names())} generation(s) stay.")
 
 
 def _texts(store: Store) -> Iterator[tuple[str, str, Iterator[bytes]]]:

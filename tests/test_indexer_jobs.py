@@ -207,7 +207,7 @@ def test_prune_says_what_it_frees_of_generations_and_of_the_cache(desk: Path, st
     assert re.search(r"[\d.]+ \w*B freed; \d generation\(s\) stay", answer.out.replace("bytes", "B"))
     assert Store(store).open()
     again = ask("prune", "--store", store, "--keep", "1")
-    assert "Nothing to remove" in again.out
+    assert "0 bytes freed; " in again.out, "a vector may go where the file keeps its size"
 
 
 def test_prune_leaves_the_cache_to_an_unfinished_build(store: Path, ask: Ask) -> None:
