@@ -175,7 +175,9 @@ def delete(
     validate_only: ValidateOnly = False,
     ask: ServerFlags,
 ) -> None:
-    """Remove articles: no search finds them any more, and no rebuild brings them back."""
+    """Remove articles: no search finds them any more, and no rebuild brings them back, unless its corpus is said to be
+    newer (--corpus-as-of). What is left on the disk: docs/operations.md.
+    """
     # No id has a space at its ends, and what prints a column of them often puts some there.
     given = [name for line in ids or read_lines("ids") if (name := line.strip())]
     if not given:

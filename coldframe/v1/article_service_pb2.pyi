@@ -229,7 +229,7 @@ class DeleteArticlesResponse(google.protobuf.message.Message):
     @property
     def missing_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Ids that the index does not hold. They are remembered all the same: a build that is under way, or a corpus that
-        still names them, does not bring them back.
+        still names them, does not bring them back, unless it is said to be newer (--corpus-as-of).
         """
 
     @property
