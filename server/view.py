@@ -353,8 +353,8 @@ class View:
         """The nearest allowed rows, best first, equal ones by id: at most `limit`, with their cosine similarities.
 
         vector: (dim,), of unit length. probes: lists that are visited, of the generation's clusters and of the live
-        rows' alike; with all of them the answer is exact. margin: of the generation's (`ClusterIndex.search`), where
-        there is no filter.
+        rows' alike; with all of them the answer is exact. margin: `ClusterIndex.search`, where there is no filter; of
+        the live rows those of all lists within it are looked at.
         """
         index = self.base.generation.index
         if allowed.plain is not None:
@@ -363,6 +363,8 @@ class View:
             rows, scores = index.search_among(vector, limit, probes, allowed.base)
         if not allowed.live.any():
             return rows, scores
+        if margin is not None and allowed.plain is not None:
+            probes = max(probes, len(index.within(vector, probes, margin)[0]))
         live, live_scores = self._search_live(vector, limit, probes, allowed)
         rows, scores = np.concatenate([rows, live + len(self.base)]), np.concatenate([scores, live_scores])
         order = self.by_score(rows, scores)[:limit]

@@ -118,6 +118,20 @@ def test_many_live_rows_are_searched_by_cluster_and_still_fill_the_limit(base: B
         assert whole == slow(view, articles, query), "more than the nearest cluster holds"
 
 
+def test_live_rows_of_all_lists_within_the_margin_are_looked_at(base: Base) -> None:
+    """As those of the generation are: to a short text most clusters are about as near."""
+    view, articles, index = View.of(base), of_base(base), base.generation.index
+    for n, vector in enumerate(random_units(2_500, 6)):
+        view = view.with_article(live(base, f"live-{n:04}", vector), n + 1)
+        articles[f"live-{n:04}"] = vector
+    for query in random_units(5, 7):
+        near = np.sort(index.centroids @ query)[::-1]
+        rows, _ = view.search(query, 20, 1, view.allow(), margin=float(near[0] - near[2]) + 1e-6)  # three lists
+        visited = set(index.nearest_clusters(query[None], 3)[0][0].tolist())
+        there = {name: v for name, v in articles.items() if int(index.nearest_clusters(v[None], 1)[0][0, 0]) in visited}
+        assert [view.id_of(int(n)) for n in rows] == [name for _, name in slow(view, there, query)[:20]]
+
+
 @pytest.mark.parametrize("kept", [30, 2_400])
 def test_a_filter_finds_the_nearest_of_many_live_rows_whatever_cluster_they_are_in(base: Base, kept: int) -> None:
     view = View.of(base)
