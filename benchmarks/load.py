@@ -294,7 +294,6 @@ def _two_generations(folder: Path) -> Store:
     shutil.copytree(store.directory(name), twin, copy_function=_linked)
     of = Manifest.read(twin)
     (twin / MANIFEST).unlink()  # which is the other's file, too
-    time.sleep(1)  # generations are named by the second, and the store may be of this one
     said = Manifest.seal(
         twin,
         model=of.model,
@@ -304,6 +303,7 @@ def _two_generations(folder: Path) -> Store:
         source=of.source,
         precision=of.precision,
         requested=of.requested,
+        after=[name],
     )
     twin.rename(twin.with_name(said.name))
     return store

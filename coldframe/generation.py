@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,7 @@ MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
 )
 _FILES = (INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT)
 _DECIDES_NOTHING = {REPORT}
+_SECOND = "%Y%m%dT%H%M%SZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,12 @@ class Manifest:
         requested: Mapping[str, Any],
         watermark: int = 0,
         held: Sequence[str] = (),
+        after: Sequence[str] = (),
     ) -> Manifest:
-        """Takes checksums of the files in `directory`, names the generation and writes its manifest there."""
+        """Takes checksums of the files in `directory`, names the generation and writes its manifest there.
+
+        after: the names of the generations that are there, ascending; the new name comes after all of them.
+        """
         files = {name: checksums.describe(directory / name) for name in sorted(_FILES) if (directory / name).exists()}
         created_at = datetime.now(UTC).replace(microsecond=0)
         digest = _digest(
@@ -145,7 +151,7 @@ class Manifest:
                 "files": {name: file for name, file in files.items() if name not in _DECIDES_NOTHING},
             }
         )
-        name = f"{created_at:%Y%m%dT%H%M%SZ}-{digest[:12]}"
+        name = f"{_later(created_at, after):{_SECOND}}-{digest[:12]}"
         manifest = cls(
             name=name,
             created_at=created_at,
@@ -192,6 +198,18 @@ class Manifest:
             return cls(**document | parts)
         except (KeyError, TypeError, ValueError) as error:
             raise _corrupt(directory, MANIFEST, "was altered") from error
+
+
+def _later(now: datetime, names: Sequence[str]) -> datetime:
+    """Now, or the second after that in the last of some names: their order is that of the builds, whatever clocks say.
+
+    By it `prune` tells which is the older. Two builds may share a second, and a clock that was ahead is put back.
+    """
+    for name in reversed(names):
+        with suppress(ValueError, OverflowError):  # a folder that somebody else put there
+            last = datetime.strptime(name.partition("-")[0], _SECOND).replace(tzinfo=UTC)
+            return max(now, last + timedelta(seconds=1))
+    return now
 
 
 def _digest(document: Mapping[str, Any]) -> str:

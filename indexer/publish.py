@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from indexer.gates import Facts, checks, drift, judge
 from indexer.report import ReportFacts, write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from coldframe.generation import Generation
@@ -88,7 +85,6 @@ def publish(build: Build) -> Manifest:
     """
     job, store = build.job, build.job.store
     with store.saving(), job.reporter.phase("publish") as say:
-        _await_a_second_of_its_own(store.names())
         manifest = seal(build)
         if manifest.held:
             store.keep(build.out, manifest.name)
@@ -99,14 +95,6 @@ def publish(build: Build) -> Manifest:
         for breach in manifest.report["gates"]:
             say(f"published by force: {breach['message']}")
     return manifest
-
-
-def _await_a_second_of_its_own(names: Sequence[str]) -> None:
-    """Generations are named by the second, and of two of one second nobody could tell which is the older: to prune
-    might take the wrong one.
-    """
-    while names and names[-1].startswith(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"):
-        time.sleep(0.05)
 
 
 def seal(build: Build) -> Manifest:
@@ -131,6 +119,7 @@ def seal(build: Build) -> Manifest:
         requested=job.requested(),
         watermark=build.record("read")["live"]["watermark"],
         held=[] if config.force else [breach.message for breach in breaches],
+        after=job.store.names(),
     )
 
 

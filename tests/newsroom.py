@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +49,7 @@ def sealed_again(directory: Path, **changes: Any) -> str:
     manifest = Manifest.read(directory)
     kept = ("model", "corpus", "parameters", "report", "source", "precision", "requested", "watermark")
     arguments = {key: getattr(manifest, key) for key in kept} | changes
-    while (name := Manifest.seal(directory, **arguments).name) == manifest.name:  # sealed in the same second
-        time.sleep(0.05)
+    name = Manifest.seal(directory, **arguments, after=[manifest.name]).name
     directory.rename(directory.with_name(name))
     return name
 

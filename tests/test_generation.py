@@ -179,6 +179,18 @@ def test_the_picture_is_verified_but_no_part_of_the_digest(sealed: Path, tmp_pat
     assert sorted([*again.files, MANIFEST]) == sorted(FILES)
 
 
+@pytest.mark.parametrize(
+    ("names", "second"),
+    [
+        (["20260101T000000Z-f3", "20991231T235959Z-f3"], "21000101T000000Z"),  # of a clock that was ahead
+        (["20991231T235959Z-f3", "lost+found"], "21000101T000000Z"),
+        (["20991231T235959Z-f3", "99991231T235959Z"], "21000101T000000Z"),
+    ],
+)
+def test_a_generation_is_named_after_those_that_are_there(tmp_path: Path, names: list[str], second: str) -> None:
+    assert write_generation(tmp_path, after=names).name.startswith(f"{second}-")
+
+
 def test_another_encoder_is_refused_by_both_names(sealed: Path) -> None:
     opened = Generation(sealed)
     opened.require("f1" * 32)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import MISSING, dataclass, fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from indexer.cache import CACHE
 from indexer.gates import Limits
 from indexer.plan import BuildConfig
 from tests.builds import build, letters
+from tests.clocks import ahead
 from tests.corpus_files import write
 from tests.models import LETTERS, longformer_directory
 
@@ -237,6 +239,21 @@ def test_builds_that_are_kept_back_prune_one_another(desk: Path, store: Path, as
         assert held in answer.err
     assert [name for name in Store(store).names() if name in published] == published[1:]
     assert Store(store).current() == published[-1]
+
+
+def test_what_a_build_keeps_back_stays_though_the_current_one_is_named_in_the_future(
+    desk: Path, store: Path, ask: Ask, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coldframe.generation.datetime", ahead(by=timedelta(days=1)))
+        build(store, write(tmp_path / "many.csv", letters(63)), model=str(desk / "model"))
+    few = write(tmp_path / "few.csv", letters(20))
+    assert ask("build", *flags(desk, store, str(few)), "--keep", "1").code == 1
+    (held,) = Store(store).kept_back()
+    assert Store(store).names()[-1] == held
+    assert ask("activate", held, "--store", store, "--force").code == 0
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    assert Store(store).open().manifest.created_at < soon, "its age is told by what the clock says now"
 
 
 # --- a dry run -------------------------------------------------------------------------------------------------------
