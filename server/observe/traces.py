@@ -35,7 +35,6 @@ class Tracer:
         self._tracer = provider.get_tracer("coldframe.server")
         self._kind = SpanKind.SERVER
         self._propagator = TraceContextTextMapPropagator()
-        self._epoch_ns = time.time_ns() - time.perf_counter_ns()
 
     def begin(self, call: Call, metadata: Iterable[tuple[str, Any]], *, stream: bool) -> None:
         """Remembers whose part a call is, and lets it note its times; a stream, which may never end, notes none."""
@@ -62,29 +61,31 @@ class Tracer:
     def _tell(self, method: str, call: Call, began: float, parts: Iterable[tuple[str, float, float]]) -> None:
         from opentelemetry.trace import set_span_in_context
 
+        # Anew for each call, for clocks are set while a server runs; once, or its parts would not fit together.
+        epoch_ns = time.time_ns() - time.perf_counter_ns()
+
+        def ns(moment: float) -> int:
+            return epoch_ns + int(1e9 * moment)
+
         parent = self._propagator.extract(call.parent) if call.parent else None
         span = self._tracer.start_span(
             method.removeprefix("/"),
             context=parent,
             kind=self._kind,
-            start_time=self._ns(began),
+            start_time=ns(began),
             attributes={"rpc.system": "grpc", "coldframe.request_id": call.request_id},
         )
         inside = set_span_in_context(span)
         for name, start, end in parts:
-            part = self._tracer.start_span(name, context=inside, start_time=self._ns(start))
-            part.end(end_time=self._ns(end))
-        span.end(end_time=self._ns(time.perf_counter()))
+            part = self._tracer.start_span(name, context=inside, start_time=ns(start))
+            part.end(end_time=ns(end))
+        span.end(end_time=ns(time.perf_counter()))
 
     def close(self) -> None:
         """Sends what was not sent yet, and gives it up where nobody takes it."""
         sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         sending.start()
         sending.join(_LAST_SPANS_S)
-
-    def _ns(self, moment: float) -> int:
-        """A moment of `time.perf_counter()` as nanoseconds since 1970."""
-        return self._epoch_ns + int(1e9 * moment)
 
 
 def _parts(timing: Any, call: Call) -> list[tuple[str, float, float]]:
