@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from server.observe.metrics import Pulse, ServerCollector, registry
 from server.observe.witness import Witness
 from server.security.certificates import CertificateFiles, Tls, read_certificate
 from tests.certificates import DAY, Files, Pair, files, signed
+from tests.clocks import ahead
 from tests.guarded import guarded
 from tests.waiting import wait_until
 
@@ -357,6 +359,21 @@ def test_a_certificate_that_will_soon_end_is_warned_of_once_a_day(
     for _ in range(3):
         tls.refresh()
     assert caplog.text.count("the certificate of CN=brief ends on") == 1
+
+
+def test_a_clock_that_was_ahead_keeps_no_warning_of_a_certificate_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = files(tmp_path / "tls")
+    own.put(signed("brief", own.authority, ends=2 * DAY))
+    tls = Tls(CertificateFiles(own.chain, own.key))
+    with monkeypatch.context() as patch:
+        patch.setattr("server.security.certificates.datetime", ahead(by=365 * DAY))
+        tls.refresh()
+    a_day_later = time.monotonic() + DAY.total_seconds() + 1
+    monkeypatch.setattr(time, "monotonic", lambda: a_day_later)
+    tls.refresh()
+    assert caplog.text.count("the certificate of CN=brief ends on") == 2
 
 
 # ---------------------------------------------------------------------------------------------------- the client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 _SOON = timedelta(days=14)
+_DAY_S = 86_400
 _CURVES = frozenset({"secp256r1", "secp384r1"})
 
 
@@ -68,7 +70,7 @@ class Tls:
         self._client_ca = files.client_ca is not None
         self._watched = Watched("certificate", files.paths, lambda: read_certificate(files))
         self._told: Certificate | None = self._watched.value
-        self._warned_at: datetime | None = None
+        self._warned_at: float | None = None
         self._lock = threading.Lock()
 
     @property
@@ -97,10 +99,10 @@ class Tls:
     def refresh(self) -> None:
         """Looks whether the files changed; warns once a day of a certificate that will soon be worth nothing."""
         self._watched.refresh()
-        now = datetime.now(UTC)
-        if self.certificate.expires_at - now > _SOON:
+        if self.certificate.expires_at - datetime.now(UTC) > _SOON:
             return
-        if self._warned_at is None or now - self._warned_at > timedelta(days=1):
+        now = time.monotonic()  # a clock that was ahead and is put back would keep it silent until then
+        if self._warned_at is None or now - self._warned_at > _DAY_S:
             self._warned_at = now
             _log.warning("the certificate of %s ends on %s", self.certificate.subject, self.certificate.expires_at)
 
