@@ -48,7 +48,7 @@ def list_keys(*, api_keys: ApiKeys) -> None:
     """List the keys of a file: names, roles and dates; the keys themselves are not in it."""
     now = datetime.now(UTC)
     for key in read_keys(api_keys).values():
-        until = "for ever" if key.expires_at is None else f"until {key.expires_at:%Y-%m-%d %H:%M} UTC"
+        until = "for ever" if key.expires_at is None else f"until {key.expires_at:%Y-%m-%d %H:%M %Z}"
         worth = "expired" if key.expired(now) else until
         rate = f", {key.requests_per_second:g} requests a second" if key.requests_per_second else ""
         typer.echo(f"{key.id}  {key.name}: {key.role}, {worth}, made {key.created_at:%Y-%m-%d}{rate}")

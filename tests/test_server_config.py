@@ -342,16 +342,18 @@ def test_keys_are_made_listed_and_taken_away(say: Say, tmp_path: Path) -> None:
     assert code == 0
     assert token not in error
     assert say("keys", "add", *flag, "--name", "home", "--rate", "5")[0] == 0
+    assert say("keys", "add", *flag, "--name", "ktm", "--expires", "2099-01-01T00:00+05:45")[0] == 0
     _, lines, _ = say("keys", "list", *flag)
     assert [line.partition("  ")[2].partition(", made")[0] for line in lines] == [
         "ingest: write, until 2099-01-01 00:00 UTC",
         "home: read, for ever",
+        "ktm: read, until 2099-01-01 00:00 UTC+05:45",
     ]
     assert token not in "\n".join(lines)
     assert say("keys", "remove", *flag, "--name", "ingest")[0] == 0
-    assert [line.split()[1] for line in say("keys", "list", *flag)[1]] == ["home:"]
+    assert [line.split()[1] for line in say("keys", "list", *flag)[1]] == ["home:", "ktm:"]
     code, _, error = say("keys", "remove", *flag, "--name", "ingest")
-    assert (code, error) == (1, "error: there is no key 'ingest'; the file holds: home\n")
+    assert (code, error) == (1, "error: there is no key 'ingest'; the file holds: home, ktm\n")
     assert say("keys", "add", *flag, "--name", "x", "--role", "root")[0] == 2
 
 
