@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
-from typing import Literal
+from decimal import Decimal
+from typing import Literal, TypeAlias
 
 from dateutil import parser
 from dateutil.zoneinfo import get_zonefile_instance
@@ -24,6 +25,7 @@ from dateutil.zoneinfo import get_zonefile_instance
 from coldframe.epoch import EPOCH_NUMBER, from_epoch
 
 DateOrder = Literal["dmy", "mdy"]
+_Value: TypeAlias = str | int | float | Decimal | datetime | date | None
 
 # Zone names are ambiguous (IST is also Irish and Israeli, CST also Chinese, BST also Bangladeshi): this is the reading
 # news use. A name that is not here makes the date unreadable, which is better than a date that is wrong by hours.
@@ -60,7 +62,7 @@ _MAX_CHARS = 100  # no date is longer; dateutil is slow on long nonsense
 _DEFAULTS = (datetime(1972, 1, 1), datetime(1973, 2, 2))
 
 
-def parse_date(value: str | int | float | datetime | date | None, order: DateOrder | None = None) -> datetime | None:
+def parse_date(value: _Value, order: DateOrder | None = None) -> datetime | None:
     """Return an aware UTC datetime, or None if `value` is no full date of the years 1000 to 9999. Never raise or warn.
 
     Numbers, and strings of digits, are time since 1970, up to the year 2100: seconds or milliseconds (9 to 13 digits),
@@ -92,12 +94,12 @@ def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def _read(value: str | int | float | datetime | date | None, order: DateOrder | None) -> datetime | None:
+def _read(value: _Value, order: DateOrder | None) -> datetime | None:
     if isinstance(value, datetime):
         return value
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # str(1e18) has no digits to speak of

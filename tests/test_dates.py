@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -73,6 +74,7 @@ READ: list[tuple[Any, datetime]] = [
     ("1471849440", NOON_IN_INDIA),
     ("1471849440000", NOON_IN_INDIA),
     (1471849440000, NOON_IN_INDIA),
+    (Decimal("1471849440.123456"), NOON_IN_INDIA.replace(microsecond=123456)),
     (4102444799, datetime(2099, 12, 31, 23, 59, 59, tzinfo=UTC)),
     # Python's own
     (date(2016, 8, 22), DAY),
