@@ -108,6 +108,15 @@ def test_parquet_values_that_are_not_text(tmp_path: Path) -> None:
     assert second == Article("2", "", "b", None, {})
 
 
+@pytest.mark.parametrize("unit", ["ms", "us"])
+def test_a_parquet_time_beyond_all_years_is_no_date(tmp_path: Path, unit: str) -> None:
+    moment = datetime(2016, 8, 22, 7, 4, tzinfo=UTC)
+    date = pa.array([2**63 - 1, pa.scalar(moment, pa.timestamp(unit)).value], pa.timestamp(unit))
+    pq.write_table(pa.table({"id": ["1", "2"], "content": ["a", "b"], "date": date}), tmp_path / "a.parquet")
+    found = [row.published_at for row in rows_of(tmp_path / "a.parquet") if isinstance(row, Article)]
+    assert found == [None, moment]
+
+
 def test_truth_and_the_number_that_is_none_are_written_alike_in_every_format(tmp_path: Path) -> None:
     table = {"id": ["1", "2"], "content": ["a", "b"], "paid": [True, False], "score": [0.5, float("nan")]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")

@@ -194,7 +194,8 @@ def _values(column: Any) -> list[Any]:
         raw = column.cast(pa.large_binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
     if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("us", "UTC" if column.type.tz else None), safe=False)
+        unit = "us" if column.type.unit == "ns" else column.type.unit  # what of a coarser one does not fit would wrap
+        column = column.cast(pa.timestamp(unit, "UTC" if column.type.tz else None), safe=False)
     try:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError):  # times that Python cannot hold
