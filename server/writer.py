@@ -205,7 +205,10 @@ class Writer:
         """Whether a change must be written; what is gone is marked once, and once more where it is said much later."""
         if outcome is Outcome.MISSING:
             known = self._store().get(_id_of(change))
-            return known is None or known.article is not None or datetime.now(UTC) - known.changed_at > _AGAIN
+            if known is None or known.article is not None:
+                return True
+            # Its moment is still to come where a clock was put back.
+            return abs(datetime.now(UTC) - known.changed_at) > _AGAIN
         return outcome is not Outcome.UNCHANGED
 
     async def drain(self) -> None:

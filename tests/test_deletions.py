@@ -10,6 +10,7 @@ import pytest
 
 from coldframe.live import LIVE, Delete, LiveStore
 from indexer.cache import CACHE, prune
+from tests.clocks import ahead
 from tests.live_articles import upsert, vector
 from tests.newsroom import opened
 from tests.test_cache import SPACE, filled, texts, vectors
@@ -70,3 +71,17 @@ def test_of_a_vector_that_was_pruned_nothing_stays_in_the_cache(tmp_path: Path) 
     prune(path, [(SPACE.fingerprint, SPACE.precision, kept)])
     raw = path.read_bytes()
     assert [vector.tobytes() in raw for vector in vectors(texts(200))] == [bool(n % 2) for n in range(200)]
+
+
+def test_one_that_is_said_again_after_the_clock_was_put_back_is_of_that_moment(
+    background: Background, own_newsroom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(background, own_newsroom) as (client, _):
+        with monkeypatch.context() as patch:
+            patch.setattr("coldframe.live.datetime", ahead(by=timedelta(hours=1)))
+            client.delete(["005"])
+        client.delete(["005"])
+    with LiveStore(own_newsroom / LIVE, read_only=True) as live:
+        (entry,) = live.since(0)
+        assert (entry.sequence, entry.id) == (2, "005")
+        assert entry.changed_at <= datetime.now(UTC)
