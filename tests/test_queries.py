@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,8 +17,10 @@ import pytest
 from coldframe.errors import InvalidArgument
 from indexer.corpus import Article, Columns, Reject, find_sources, read
 from tests.corpus_files import put, write
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 ROWS: list[dict[str, Any]] = [
@@ -194,6 +198,31 @@ def test_a_database_that_cannot_be_reached_is_refused(database: str, said: str) 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     assert "neither a SQLite nor a DuckDB file" in refusal("select 1", str(put(tmp_path / "a.db", "id,text\n"))).message
+
+
+@pytest.fixture
+def mariadb(tmp_path: Path) -> Iterator[str]:
+    """A database in Kathmandu's time, where MariaDB and a driver are installed: its address, without a scheme."""
+    pytest.importorskip("pymysql")
+    if shutil.which("mariadbd") is None:
+        pytest.skip("no MariaDB here")
+    user, folder, socket = getpass.getuser(), f"--datadir={tmp_path / 'data'}", tmp_path / "socket"
+    own = ["--auth-root-authentication-method=normal", f"--user={user}"]
+    subprocess.run(["mariadb-install-db", "--no-defaults", folder, *own], check=True, stdout=subprocess.DEVNULL)
+    flags = [folder, f"--user={user}", f"--socket={socket}", "--skip-networking", "--default-time-zone=+05:45"]
+    with subprocess.Popen(["mariadbd", "--no-defaults", *flags], stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_until(socket.exists)
+            yield f"root@localhost/mysql?unix_socket={socket}"
+        finally:
+            server.terminate()
+
+
+def test_dates_are_in_utc_whatever_zone_a_database_keeps(mariadb: str) -> None:
+    wanted = Article("1", "", "a", datetime(2016, 8, 22, 7, 4, tzinfo=UTC), {})
+    for scheme in ("mysql", "mariadb"):
+        found = answer("select 1 as id, 'a' as text, from_unixtime(1471849440) as date", f"{scheme}://{mariadb}")
+        assert found == [wanted]
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,12 @@ _DRIVERS = {
     "mysql": ("mysql+pymysql", "pymysql"),
     "mariadb": ("mariadb+pymysql", "pymysql"),
 }
+# A session keeps the server's zone otherwise, and gives times in it that do not say so: MySQL's TIMESTAMP, for one.
+_IN_UTC = {
+    "postgresql": "SET TIME ZONE 'UTC'",
+    "mysql": "SET time_zone = '+00:00'",
+    "mariadb": "SET time_zone = '+00:00'",
+}
 
 
 def find_query(query: str, database: str | None) -> tuple[str, None, None, _Rows]:
@@ -166,6 +172,8 @@ def _read_sqlalchemy(query: str, url: URL, columns: Columns) -> Rows:
 
     with _sqlalchemy(url) as connection:
         try:
+            if (in_utc := _IN_UTC.get(url.get_backend_name())) is not None:
+                connection.exec_driver_sql(in_utc)
             # As it stands, without a meaning for ":name" and "%"; and through a cursor of the server's.
             options = {"no_parameters": True, "yield_per": BATCH_ROWS}
             result = connection.exec_driver_sql(query, execution_options=options)
