@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from coldframe.errors import InvalidArgument, UnknownCluster
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _DAY_S = 86_400.0
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ORDERS = {
     pb.CLUSTER_ORDER_UNSPECIFIED: clusters.by_size,
     pb.CLUSTER_ORDER_SIZE: clusters.by_size,
@@ -139,7 +137,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             timing=replies.timing(clock),
         )
         if end is not None:
-            response.as_of.FromDatetime(_EPOCH + timedelta(microseconds=end))
+            response.as_of.FromMicroseconds(end)
         return response
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from coldframe.v1 import embedding_service_pb2, search_service_pb2, types_pb2
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from server.seeds import Usage
     from server.serving import Served
     from server.view import View
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def cluster(view: View, number: int, *, representatives: bool = False) -> types_pb2.Cluster:
@@ -37,7 +34,7 @@ def cluster(view: View, number: int, *, representatives: bool = False) -> types_
         live_count=int(view.live_sizes[number]),
     )
     if newest != UNDATED:
-        message.newest_at.FromDatetime(_EPOCH + timedelta(microseconds=newest))
+        message.newest_at.FromMicroseconds(newest)
     return message
 
 
