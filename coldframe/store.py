@@ -30,7 +30,7 @@ from coldframe.errors import ColdframeError, CorruptGeneration, FailedPreconditi
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from coldframe.generation import Generation
+    from coldframe.generation import Generation, Manifest
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -81,7 +81,8 @@ class Store:
         """The generations that their build kept back, and that nobody has activated."""
         with self._reading():
             served = {self.current(), *_lines(self._history)}
-        return [name for name in self.names() if name not in served and _is_held(self._generations / name)]
+        unserved = {name: _manifest(self._generations / name) for name in self.names() if name not in served}
+        return [name for name, manifest in unserved.items() if manifest is not None and manifest.held]
 
     def directory(self, name: str) -> Path:
         """Where a generation lies. Raises InvalidArgument for a name that the store does not hold."""
@@ -306,7 +307,7 @@ class Store:
         for name in _lines(self._publishing):
             if name in self.names():
                 self._end_publication(name)
-            elif _is_sealed(self._job / "generation", name):
+            elif (sealed := _manifest(self._job / "generation")) is not None and sealed.name == name:
                 self.publish(self._job / "generation", name)
             else:
                 self._publishing.unlink()
@@ -384,22 +385,14 @@ def known_errno(error: Exception) -> int | None:
     return errno.ENOSPC if re.search(r"requested and \d+ written|write error", str(error)) else None
 
 
-def _is_sealed(draft: Path, name: str) -> bool:
+def _manifest(directory: Path) -> Manifest | None:
+    """None where there is none that can be read."""
     from coldframe.generation import Manifest
 
     try:
-        return Manifest.read(draft).name == name
+        return Manifest.read(directory)
     except ColdframeError:
-        return False
-
-
-def _is_held(directory: Path) -> bool:
-    from coldframe.generation import Manifest
-
-    try:
-        return bool(Manifest.read(directory).held)
-    except ColdframeError:
-        return False
+        return None
 
 
 def _lines(path: Path) -> list[str]:
