@@ -15,7 +15,7 @@ import sqlite3
 import zlib
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
@@ -215,32 +215,27 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 def count(path: Path, space: Space, digests: Sequence[bytes]) -> int:
     """How many of these texts, a few hundred, have a vector; 0 where the file is not there or cannot be read."""
-    marks = ",".join("?" * len(digests))
-    question = (
-        "SELECT count(*) FROM vectors JOIN spaces USING (space) "  # noqa: S608
-        f"WHERE fingerprint = ? AND precision = ? AND digest IN ({marks})"
-    )
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            found: int = db.execute(question, (space.fingerprint, space.precision, *digests)).fetchone()[0]
-    except sqlite3.Error:
-        return 0
-    return found
+    return len(_read(path, space, digests, "digest"))
 
 
 def look_up(path: Path, space: Space, digests: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
     """The vectors of these texts, a few hundred, without a change to the file; {} where it cannot be read."""
+    rows = _read(path, space, digests, "digest, seen, used, checksum, vector")
+    return {digest: cached.vector for digest, cached in _whole(rows, space)}
+
+
+def _read(path: Path, space: Space, digests: Sequence[bytes], columns: str) -> list[Any]:
+    """The rows of these texts, without a change to the file; none where it cannot be read."""
     marks = ",".join("?" * len(digests))
     question = (
-        "SELECT digest, seen, used, checksum, vector FROM vectors JOIN spaces USING (space) "  # noqa: S608
+        f"SELECT {columns} FROM vectors JOIN spaces USING (space) "  # noqa: S608
         f"WHERE fingerprint = ? AND precision = ? AND digest IN ({marks})"
     )
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            rows = db.execute(question, (space.fingerprint, space.precision, *digests)).fetchall()
+            return db.execute(question, (space.fingerprint, space.precision, *digests)).fetchall()
     except sqlite3.Error:
-        return {}
-    return {digest: cached.vector for digest, cached in _whole(rows, space)}
+        return []
 
 
 def prune(path: Path, kept: Iterable[tuple[str, str, Iterable[bytes]]]) -> int:
