@@ -137,19 +137,6 @@ def _constants(
     return arrays
 
 
-def rank(
-    candidates: Candidates,
-    options: Options,
-    limit: int,
-    *,
-    tie: NDArray[np.int64] | None = None,
-    stories_taken: Collection[int] = (),
-) -> Ranked:
-    """The best of one list, at most `limit`. See `merge`."""
-    ties = None if tie is None else [tie]
-    return merge([candidates], [1.0], options, limit, ties=ties, stories_taken=stories_taken)
-
-
 def merge(
     lists: Sequence[Candidates],
     weights: Sequence[float],

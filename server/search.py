@@ -20,7 +20,7 @@ from coldframe.recipe import unit
 from coldframe.v1 import ranking_pb2
 from server import filters, pages
 from server.interests import Interest, group, negative_part, negative_weights, share_places
-from server.ranking import Candidates, Options, Ranked, in_order, merge, rank
+from server.ranking import Candidates, Options, Ranked, in_order, merge
 from server.tiers import Priors, Tiers
 from server.view import rows_of
 
@@ -276,11 +276,8 @@ def _moved(view: View, taste: Taste, numbers: Sequence[int], ask: Ask) -> Floats
 
 def _nothing(view: View, ask: Ask) -> Found:
     """What is found for a reader of whom nothing is known after all."""
-    none = np.empty(0, np.int64)
-    dim = view.base.generation.index.dim
-    hunt = _Hunt([], np.empty((0, dim), np.float32))
-    ranked = rank(_candidates(view, Tiers(view, None, 0), ask, hunt), Options(), 0)
-    return Found(none, ranked, [], _split(view, ask)[1], False, 0.0)
+    rows, scores = _NOWHERE
+    return Found(rows, Ranked.plain(scores, []), [], _split(view, ask)[1], False, 0.0)
 
 
 def _split(view: View, ask: Ask) -> tuple[list[int], list[str]]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.columns import UNDATED
-from server.ranking import Candidates, Options, Ranked, in_order, merge, rank
+from server.ranking import Candidates, Options, Ranked, in_order, merge
 from tests.ranking_oracle import Answer, Chosen
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ def candidates(similarity: ArrayLike, **given: Any) -> Candidates:
     types |= dict.fromkeys(("similarity", "negative", "prior", "vectors"), np.float32)
     typed: dict[str, Any] = {name: values.astype(types.get(name, np.int64)) for name, values in columns.items()}
     return Candidates(**typed)
+
+
+def rank(found: Candidates, options: Options, limit: int, **given: Any) -> Ranked:
+    """The best of one list."""
+    return merge([found], [1.0], options, limit, **given)
 
 
 @st.composite
@@ -222,7 +227,7 @@ def test_a_relevance_below_0_is_not_made_better() -> None:
 def test_equal_scores_go_by_id() -> None:
     found = candidates([0.5, 0.25, 0.25], prior=[0, 0.25, 0.25])
     assert rank(found, Options(), 3).place.tolist() == [0, 1, 2]
-    assert rank(found, Options(), 3, tie=np.array([7, 9, 3])).place.tolist() == [2, 0, 1]
+    assert rank(found, Options(), 3, ties=[np.array([7, 9, 3])]).place.tolist() == [2, 0, 1]
 
 
 def test_diversity_without_vectors_is_a_mistake_of_the_caller() -> None:
