@@ -89,7 +89,6 @@ def choose(
     *,
     budgets: Budgets,
     seed: int,
-    stories: NDArray[np.integer] | None = None,
 ) -> Choice:
     """Writes the index to `path`, in the first of `storages` that reaches the target recall in the time allowed.
 
@@ -102,14 +101,14 @@ def choose(
     for storage in fitting:
         ClusterIndex.build(centroids, vectors, assignment, storage, seed).write(path)
         index = ClusterIndex.read(path, vectors)  # as a server maps it; what was built is gone from memory
-        tried.append(_try(index, budgets, seed, stories))
+        tried.append(_try(index, budgets, seed))
         if not tried[-1].reason:
             return _choice(tried, rows, dim, fitting)
     path.unlink()
     raise _refusal(tried, budgets)
 
 
-def _try(index: ClusterIndex, budgets: Budgets, seed: int, stories: NDArray[np.integer] | None) -> _Tried:
+def _try(index: ClusterIndex, budgets: Budgets, seed: int) -> _Tried:
     """What a kind needs; its reason says why it will not do."""
     if (
         budgets.latency_ms is None
@@ -117,7 +116,7 @@ def _try(index: ClusterIndex, budgets: Budgets, seed: int, stories: NDArray[np.i
         and (budgets.target_recall < 1 or index.storage == "flat")
     ):
         return _Tried(index.storage, index.bytes)
-    found = measure(index, budgets.target_recall, seed, stories=stories)
+    found = measure(index, budgets.target_recall, seed)
     tried = _Tried(index.storage, index.bytes, found.probes, found.recall, found.latency_ms)
     if found.recall < budgets.target_recall:
         return replace(tried, reason="finds too few")
