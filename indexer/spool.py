@@ -13,7 +13,7 @@ import os
 import sqlite3
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -24,13 +24,12 @@ from coldframe.text import article_text, text_digest
 from indexer.corpus import Article, Reject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
 
-_PROGRESS_ROWS = 500
 _encode = json.JSONEncoder(sort_keys=True).encode  # json.dumps would make an encoder for every row
 
 # TEXT compares by its UTF-8 bytes, which is the order of code points. `texts` holds each distinct embedded text once,
@@ -255,14 +254,13 @@ def _seconds(published_at: str | None) -> int:
 
 @dataclass(frozen=True)
 class ReadStats:
-    """What came of reading a corpus, in rows. `undated` is a part of `kept`; `reasons` counts the rejected by kind."""
+    """What came of reading a corpus, in rows; `reasons` counts the rejected by kind."""
 
     read: int
     kept: int
     rejected: int
-    undated: int
     rejects_path: Path | None
-    reasons: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int]
 
 
 def fill(
@@ -271,38 +269,28 @@ def fill(
     rejects_path: Path,
     *,
     max_reject_share: float,
-    progress: Callable[[int], None] | None = None,
 ) -> ReadStats:
     """Put the articles into the spool and what cannot be used into `rejects_path`, one JSON object per line.
 
     The spool is not put in order: more may be added, or removed.
 
     The rejects file appears whole, and only if a row was rejected; one that an earlier run left is replaced or removed.
-    `progress` is called now and then with the number of rows read so far.
     Raises InvalidArgument if there are no rows, none that can be used, or a larger share of rejects than is allowed.
     """
     if not 0 <= max_reject_share <= 1:
         raise InvalidArgument(
             f"--max-reject-share is {max_reject_share}; it is a share, between 0 and 1.", field="max-reject-share"
         )
-    read = undated = 0
+    before = len(spool)
     reasons: Counter[str] = Counter()
     with _rejects_file(rejects_path) as file:
-        for read, row in enumerate(rows, 1):
+        for row in rows:
             reject = row if isinstance(row, Reject) else _keep(spool, row)
             if reject:
                 reasons[reject.kind] += 1
                 file.write(_json_line(reject))
-            elif isinstance(row, Article) and row.published_at is None:
-                undated += 1
-            if progress and read % _PROGRESS_ROWS == 0:
-                progress(read)
-    if progress:
-        progress(read)
-    rejected = reasons.total()
-    stats = ReadStats(
-        read, read - rejected, rejected, undated, rejects_path if rejected else None, dict(reasons.most_common())
-    )
+    kept, rejected = len(spool) - before, reasons.total()
+    stats = ReadStats(kept + rejected, kept, rejected, rejects_path if rejected else None, dict(reasons.most_common()))
     _judge(stats, max_reject_share)
     return stats
 
