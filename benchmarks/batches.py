@@ -26,7 +26,7 @@ from coldframe import models
 from coldframe.encoder import Encoder, Precision
 from coldframe.text import article_text
 from indexer.cache import Cache, Space
-from indexer.corpus import Article, Columns, expand, read
+from indexer.corpus import Article, Columns, find_sources, read
 from indexer.embed import Lengths, Rows, compute, reuse
 from indexer.spool import Spool, fill
 
@@ -128,7 +128,7 @@ def embed_file(encoder: Any, corpus: Path, into: Path) -> None:
     """What the phases "read" and "embed" of the rebuild job do."""
     into.mkdir()
     with Spool(into / "spool.db") as spool:
-        fill(spool, read(expand([str(corpus)]), Columns()), into / "rejects.jsonl", max_reject_share=0.0)
+        fill(spool, read(find_sources([str(corpus)]), Columns()), into / "rejects.jsonl", max_reject_share=0.0)
         vectors = np.lib.format.open_memmap(into / "vectors.npy", "w+", np.float32, (len(spool), encoder.dim))
         space = Space(encoder.fingerprint, encoder.precision, encoder.dim)
         with Cache(into / "embeddings.db", space, print) as cache:
@@ -139,7 +139,7 @@ def embed_file(encoder: Any, corpus: Path, into: Path) -> None:
 
 def articles(corpus: str) -> list[Article]:
     """All that can be used, in an order drawn at random."""
-    rows = [row for row in read(expand([corpus]), Columns()) if isinstance(row, Article)]
+    rows = [row for row in read(find_sources([corpus]), Columns()) if isinstance(row, Article)]
     return [rows[n] for n in np.random.default_rng(0).permutation(len(rows))]
 
 

@@ -25,7 +25,7 @@ from coldframe import models
 from coldframe.encoder import Encoder, Precision
 from coldframe.recipe import RECIPES
 from coldframe.text import article_text
-from indexer.corpus import Article, Columns, expand, read
+from indexer.corpus import Article, Columns, find_sources, read
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 LATENCY_LENGTHS = (8, 20, 60, 300, 1000, 4096)
@@ -72,7 +72,7 @@ def random_base() -> models.Model:
 
 def documents(corpus: str, count: int) -> list[str]:
     """The texts of `count` articles of the corpus, drawn at random."""
-    articles = [row for row in read(expand([corpus]), Columns()) if isinstance(row, Article)]
+    articles = [row for row in read(find_sources([corpus]), Columns()) if isinstance(row, Article)]
     chosen = np.random.default_rng(0).choice(len(articles), min(count, len(articles)), replace=False)
     return [article_text(articles[n].title, articles[n].content) for n in chosen]
 

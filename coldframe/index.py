@@ -213,12 +213,6 @@ class ClusterIndex:
         count = np.count_nonzero(coarse >= coarse[0] - margin)
         return lists[:count], coarse[:count]
 
-    def exact(
-        self, vector: NDArray[np.float32], limit: int, hidden: AbstractSet[int] = frozenset()
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """`search` that can miss nothing: of every list, or of the stored vectors where the lists keep codes."""
-        return self.search(vector, limit, self.clusters, hidden)
-
     def search_among(
         self, vector: NDArray[np.float32], limit: int, probes: int, allowed: RowSet
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -233,7 +233,7 @@ def test_with_a_margin_questions_unlike_all_articles_find_nearly_as_much() -> No
     assert measured.margin is not None
     found = 0
     for query in unit(vectors[:200] + 0.5 * rng.standard_normal((200, 32)).astype(np.float32)):
-        near, _ = index.exact(query, 10)
+        near, _ = index.search(query, 10, index.clusters)
         found += len(set(near) & set(index.search(query, 10, measured.probes, margin=measured.margin)[0]))
     assert found >= 0.98 * 2_000
 

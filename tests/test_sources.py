@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coldframe.errors import InvalidArgument
-from indexer.corpus import Article, Columns, expand, find_sources, read
+from indexer.corpus import Article, Columns, find_sources, read
 from tests.corpus_files import packed, put, write
 from tests.rights import nobody
 from tests.web import serving
@@ -60,7 +60,6 @@ def test_files_and_globs_are_listed_in_order_each_once(tmp_path: Path, monkeypat
     values = [str(tmp_path / "*.csv"), str(tmp_path / "a.csv"), str(tmp_path / "[1].csv")]
     wanted = [tmp_path / "[1].csv", tmp_path / "a.csv", tmp_path / "b.csv"]
     assert locations(*values) == [str(path) for path in wanted]
-    assert expand(values) == wanted
     assert str(tmp_path / "deep" / "c.csv") in locations(str(tmp_path / "**" / "*.csv"))
     monkeypatch.chdir(tmp_path)
     assert locations("a.csv", str(tmp_path / "a.csv"), f"file://{tmp_path}/a.csv") == ["a.csv"]
@@ -214,12 +213,6 @@ def test_a_web_server_that_does_not_answer_is_not_taken_for_one_without_the_file
     with serving(tmp_path) as web:
         assert "a.csv cannot be read: there is no such file" in refusal(f"{web.url}/a.csv").message
     assert re.search(r"a\.csv cannot be read: .*[Cc]onnect", refusal(f"{web.url}/a.csv").message)
-
-
-def test_an_address_is_no_path(memory: Any) -> None:
-    memory.pipe("/news/a.csv", CSV)
-    with pytest.raises(InvalidArgument, match=r"memory:///news/a\.csv: an address"):
-        expand(["memory://news/a.csv"])
 
 
 def test_folders_and_globs_of_a_store(memory: Any) -> None:

@@ -135,7 +135,7 @@ def test_with_all_lists_visited_every_kind_is_brute_force(
         assert index.search(query, limit, index.clusters, hidden)[0].tolist() == brute_force(
             vectors, query, limit, hidden
         )
-        rows, scores = index.exact(query, limit)
+        rows, scores = index.search(query, limit, index.clusters)
         assert rows.tolist() == brute_force(vectors, query, limit)
         np.testing.assert_array_equal(scores, index.similarities(rows, query))
 

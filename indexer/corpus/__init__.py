@@ -45,6 +45,6 @@ query), whatever the size of the corpus.
 from indexer.corpus.articles import Article, Columns, Reject
 from indexer.corpus.config import CorpusConfig
 from indexer.corpus.reading import read
-from indexer.corpus.sources import Source, expand, find_sources
+from indexer.corpus.sources import Source, find_sources
 
-__all__ = ["Article", "Columns", "CorpusConfig", "Reject", "Source", "expand", "find_sources", "read"]
+__all__ = ["Article", "Columns", "CorpusConfig", "Reject", "Source", "find_sources", "read"]

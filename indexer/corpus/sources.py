@@ -78,18 +78,6 @@ def find_sources(
     return _named([found[key] for key in sorted(found, key=lambda key: key.split("/"))])
 
 
-def expand(corpus: Sequence[str]) -> list[Path]:
-    """List the local files that the values of `--corpus` name, as paths; for a caller that knows nothing of `Source`.
-
-    Raises InvalidArgument as `find_sources` does, and for an address.
-    """
-    sources = find_sources(corpus)
-    for source in sources:
-        if "://" in source.location:
-            raise _invalid(f"--corpus {source.location}: an address cannot be read here. Give a file.")
-    return [Path(source.location) for source in sources]
-
-
 def source_of(path: Path) -> Source:
     """One local file, there or not."""
     return _file_source(LocalFile(path), None, None, f"{path}: ")
