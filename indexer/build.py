@@ -236,7 +236,7 @@ def _lineage(table: ClusterTable, naming: Naming) -> dict[str, Any]:
 def _find_stories(build: Build, spool: Spool) -> tuple[NDArray[np.int32], Record]:
     """Each row's story, (n,), and how many there are."""
     config, digests, index = build.config, spool.digests(), build.index()
-    about = index, index.vectors, spool.seconds(), digests, spool.text
+    about = index, spool.seconds(), digests, spool.text
     window, threshold = config.story_window_days, config.story_similarity
     if threshold is None:
         threshold = calibrate(*about, window_days=window, seed=config.seed).threshold

@@ -96,7 +96,6 @@ class Calibration:
 
 def calibrate(
     index: ClusterIndex,
-    vectors: NDArray[np.float32],
     published_at: NDArray[np.int64],
     digests: Sequence[bytes],
     text_of: Callable[[int], str],
@@ -106,13 +105,12 @@ def calibrate(
     sample: int = SAMPLE,
 ) -> Calibration:
     """Proposes a threshold for `find_stories`, whose arguments it shares; `sample` texts are drawn by `seed`."""
-    near = nearest_pairs(index, vectors, published_at, digests, window_days=window_days, seed=seed, sample=sample)
+    near = nearest_pairs(index, published_at, digests, window_days=window_days, seed=seed, sample=sample)
     return propose(near, text_of, sampled=min(sample, len(set(digests))))
 
 
 def nearest_pairs(
     index: ClusterIndex,
-    vectors: NDArray[np.float32],
     published_at: NDArray[np.int64],
     digests: Sequence[bytes],
     *,
@@ -125,13 +123,13 @@ def nearest_pairs(
     drawn = np.random.default_rng(seed).choice(len(texts), min(sample, len(texts)), replace=False)
     drawn = np.sort(drawn)
     limit = min(_NEIGHBOURS, len(texts))
-    rows, _ = index.search_many(take(vectors, texts.first[drawn]), limit, PROBES, texts.firsts())
+    rows, _ = index.search_many(take(index.vectors, texts.first[drawn]), limit, PROBES, texts.firsts())
     pairs: dict[tuple[int, int], None] = {}
     for text, found in zip(drawn.tolist(), rows, strict=True):
         others = texts.number[found[found >= 0]].tolist()
         kept = [other for other in others if other != text and texts.within(text, other, window_days)]
         pairs |= dict.fromkeys((min(text, other), max(text, other)) for other in kept[:_PAIRS_PER_TEXT])
-    return sorted(_near(vectors, texts, [*pairs]), key=lambda near: (-near.cosine, near.first))
+    return sorted(_near(index.vectors, texts, [*pairs]), key=lambda near: (-near.cosine, near.first))
 
 
 def _near(vectors: NDArray[np.float32], texts: Texts, pairs: Sequence[tuple[int, int]]) -> Iterator[Near]:

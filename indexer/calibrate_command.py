@@ -61,15 +61,7 @@ def calibrate_command(
     found = Store(store).open(generation)
     console = Console(highlight=False, markup=False)
     published_at, digests = _dates_and_digests(found.articles)
-    near = nearest_pairs(
-        found.index,
-        found.index.vectors,
-        published_at,
-        digests,
-        window_days=story_window_days,
-        seed=seed,
-        sample=sample,
-    )
+    near = nearest_pairs(found.index, published_at, digests, window_days=story_window_days, seed=seed, sample=sample)
     near, text_of = _texts(found, near, replace(corpus, apart_from=[store]), console)
     calibration = propose(near, text_of, sampled=min(sample, len(set(digests))))
     _print(calibration, found.articles, show, console)

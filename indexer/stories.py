@@ -49,7 +49,6 @@ _FP32_NOISE = 1e-4  # candidates are sought in fp32, and judged in fp64
 
 def find_stories(
     index: ClusterIndex,
-    vectors: NDArray[np.float32],
     published_at: NDArray[np.int64],
     digests: Sequence[bytes],
     text_of: Callable[[int], str],
@@ -60,13 +59,13 @@ def find_stories(
     """The story of each row, (n,): the row of its first article, which is its own for the first or only one.
 
     The first article is the earliest, then the one of the lowest row; those without a date come after all dated ones.
-    vectors: (n, dim), of unit length. published_at: (n,), seconds since 1970 UTC, UNDATED where unknown. digests: of
-    the n texts. text_of: the text of a row; asked for candidates only, and the shingles of some 2,000 are kept.
-    threshold: least cosine. window_days: most days between an article and the first of its story.
+    published_at: (n,), seconds since 1970 UTC, UNDATED where unknown. digests: of the n texts. text_of: the text of a
+    row; asked for candidates only, and the shingles of some 2,000 are kept. threshold: least cosine. window_days: most
+    days between an article and the first of its story.
     """
     texts = Texts.of(published_at, digests)
-    pairs = _candidates(index, vectors, texts, threshold)
-    judge = _Judge(vectors, texts, text_of, threshold, window_days)
+    pairs = _candidates(index, texts, threshold)
+    judge = _Judge(index.vectors, texts, text_of, threshold, window_days)
     leader = np.arange(len(texts))
     later, earlier = np.divmod(pairs, len(texts))
     for judged, group in enumerate(np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(later)) + 1), 1):
@@ -74,7 +73,7 @@ def find_stories(
             text = int(later[group[0]])
             leader[text] = judge.story(text, np.unique(leader[earlier[group]]).tolist())
         if judged % _JUDGED_AT_ONCE == 0:
-            release(vectors)
+            release(index.vectors)
     stories: NDArray[np.int32] = texts.first[leader[texts.number]].astype(np.int32)
     return stories
 
@@ -125,7 +124,7 @@ class Texts:
         return days is None or days <= window_days
 
 
-def _candidates(index: ClusterIndex, vectors: NDArray[np.float32], texts: Texts, threshold: float) -> NDArray[np.int64]:
+def _candidates(index: ClusterIndex, texts: Texts, threshold: float) -> NDArray[np.int64]:
     """Pairs of near texts, each as later * texts + earlier, ascending, once."""
     asked = np.argsort(texts.first)  # in the order of rows, in which the vectors lie on the disk
     pairs = [np.empty(0, np.int64)]
@@ -134,7 +133,7 @@ def _candidates(index: ClusterIndex, vectors: NDArray[np.float32], texts: Texts,
         crowded = []
         for start in range(0, len(asked), _QUERIES):
             block = asked[start : start + _QUERIES]
-            rows, similarities = index.search_many(take(vectors, texts.first[block]), limit, PROBES, firsts)
+            rows, similarities = index.search_many(take(index.vectors, texts.first[block]), limit, PROBES, firsts)
             near = (rows >= 0) & (similarities >= threshold - _FP32_NOISE)
             asking, place = np.nonzero(near)
             pairs.append(_pairs(block[asking], texts.number[rows[asking, place]], len(texts)))

@@ -27,11 +27,9 @@ AGREED = "the same words stand in both texts of every pair that agrees"
 
 
 def learn(texts: Sequence[str], days: Sequence[float | None] | None = None, sample: int = 2_000) -> Calibration:
-    vectors = vectors_of(texts)
     dates = [UNDATED if day is None else round(day * DAY_S) for day in days or [None] * len(texts)]
     return calibrate(
-        index_of(vectors),
-        vectors,
+        index_of(vectors_of(texts)),
         np.array(dates, np.int64),
         [text_digest(text) for text in texts],
         texts.__getitem__,

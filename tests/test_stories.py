@@ -59,10 +59,8 @@ def index_of(vectors: NDArray[np.float32], clusters: int = 1) -> ClusterIndex:
 
 def told(articles: Sequence[Article], threshold: float = 0.7, window_days: float = 3, clusters: int = 1) -> list[int]:
     texts = [article.text for article in articles]
-    vectors = vectors_of(texts)
     stories = find_stories(
-        index_of(vectors, clusters),
-        vectors,
+        index_of(vectors_of(texts), clusters),
         np.array([UNDATED if a.day is None else round(a.day * DAY_S) for a in articles], np.int64),
         [text_digest(text) for text in texts],
         texts.__getitem__,
@@ -202,14 +200,12 @@ def test_one_article_is_a_story() -> None:
 
 def test_texts_are_asked_for_only_where_there_is_a_candidate() -> None:
     texts = [written(n) for n in range(50)]
-    vectors = vectors_of(texts)
 
     def refuse(row: int) -> str:
         raise AssertionError(row)
 
     find_stories(
-        index_of(vectors),
-        vectors,
+        index_of(vectors_of(texts)),
         np.full(50, UNDATED),
         [text_digest(text) for text in texts],
         refuse,
@@ -336,10 +332,8 @@ def test_with_minilm_edited_articles_join_and_others_do_not(encoder: Encoder, ar
         text.replace(" the ", " a ", 3) + " The story continues tomorrow, said its editor." for text in texts[:8]
     ]
     every = [*texts, *changed]
-    vectors = unit(encoder.embed(every))
     stories = find_stories(
-        index_of(vectors, 3),
-        vectors,
+        index_of(unit(encoder.embed(every)), 3),
         np.full(len(every), UNDATED),
         [text_digest(text) for text in every],
         every.__getitem__,
