@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
-from indexer.corpus_flags import PANEL, reads_corpus
+from coldframe.flags import spread
+from indexer.corpus_flags import PANEL, CorpusFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -126,11 +127,11 @@ _Keep = Annotated[
 ]
 
 
-@reads_corpus
+@spread
 def build_command(
     context: typer.Context,
     *,
-    corpus: CorpusConfig,
+    corpus: CorpusFlags,
     store: _Store,
     corpus_as_of: _CorpusAsOf = None,
     rejects: _Rejects = None,
@@ -168,7 +169,7 @@ def build_command(
     from coldframe.store import check_keep
 
     console = Console(highlight=False, markup=False)
-    config = configuration(corpus, context.params)
+    config = configuration(corpus.config(), context.params)
     if keep is not None:
         check_keep(keep)
     if dry_run:

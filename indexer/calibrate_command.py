@@ -1,5 +1,7 @@
 """`python -m indexer calibrate`: a threshold for stories, and the pairs on either side of it."""
 
+# ruff: noqa: TC001, TC003  (Typer reads annotations at run time)
+
 from __future__ import annotations
 
 import math
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexer.corpus_flags import reads_corpus
+from coldframe.flags import spread
+from indexer.corpus_flags import CorpusFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,14 +29,11 @@ if TYPE_CHECKING:
 _SHARES_KEPT = (1.0, 0.99, 0.95, 0.9, 0.75, 0.5)
 
 
-_Store = Annotated[Path, typer.Option(help="The folder of generations.")]
-
-
-@reads_corpus
+@spread
 def calibrate_command(
     *,
-    corpus: CorpusConfig,
-    store: _Store,
+    corpus: CorpusFlags,
+    store: Annotated[Path, typer.Option(help="The folder of generations.")],
     generation: Annotated[str | None, typer.Option(help="Without it the current one.")] = None,
     story_window_days: Annotated[float, typer.Option(help="Days between the articles of a story, at most.")] = 3.0,
     sample: Annotated[int, typer.Option(help="Texts to look at.", min=1)] = 2_000,
@@ -62,7 +62,7 @@ def calibrate_command(
     console = Console(highlight=False, markup=False)
     published_at, digests = _dates_and_digests(found.articles)
     near = nearest_pairs(found.index, published_at, digests, window_days=story_window_days, seed=seed, sample=sample)
-    near, text_of = _texts(found, near, replace(corpus, apart_from=[store]), console)
+    near, text_of = _texts(found, near, replace(corpus.config(), apart_from=[store]), console)
     calibration = propose(near, text_of, sampled=min(sample, len(set(digests))))
     _print(calibration, found.articles, show, console)
 

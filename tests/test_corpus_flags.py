@@ -10,10 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from coldframe.flags import spread
 from coldframe.store import Store
 from indexer.__main__ import app
 from indexer.corpus import Columns, CorpusConfig
-from indexer.corpus_flags import reads_corpus
+from indexer.corpus_flags import CorpusFlags
 from tests.builds import build_aloud, letters
 from tests.corpus_files import write
 from tests.models import longformer_directory
@@ -91,12 +92,12 @@ def test_evaluate_reads_the_query(desk: Path) -> None:
 def test_every_flag_comes_to_the_command() -> None:
     asked: list[CorpusConfig] = []
 
-    def command(*, corpus: CorpusConfig, wide: bool = False) -> None:
+    def command(*, corpus: CorpusFlags, wide: bool = False) -> None:
         assert wide
-        asked.append(corpus)
+        asked.append(corpus.config())
 
     program = typer.Typer()
-    program.command()(reads_corpus(command))
+    program.command()(spread(command))
     flags = ["--corpus", "a.csv", "--corpus", "b", "--query", "q", "--database", "d", *AS_THEY_ARE, *CLEANED]
     flags += ["--title-column", "head", "--wide"]
     assert CliRunner().invoke(program, flags, catch_exceptions=False).exit_code == 0
@@ -109,11 +110,7 @@ def test_every_flag_comes_to_the_command() -> None:
 
 @pytest.mark.parametrize(("given", "kept"), [("", ()), ("a", ("a",)), (" a, b c ,", ("a", "b c"))])
 def test_attributes_are_names_with_commas_between(given: str, kept: tuple[str, ...]) -> None:
-    asked: list[CorpusConfig] = []
-    program = typer.Typer()
-    program.command()(reads_corpus(lambda *, corpus: asked.append(corpus)))
-    assert CliRunner().invoke(program, ["--attributes", given], catch_exceptions=False).exit_code == 0
-    assert asked == [CorpusConfig(columns=Columns(attributes=kept))]
+    assert CorpusFlags(attributes=given).config() == CorpusConfig(columns=Columns(attributes=kept))
 
 
 def test_an_unfinished_build_of_a_query_reads_it_again(

@@ -1,6 +1,6 @@
 """`python -m indexer evaluate`: its flags, and what it prints."""
 
-# ruff: noqa: TC003  (Typer calls by name and reads annotations at run time)
+# ruff: noqa: TC001, TC003  (Typer calls by name and reads annotations at run time)
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexer.corpus_flags import reads_corpus
+from coldframe.flags import spread
+from indexer.corpus_flags import CorpusFlags
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from coldframe.recipe import Recipe
-    from indexer.corpus import CorpusConfig
     from indexer.evaluate.run import Figure, Report
 
 _CERTAIN = 0.95
 _MOST_SEED = 2**32 - 1  # of scikit-learn
 
 
-@reads_corpus
+@spread
 def evaluate_command(
     *,
-    corpus: CorpusConfig,
+    corpus: CorpusFlags,
     model: Annotated[str, typer.Option(help="A hub id, a directory, or minilm, the embedded default.")] = "minilm",
     recipes: Annotated[str | None, typer.Option(help="Which, with commas between; without it all of them.")] = None,
     labels: Annotated[
@@ -61,7 +61,7 @@ def evaluate_command(
     chosen = _recipes(recipes)
     _check(sample, seed)
     config = Config(
-        corpus,
+        corpus.config(),
         chosen,
         label_column=labels,
         links=links,
