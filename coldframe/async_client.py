@@ -37,7 +37,6 @@ from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
     from datetime import datetime, timedelta
-    from types import TracebackType
     from typing import Self, Unpack
 
     import grpc
@@ -104,9 +103,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:

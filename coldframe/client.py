@@ -39,7 +39,6 @@ from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime, timedelta
-    from types import TracebackType
     from typing import Self, Unpack
 
     import grpc
@@ -116,9 +115,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
