@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -10,7 +11,6 @@ from coldframe.errors import ColdframeError, InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     from coldframe.generation import Manifest
     from server.config import Config
@@ -109,16 +109,11 @@ def _model(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _live(config: Config) -> Iterator[tuple[str, str]]:
-    import os
-
     from coldframe.live import LIVE, LiveStore
 
-    folder = config.folder()
-    manifest, live = _manifest(config), LiveStore(folder / LIVE, read_only=True)
-    try:
+    folder, manifest = config.folder(), _manifest(config)
+    with LiveStore(folder / LIVE, read_only=True) as live:
         waiting = sum(1 for _ in live.since(manifest.watermark if manifest else 0))
-    finally:
-        live.close()
     yield "ok", f"{waiting:,} changes since the generation was built"
     if not os.access(folder, os.W_OK):
         yield "note", f"{folder} cannot be written: articles can be neither added nor removed"
@@ -166,9 +161,7 @@ def _keys(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _audit(config: Config) -> Iterator[tuple[str, str]]:
-    import os
-
-    path: Path | None = config.audit_log
+    path = config.audit_log
     if path is None:
         yield "ok", "in the log"
         return
