@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coldframe import checksums
 from coldframe.convert import CONVERTIBLE, hidden_and_heads, to_longformer, whole_number
 from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.recipe import RECIPES, Recipe
@@ -118,7 +119,7 @@ def _embedded_minilm() -> Path:
         ) from error
     directory = Path(get_model_path())
     weights = directory / "model.safetensors"
-    found = file_sha256(weights) if weights.is_file() else "no file"
+    found = checksums.describe(weights)["sha256"] if weights.is_file() else "no file"
     if found != MINILM_SHA256:
         raise ModelUnavailable(
             f"the embedded model {MINILM} is not the official file (sha256 {found[:12]}, expected "
@@ -324,12 +325,6 @@ def fingerprint(model: Model, recipe: Recipe) -> str:
         digest.update(key.encode())
         digest.update(model.weights[key].contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(path: Path, name: str) -> Any:
