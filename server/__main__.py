@@ -104,7 +104,7 @@ def _serve(
         model=config.model,
         precision=config.precision,  # type: ignore[arg-type]  # checked there
         device=config.device,  # type: ignore[arg-type]
-        latest=None if place is None else Latest(place),
+        latest=Latest(place),
         presence=None if place is None else Presence(place),
         max_searches=config.max_searches,
     )

@@ -188,13 +188,9 @@ def _refusing(kind: str, message: str) -> Any:
     status = _status(error_classes()[kind](message))
 
     async def tell(_requests: Any, context: _Context) -> None:
-        await _end(context, *status)
+        await context.abort(*status)
 
     return grpc.stream_unary_rpc_method_handler(tell)
-
-
-async def _end(context: _Context, code: grpc.StatusCode, message: str, trailing: _Trailing) -> None:
-    await context.abort(code, message, trailing)
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -222,7 +222,7 @@ def search(contents: Contents) -> Section | None:
         "clusters": parameters.clusters,
         "recall": None if recall is None else percent(recall),
         "target": None if report.get("target_recall") is None else percent(report["target_recall"]),
-        "storage": getattr(parameters, "storage", None),
+        "storage": parameters.storage,
         "storages": [_storage(kind) for kind in storages if kind.get("reason") != NOT_NEEDED],
         "spared": [kind["storage"] for kind in storages if kind.get("reason") == NOT_NEEDED],
     }

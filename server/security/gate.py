@@ -274,7 +274,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if call.key is None:
             return
         key = (self._keys() or {}).get(call.key.id)
-        if key is None or key.sha256 != call.key.sha256 or key.expired(_now()):
+        if key is None or key.sha256 != call.key.sha256 or key.expired(datetime.now(UTC)):
             raise Unauthenticated(f"the key {call.key.name!r} is worth nothing any more; the stream ends here")
         if key is not call.key:
             call.key = key
@@ -351,7 +351,3 @@ def _count(call: Call, request: Any) -> None:
 def _code(context: _Context) -> str:
     code: Any = context.code()
     return str(code.name)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
