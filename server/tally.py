@@ -1,4 +1,4 @@
-"""Counting on the way: plain numbers, which cost a call next to nothing; `server.metrics` tells them when asked.
+"""Counting on the way: plain numbers, which cost a call next to nothing. `server.observe.metrics` tells them.
 
 prometheus-client's own histograms take a lock and walk their bounds at every observation, some microseconds; a call
 makes several. Each tally here has one thread that writes it.
