@@ -212,12 +212,6 @@ def test_without_optional_facts_their_sections_are_left_out(tmp_path: Path) -> N
         assert heading in said
 
 
-def test_an_older_curve_without_times_is_drawn_too(folder: Path, tmp_path: Path) -> None:
-    out = shutil.copytree(folder, tmp_path / "old")
-    write_report(out, facts(120, recall_by_probes=[[1, 1.0]], recall_at_10=1.0))
-    assert "finds 100% of the 10 nearest articles." in words((out / REPORT).read_text(encoding="utf-8"))
-
-
 @pytest.mark.parametrize("articles", [1, 2, 9])
 def test_a_few_articles_have_no_map_but_a_report(tmp_path: Path, articles: int) -> None:
     out = write_files(tmp_path, articles, first=True, topics=1)

@@ -33,10 +33,10 @@ _MOST_BARS = 400
 _BINS_PER_DOUBLING = 4
 
 
-def draw_both(name: str, description: str, height: int, draw: Draw) -> Markup:
-    """The figure for a wide and for a narrow page; `draw` is told whether it is the wide one."""
+def draw_both(name: str, description: str, height: int, draw: Draw, narrow_height: int | None = None) -> Markup:
+    """The figure for a wide and for a narrow page, there perhaps taller; `draw` is told whether it is the wide one."""
     wide = _draw(f"{name}-wide", description, (WIDE, height), lambda figure: draw(figure, True))
-    narrow = _draw(f"{name}-narrow", description, (NARROW, height), lambda figure: draw(figure, False))
+    narrow = _draw(f"{name}-narrow", description, (NARROW, narrow_height or height), lambda figure: draw(figure, False))
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
 
 
@@ -164,28 +164,25 @@ def _place_labels(figure: Figure, axes: Axes, labels: Sequence[tuple[str, float,
 
 
 def recall_curve(curve: Curve, chosen: int, target: float | None) -> Markup:
-    """Recall at 10 against lists visited, and below it a search's time where that was measured.
+    """Recall at 10 against lists visited, and below it a search's time.
 
-    curve: (lists, recall) or (lists, recall, milliseconds), by lists.
+    curve: (lists, recall, milliseconds), by lists.
     """
-    timed = all(len(point) > 2 for point in curve)
 
     def draw(figure: Figure, wide: bool) -> None:
-        heights = [3, 2] if timed else [1]
-        panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        _recalls(panels[0], curve, chosen, target)
-        if timed:
-            label, title = f"{_at(curve, chosen, 2):.2g} ms", "milliseconds of a search"
-            _curve(panels[1], curve, chosen, 2, label=label, title=title)
-            panels[1].set_ylim(0, 1.35 * max(point[2] for point in curve))
+        recalls, times = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        _recalls(recalls, curve, chosen, target)
+        label, title = f"{_at(curve, chosen, 2):.2g} ms", "milliseconds of a search"
+        _curve(times, curve, chosen, 2, label=label, title=title)
+        times.set_ylim(0, 1.35 * max(point[2] for point in curve))
         lists = [point[0] for point in curve]
         shown = lists if wide or len(lists) < 8 else lists[(len(lists) - 1) % 2 :: 2]
-        panels[-1].set_xscale("log", base=2)
-        _ticks(panels[-1], shown)
-        panels[-1].set_xlim(min(lists) / 1.25, max(lists) * 1.25)
-        panels[-1].set_xlabel("lists that a search visits")
+        times.set_xscale("log", base=2)
+        _ticks(times, shown)
+        times.set_xlim(min(lists) / 1.25, max(lists) * 1.25)
+        times.set_xlabel("lists that a search visits")
 
-    return draw_both("recall", "Recall at 10 against the number of lists visited", 400 if timed else 260, draw)
+    return draw_both("recall", "Recall at 10 against the number of lists visited", 400, draw)
 
 
 def _at(curve: Curve, lists: int, column: int) -> float:
@@ -238,10 +235,7 @@ def phases(seconds: Mapping[str, float], memory_mib: Mapping[str, float]) -> Mar
             axes.set_title(title, loc="left", size=12, color=COLOURS["muted"])
 
     height = 26 * len(seconds) + 40
-    wide = _draw("phases-wide", "Time and peak memory of each phase", (WIDE, height), lambda figure: draw(figure, True))
-    tall = (NARROW, height * len(panels))
-    narrow = _draw("phases-narrow", "Time and peak memory of each phase", tall, lambda figure: draw(figure, False))
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
+    return draw_both("phases", "Time and peak memory of each phase", height, draw, height * len(panels))
 
 
 def _bars(axes: Axes, values: Mapping[str, float], say: Callable[[float], str]) -> None:
