@@ -172,15 +172,13 @@ def seed_message(text: str | None, options: SeedOptions | SearchOptions) -> Seed
 
 def _ranking(options: RankingOptions) -> Ranking | None:
     """Return the ranking, None where it is the server's own: field by field, so that a wrong one is named."""
-    given = {name: options.get(name) for name in _RANKING_FIELDS}
+    given = {name: value for name in _RANKING_FIELDS if (value := options.get(name)) is not None}
     ranking = Ranking()
     for name, value in given.items():
-        if value is None:
-            continue
         with sending(name):
             converted = _CONVERTED[name](value) if name in _CONVERTED else value
             ranking.MergeFrom(Ranking(**{name: cast("Any", converted)}))
-    return ranking if any(value is not None for value in given.values()) else None
+    return ranking if given else None
 
 
 _RANKING_FIELDS = sorted(RankingOptions.__optional_keys__)
