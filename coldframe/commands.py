@@ -114,7 +114,12 @@ def recommend(
 
     An id or a text that ends in '=' and a number itself needs its weight written: 'page?v=5=1'.
     """
-    seeds = [*_seeds(text, like, topic), *_seeds(None, unlike, None, sign=-1)]
+    seeds = [
+        *_seeds("text", text),
+        *_seeds("article_id", like),
+        *_seeds("cluster_id", topic),
+        *_seeds("article_id", unlike, sign=-1),
+    ]
     if not seeds:
         raise InvalidArgument("nothing to go by; give at least one --text, --like or --topic.")
     with ask.client() as client:
@@ -129,18 +134,10 @@ def recommend(
     show(reply, tables.recommendations, ask.as_json)
 
 
-def _seeds(
-    texts: list[str] | None, ids: list[str] | None, topics: list[str] | None, sign: int = 1
-) -> Iterator[WeightedSeed]:
-    for item in texts or ():
-        text, weight = read_weight(item, "--text", 1.0)
-        yield seed(text, weight=sign * weight)
-    for item in ids or ():
-        article_id, weight = read_weight(item, "--like", 1.0)
-        yield seed(article_id=article_id, weight=sign * weight)
-    for item in topics or ():
-        cluster_id, weight = read_weight(item, "--topic", 1.0)
-        yield seed(cluster_id=cluster_id, weight=sign * weight)
+def _seeds(kind: str, items: list[str] | None, sign: int = 1) -> Iterator[WeightedSeed]:
+    for item in items or ():
+        value, weight = read_weight(item, 1.0)
+        yield seed(**cast("Any", {kind: value}), weight=sign * weight)
 
 
 @app.command(epilog="Example: coldframe nearest --article draft.txt")

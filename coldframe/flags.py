@@ -197,7 +197,7 @@ class RankingFlags:
             "diversity": self.diversity,
             "half_life": None if self.half_life is None else read_age(self.half_life, "--half-life"),
             "recency_weight": self.recency_weight,
-            "priors": dict(read_weight(item, "--prior") for item in self.prior or ()) or None,
+            "priors": dict(read_weight(item) for item in self.prior or ()) or None,
             "popularity_attribute": self.popularity,
             "min_score": self.min_score,
             "explore_fraction": self.explore,
@@ -255,13 +255,13 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
 # Words
 
 
-def read_weight(item: str, flag: str, default: float | None = None) -> tuple[str, float]:
-    """Return what stands before the last '=' and the number behind it; without one, the default, where there is one."""
+def read_weight(item: str, default: float | None = None) -> tuple[str, float]:
+    """Return what stands before the last '=' and the number behind it; without one, the default. --prior has none."""
     found = re.fullmatch(r"(.+)=([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", item, re.DOTALL)
     if found is not None:
         return found[1], float(found[2])
     if default is None:
-        raise InvalidArgument(f"{flag} is '{item}'; give ID=NUMBER, such as 1001=0.1.", field=flag)
+        raise InvalidArgument(f"--prior is '{item}'; give ID=NUMBER, such as 1001=0.1.", field="--prior")
     return item, default
 
 
