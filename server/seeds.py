@@ -15,16 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from coldframe.articles import ArticleRow
+    from coldframe.live import Embedded
     from server.engine import Engine, Timing
     from server.serving import Served
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """How much of a text was read, in tokens."""
-
-    seen: int
-    used: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +62,8 @@ class Point:
     vector: NDArray[np.float32]
     row: int | None = None
     """The row of the article that it is: a search must not find it."""
-    usage: Usage | None = None
-    """Set where it was a text."""
+    usage: ArticleRow | Embedded | None = None
+    """What says how much of it was read, where it was a text."""
     text: bool = False
     """Whether it was a text, and not an article of the index or a place in it."""
 
@@ -85,7 +79,7 @@ async def resolve(engine: Engine, served: Served, seeds: Sequence[Seed], timing:
         texts = [seed.text for n in new if isinstance(seed := seeds[n], TextSeed)]
         embedded = await engine.embed(served, texts, timing)
         for n, vector, of in zip(new, placed(served, embedded), embedded, strict=True):
-            points[n] = Point(vector, _itself(served, seeds[n]), Usage(of.tokens_seen, of.tokens_used), text=True)
+            points[n] = Point(vector, _itself(served, seeds[n]), of, text=True)
     return points
 
 
@@ -109,9 +103,7 @@ def _known(served: Served, seed: Seed) -> Point | None:
     known = view.row_of_text(text_digest(seed.text))
     if known is None:
         return None
-    article = view.article(known)
-    usage = Usage(article.tokens_seen, article.tokens_used)
-    return Point(view.vector(known), _itself(served, seed), usage, text=True)
+    return Point(view.vector(known), _itself(served, seed), view.article(known), text=True)
 
 
 def _itself(served: Served, seed: Seed) -> int | None:

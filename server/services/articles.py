@@ -13,7 +13,6 @@ from coldframe.v1.search_service_pb2 import SearchResponse
 from server import clusters
 from server.engine import Timing
 from server.search import neighbours
-from server.seeds import Usage
 from server.streaming import Turns, in_order
 from server.view import View, rows_of
 from server.wire import replies, requests
@@ -172,11 +171,8 @@ def _results(
 
 
 def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
-    article, (cluster_limit, neighbour_limit) = view.article(row), limits
-    result = pb.UpsertResult(
-        article=summary(view, row), usage=replies.usage(Usage(article.tokens_seen, article.tokens_used))
-    )
-    vector = view.vector(row)
+    (cluster_limit, neighbour_limit), vector = limits, view.vector(row)
+    result = pb.UpsertResult(article=summary(view, row), usage=replies.usage(view.article(row)))
     if cluster_limit:
         numbers, similarities, shares = clusters.nearest(view, vector[None], cluster_limit)
         result.clusters.extend(replies.cluster_matches(view, numbers[0], similarities[0], shares[0]))

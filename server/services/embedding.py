@@ -8,7 +8,6 @@ from coldframe.errors import ColdframeError
 from coldframe.v1 import embedding_service_pb2 as pb
 from coldframe.v1 import embedding_service_pb2_grpc
 from server.engine import Timing, placed
-from server.seeds import Usage
 from server.streaming import in_order
 from server.wire import replies, requests
 
@@ -31,11 +30,10 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
         embedded = await self._engine.embed(served, requests.texts(request.texts), clock)
-        usages = [Usage(of.tokens_seen, of.tokens_used) for of in embedded]
         return pb.EmbedResponse(
             embeddings=[
-                replies.embedding(vector, usage, packed=request.packed)
-                for vector, usage in zip(placed(served, embedded), usages, strict=True)
+                replies.embedding(vector, of, packed=request.packed)
+                for vector, of in zip(placed(served, embedded), embedded, strict=True)
             ],
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
@@ -53,10 +51,9 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
             embedded = await self._engine.embed(served, [requests.text(request.text, "text")], clock)
         except ColdframeError as error:
             return pb.StreamEmbedResponse(correlation_id=request.correlation_id, error=replies.item_error(error))
-        usage = Usage(embedded[0].tokens_seen, embedded[0].tokens_used)
         return pb.StreamEmbedResponse(
             correlation_id=request.correlation_id,
-            embedding=replies.embedding(placed(served, embedded)[0], usage, packed=request.packed),
+            embedding=replies.embedding(placed(served, embedded)[0], embedded[0], packed=request.packed),
             served_by=replies.served_by(served),
             timing=replies.timing(clock),
         )

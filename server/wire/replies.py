@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from coldframe.articles import ArticleRow
     from coldframe.errors import ColdframeError
+    from coldframe.live import Embedded
     from server.engine import Timing
-    from server.seeds import Usage
     from server.serving import Served
     from server.view import View
 
@@ -50,16 +51,16 @@ def cluster_matches(
     ]
 
 
-def embedding(vector: NDArray[np.float32], of: Usage, *, packed: bool) -> embedding_service_pb2.Embedding:
+def embedding(vector: NDArray[np.float32], of: Embedded, *, packed: bool) -> embedding_service_pb2.Embedding:
     """A vector, (dim,), and how much of its text was read."""
     packing = {"packed": vector.astype("<f4").tobytes()} if packed else {"values": vector.tolist()}
     values = types_pb2.Vector(**packing)
     return embedding_service_pb2.Embedding(vector=values, usage=usage(of))
 
 
-def usage(value: Usage | None) -> types_pb2.Usage | None:
-    """None where nothing was embedded."""
-    return None if value is None else types_pb2.Usage(tokens_seen=value.seen, tokens_used=value.used)
+def usage(of: ArticleRow | Embedded | None) -> types_pb2.Usage | None:
+    """How much of a text was read; None where nothing was embedded."""
+    return None if of is None else types_pb2.Usage(tokens_seen=of.tokens_seen, tokens_used=of.tokens_used)
 
 
 def item_error(error: ColdframeError) -> types_pb2.ItemError:
