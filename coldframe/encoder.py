@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import heapq
-import sys
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -259,7 +258,7 @@ class Encoder:
             self._untrimmed += sum(lengths)
             if self._untrimmed >= _TOKENS_PER_TRIM:
                 self._untrimmed = 0
-                _trim()
+                give_back_memory()
 
     def _check_ids(self, documents: Sequence[Sequence[int]]) -> None:
         for n, document in enumerate(documents):
@@ -401,10 +400,10 @@ def _take_one_core(others: int) -> None:
         last.join()
 
 
-def _trim() -> None:
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # glibc's; others have none
-            ctypes.CDLL(None).malloc_trim(0)
+def give_back_memory() -> None:
+    """Lets the system have what was freed, which glibc keeps for later."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _build(model: models.Model, precision: str, device: str) -> Longformer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import sys
 import time
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from coldframe.encoder import give_back_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ class Reporter:
         """Measures a phase. The block may call what it is given to say what came of it."""
         start = time.perf_counter()
         outcome: list[str] = []
-        give_back_memory()
+        give_back_memory()  # or it would count among this phase's
         forget_peak_memory()
         yield outcome.append
         self.seconds[name] = time.perf_counter() - start
@@ -108,12 +109,6 @@ class _Log:
             f"embedding {articles:,}/{self._articles:,} articles, {tokens / elapsed:,.0f} tokens/s, {left:,.0f} s left",
             highlight=False,
         )
-
-
-def give_back_memory() -> None:
-    """Lets the system have what was freed. glibc keeps it for later, and it would count among the next phase's."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def forget_peak_memory() -> None:
