@@ -25,7 +25,7 @@ from coldframe.articles import Articles
 from coldframe.clusters import Cluster, ClusterTable, read_clusters
 from coldframe.errors import CorruptGeneration, FingerprintMismatch
 from coldframe.index import ClusterIndex
-from coldframe.recipe import Placement
+from coldframe.recipe import MEAN, Placement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,15 +35,8 @@ FORMAT = 5
 # Those of format 3 have no margin: a search of theirs visits the same number of lists whatever is asked. No list of
 # those of format 4 is of rabitq.
 _READ = range(3, FORMAT + 1)
-MANIFEST, INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT = (
-    "manifest.json",
-    "index.faiss",
-    "vectors.npy",
-    "articles.arrow",
-    "clusters.json",
-    "mean.npy",
-    "report.html",
-)
+MANIFEST, INDEX, VECTORS = "manifest.json", "index.faiss", "vectors.npy"
+ARTICLES, CLUSTERS, REPORT = "articles.arrow", "clusters.json", "report.html"
 _FILES = (INDEX, VECTORS, ARTICLES, CLUSTERS, MEAN, REPORT)
 _DECIDES_NOTHING = {REPORT}
 _SECOND = "%Y%m%dT%H%M%SZ"

@@ -12,7 +12,6 @@ from coldframe.generation import (
     ARTICLES,
     CLUSTERS,
     INDEX,
-    MEAN,
     REPORT,
     VECTORS,
     CorpusInfo,
@@ -21,7 +20,7 @@ from coldframe.generation import (
     Parameters,
 )
 from coldframe.index import ClusterIndex, nearest_centroids
-from coldframe.recipe import unit
+from coldframe.recipe import MEAN, unit
 from coldframe.text import text_digest
 
 if TYPE_CHECKING:

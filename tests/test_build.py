@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from coldframe import Encoder
-from coldframe.generation import INDEX, MEAN, REPORT
+from coldframe.generation import INDEX, REPORT
 from coldframe.index import nearest_centroids
-from coldframe.recipe import unit
+from coldframe.recipe import MEAN, unit
 from coldframe.store import Store
 from tests.builds import build, letters, recall_at_10
 from tests.conftest import write_corpus

@@ -23,7 +23,6 @@ from coldframe.generation import (
     CLUSTERS,
     INDEX,
     MANIFEST,
-    MEAN,
     REPORT,
     VECTORS,
     CorpusInfo,
@@ -32,6 +31,7 @@ from coldframe.generation import (
     Parameters,
     _sealed,
 )
+from coldframe.recipe import MEAN
 from coldframe.store import Store
 from coldframe.text import text_digest
 from tests.generations import LISTS, ROWS, publish, row, write_generation
