@@ -29,6 +29,7 @@ from coldframe.errors import ColdframeError, CorruptGeneration, FailedPreconditi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TextIO
 
     from coldframe.generation import Generation, Manifest
 
@@ -38,6 +39,7 @@ _SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _SQLITE_NO_RIGHT = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 _HISTORY_NAMES = 100
 _FILES = {"CURRENT", "HISTORY", "PUBLISHING", "LOCK"}
+_MOMENT_S, _LOOK_S = 0.5, 0.01
 _PARTIAL_S = 60.0  # younger ones may be of somebody who activates a generation at this moment
 
 
@@ -257,8 +259,9 @@ class Store:
             (self._generations / name).rename(self._drafts / name if there else self._drafts)
 
     @contextlib.contextmanager
-    def locked(self, *, create: bool = False) -> Iterator[None]:
-        """Holds the store against other builds, after what a crash interrupted has been made good.
+    def locked(self, *, create: bool = False, wait_s: float = _MOMENT_S) -> Iterator[None]:
+        """Holds the store against other builds, after what a crash interrupted has been made good. Waits a moment for
+        somebody who activates a generation and looks whether there is anything to be made good.
 
         Raises InvalidArgument where there is no such folder, unless it is to be made.
         """
@@ -266,16 +269,24 @@ class Store:
             self._require(create)
             handle = (self.path / "LOCK").open("w")
         with handle:
+            self._take(handle, wait_s)
+            self._mend()
+            yield
+
+    def _take(self, handle: TextIO, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
-                raise FailedPrecondition(
-                    f"another build is at work in {self.path}; wait for it, or build into another store"
-                ) from error
-            self._mend()
-            yield
+                if time.monotonic() >= deadline:
+                    raise FailedPrecondition(
+                        f"another build is at work in {self.path}; wait for it, or build into another store"
+                    ) from error
+            time.sleep(_LOOK_S)
 
     def _require(self, create: bool) -> None:
         if create and str(self.path) != os.fsencode(self.path).decode(errors="replace"):
@@ -299,7 +310,7 @@ class Store:
 
     def _mend_if_idle(self) -> None:
         """What a crash left half published must not be published over what a person chooses now."""
-        with contextlib.suppress(FailedPrecondition), self.locked():
+        with contextlib.suppress(FailedPrecondition), self.locked(wait_s=0.0):
             pass
 
     def _mend(self) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -206,6 +207,23 @@ def test_a_generation_can_be_activated_while_another_is_built(own: Store) -> Non
     with own.draft():
         own.activate(other)
         assert own.rollback() == current
+
+
+def test_a_build_waits_for_who_holds_the_store_for_a_moment(own: Store) -> None:
+    """As everybody does who activates a generation or rolls back."""
+    held = threading.Event()
+
+    def hold() -> None:
+        with own.locked():
+            held.set()
+            time.sleep(0.2)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    assert held.wait(60)
+    with own.draft():
+        own.discard()
+    holding.join()
 
 
 DRAFT_FOR_EVER = """
