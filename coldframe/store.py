@@ -131,7 +131,8 @@ class Store:
         self._make_current(name)
 
     def _make_current(self, name: str) -> None:
-        with self._writing():
+        with self._choosing(), self._writing():
+            self.directory(name)  # it may have been pruned by now
             current, served = self.current(), _lines(self._history)
             if current not in {None, name, *served[-1:]}:
                 served.append(str(current))
@@ -145,16 +146,31 @@ class Store:
         Called again, it goes back one more. Raises FailedPrecondition where there is none to go back to.
         """
         self._mend_if_idle()
-        name = self.before()
-        if name is None:
-            raise FailedPrecondition(f"there is nothing to go back to: {self.path} holds no generation served before")
-        with self._writing():
+        with self._choosing(), self._writing():
+            name = self.before()
+            if name is None:
+                raise FailedPrecondition(
+                    f"there is nothing to go back to: {self.path} holds no generation served before"
+                )
             served = _lines(self._history)
             replace_text(self._current, _text([name]))
             while served and served.pop() != name:
                 pass
             replace_text(self._history, _text(served))
         return name
+
+    @contextlib.contextmanager
+    def _choosing(self) -> Iterator[None]:
+        """No other one makes a generation current meanwhile, or takes any away. It is for milliseconds, and beside a
+        build, which may hold the store for hours.
+        """
+        with self._reading():
+            folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def publish(self, draft: Path, name: str) -> Path:
         """Moves a whole draft among the generations and makes it current. After this it never changes.
@@ -238,15 +254,16 @@ class Store:
         Raises InvalidArgument where none would be kept or the store cannot be written.
         """
         check_keep(keep)
-        names, current, held = self.names(), self.current(), self.kept_back()
-        published = [name for name in names if name not in held]
-        waiting = [name for name in held if current is None or name > current]
-        kept = {*published[-keep:], *waiting[-keep:], current, self.before()}
         freed = {}
-        for name in names:
-            if name not in kept:
-                freed[name] = _size(self._generations / name)
-                self._put_away(name)
+        with self._choosing():
+            names, current, held = self.names(), self.current(), self.kept_back()
+            published = [name for name in names if name not in held]
+            waiting = [name for name in held if current is None or name > current]
+            kept = {*published[-keep:], *waiting[-keep:], current, self.before()}
+            for name in names:
+                if name not in kept:
+                    freed[name] = _size(self._generations / name)
+                    self._put_away(name)
         self._clear_strays()
         return freed
 
