@@ -189,9 +189,17 @@ class Connection(Terms):
         """Ask once, or as often as the attempts allow while the server is UNAVAILABLE or turns the call away unseen."""
         seconds = self._seconds(timeout)
         try:
-            return method(request, timeout=seconds, metadata=self._metadata)
+            return self._begun(method, request, seconds)
         except grpc.RpcError as error:
             raise self._error(error, seconds) from error
+
+    def _begun(self, method: Callable[..., Response], request: object, seconds: float | None) -> Response:
+        try:
+            return method(request, timeout=seconds, metadata=self._metadata)
+        except ValueError as error:
+            if not self.closed:
+                raise
+            raise self._closed_meanwhile() from error  # by another thread, since it was asked
 
     def pages(
         self,
@@ -232,7 +240,7 @@ class Connection(Terms):
             except Exception as error:
                 failures.append(error)
 
-        answers = method(fed(), timeout=seconds, metadata=self._metadata)
+        answers = self._begun(method, fed(), seconds)
         try:
             yield from answers
         except grpc.RpcError as error:

@@ -198,6 +198,23 @@ def test_a_call_says_that_the_client_was_closed_meanwhile(server: Server) -> Non
     closing.join()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_begins_as_another_thread_closes_the_client_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    client = Client(server.target)
+    stub, name = (client._embedding, "StreamEmbed") if stream else (client._index, "GetIndex")
+    method = getattr(stub, name)
+
+    def closed_first(*request: Any, **terms: Any) -> Any:
+        client.close()
+        return method(*request, **terms)
+
+    monkeypatch.setattr(stub, name, closed_first)
+    with pytest.raises(ColdframeError, match=r"^the client was closed before the answer came\.$"):
+        list(client.stream_embed(["storm"])) if stream else client.index()
+
+
 # -------------------------------------------------------------------------------------------- retries, deadlines
 
 
