@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -348,9 +349,12 @@ def _be_on_time() -> None:
 
 def _stand_back() -> None:
     """Lets the system prefer every other thread to this one and to those that it starts, and keeps them to half of the
-    cores: where they go about, whoever wakes on their core may wait for the next tick of the clock, of 4 ms.
+    cores: where they go about, whoever wakes on their core may wait for the next tick of the clock, of 4 ms. A sandbox
+    may forbid it; then it works like any other.
     """
     if sys.platform == "linux":
         thread, cores = threading.get_native_id(), sorted(os.sched_getaffinity(0))
-        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-        os.sched_setaffinity(thread, cores[len(cores) // 2 :])
+        with suppress(OSError):
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(OSError):
+            os.sched_setaffinity(thread, cores[len(cores) // 2 :])

@@ -134,12 +134,13 @@ def work(config: Config, number: int, page: Path, told: Connection) -> None:
 
 def _keep_to_share(number: int, workers: int) -> None:
     """Keeps a worker to its share of the cores, before it starts threads: those that hand a call on to each other wake
-    each other on the same core, or on one near by, and not on one that sleeps.
+    each other on the same core, or on one near by, and not on one that sleeps. A sandbox may forbid it.
     """
     cores = sorted(os.sched_getaffinity(0))
     first, last = (len(cores) * edge // workers for edge in (number, number + 1))
     if first < last:
-        os.sched_setaffinity(0, cores[first:last])
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores[first:last])
 
 
 def _begin_forks() -> None:

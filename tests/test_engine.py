@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import sys
@@ -86,6 +87,28 @@ def test_long_texts_beside_searches_are_computed_where_nobody_else_wants_the_cor
         ("compute-aside", os.SCHED_IDLE, set(cores[len(cores) // 2 :])),
         ("compute", os.SCHED_OTHER, set(cores)),
     ]
+
+
+def test_long_texts_are_computed_where_threads_may_not_stand_back(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a filter of system calls (systemd's ~@resources), or in a sandbox that has no such priority."""
+
+    def refuse(*asked: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    engine = Engine(Store(store_path), precision="fp32")
+
+    async def ask() -> None:
+        await asyncio.to_thread(engine.load)
+        for text in ("storm " * 700, "flood " * 750):  # the second is turned into tokens on a thread that stands back
+            await engine.searching(lambda: None)
+            await asyncio.wait_for(engine.embed(engine.served(), [text], Timing(), bulk=True), 60)
+        await engine.close()
+
+    asyncio.run(ask())
 
 
 def test_a_store_that_can_be_written_at_last_is_read_from_its_own_file(

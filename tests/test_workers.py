@@ -27,7 +27,7 @@ from server.address import Address, require_free
 from server.cores import Cores
 from server.engine import Engine
 from server.place import MOST_NAMES, MOST_WORKERS, PAGE_BYTES, Latest, Place, Presence, Words
-from server.workers import held
+from server.workers import _keep_to_share, held
 from tests.newsroom import COUNT, piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
@@ -416,6 +416,14 @@ def test_cores_that_are_there_no_longer_keep_nobody_waiting(tmp_path: Path, monk
         take()
     assert torch.get_num_threads() == before
     torch.set_num_threads(before)
+
+
+def test_workers_go_without_a_share_of_the_cores_where_a_sandbox_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: int, cores: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    _keep_to_share(0, 1)
 
 
 def test_a_number_that_no_change_in_the_file_has_is_looked_for_once(newsroom: Path) -> None:
