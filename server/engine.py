@@ -112,6 +112,9 @@ class Engine:
         self._search = Threads(threads, "search", lambda: faiss.omp_set_num_threads(1))
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
+        self._pools = self._load, self._write, self._tokenize, self._tokenize_bulk, self._compute, self._aside
+        for pool in self._pools:
+            pool.submit(int)  # begins its thread, which may not be had when it is wanted
         self._loader = Loader(
             store,
             self._live,
@@ -319,15 +322,7 @@ class Engine:
         await self.writer.drain()
         if self._served is not None:
             await self._served.queue.drain()
-        for pool in (
-            self._load,
-            self._write,
-            self._search,
-            self._tokenize,
-            self._tokenize_bulk,
-            self._compute,
-            self._aside,
-        ):
+        for pool in (*self._pools, self._search):
             pool.shutdown()
         self._live.close()
         if self._writable is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from coldframe.live import LIVE, LiveStore
+from coldframe.live import LIVE, Delete, LiveStore
 from coldframe.longformer import Longformer
 from coldframe.store import Store
 from server.engine import Engine, Timing
@@ -109,6 +109,24 @@ def test_long_texts_are_computed_where_threads_may_not_stand_back(
         await engine.close()
 
     asyncio.run(ask())
+
+
+def test_all_goes_on_where_no_more_threads_can_be_had(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> None:
+        engine = Engine(Store(own_store), precision="fp32")
+        await asyncio.to_thread(engine.load)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for text in ("storm " * 700, "flood " * 750):
+                await engine.searching(lambda: None)
+                await engine.embed(engine.served(), [text], Timing(), bulk=True)
+            await engine.writer.apply([Delete("nobody's")])
+        await engine.close()
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
 
 
 def test_a_store_that_can_be_written_at_last_is_read_from_its_own_file(
