@@ -251,7 +251,7 @@ class View:
         """The largest number that an attribute of an article that is there says; 0 where none says one above."""
         found = self._most.get(key)
         if found is None:
-            if len(self._most) == MAX_ATTRIBUTES:
+            if len(self._most) >= MAX_ATTRIBUTES:  # threads that came at once may have gone beyond
                 self._most.clear()
             of_base = _numbers(self.base.columns.attribute(key))
             of_base[self.replaced] = 0.0

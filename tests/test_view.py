@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from coldframe.recipe import unit
 from coldframe.store import Store
 from coldframe.v1.ranking_pb2 import Filter
 from server import filters
+from server.columns import MAX_ATTRIBUTES
 from server.overlay import LiveRow, Overlay
 from server.view import Base, View
 from tests.generations import DIM, LISTS, ROWS, publish, row
@@ -225,3 +227,17 @@ def test_rows_of_a_change_that_failed_half_way_are_not_there_and_others_have_the
     assert [later.id_of(row) for row in (later.row_of("one") or 0, later.row_of("two") or 0)] == ["one", "two"]
     assert later.row_of("stray") is None
     assert found(later, vector, 100) == slow(later, there, vector)
+
+
+def test_threads_that_ask_for_ever_other_attributes_at_once_fill_no_memory(base: Base) -> None:
+    rows = np.arange(ROWS)
+    for _ in range(10):
+        view = View.of(base)
+
+        def ask(number: int, view: View = view) -> None:
+            for turn in range(100):
+                view.popularity(rows, f"{number} {turn}")
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(4)))
+        assert len(view._most) < MAX_ATTRIBUTES + 4
