@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # A disk or a quota that is full: nobody's fault here, and no traceback helps.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_LAST_STANDARD = 2  # of the three, standard error
 
 Command: TypeAlias = TyperCommand | TyperGroup
 
@@ -48,6 +49,7 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
     ColdframeError is one line on stderr, and so is a disk that is full; any other exception is a fault of ours and
     keeps its traceback.
     """
+    _fill_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")  # a terminal of Latin letters shows a question mark for any other
@@ -65,6 +67,15 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
         typer.echo(f"error: {error.strerror}: what was being written is not whole; make room, and ask again.", err=True)
         sys.exit(1)
     sys.exit(0)
+
+
+def _fill_standard_streams() -> None:
+    """Opens the null device in place of standard streams that are closed. Else a socket or a file of ours takes the
+    number: what a library prints lands in it, and libuv ends the process that closes one with a failed assertion.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _print_no_more() -> None:

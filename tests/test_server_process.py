@@ -45,7 +45,7 @@ from server.view import Base, View
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -349,12 +349,12 @@ def test_a_refusal_that_is_given_a_thousand_times_does_not_grow(tmp_path: Path, 
 
 
 class Process:
-    """`python -m server`, its standard error in a file, gone when the block ends."""
+    """`python -m server`, its standard error in a file, gone when the block ends. `by`: the command that runs it."""
 
-    def __init__(self, folder: Path, *args: object, **environment: str) -> None:
+    def __init__(self, folder: Path, *args: object, by: Sequence[str] = (), **environment: str) -> None:
         self._errors = (folder / "stderr").open("w+")
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "server", *map(str, args)],
+            [*by, sys.executable, "-m", "server", *map(str, args)],
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
