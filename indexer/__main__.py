@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
+import sys
+
+if __name__ == "__main__":
+    # Ends what is open; and as process 1 of a container Python would ignore the signal. At once, for the imports below
+    # take half a second, and some seconds where there is little processor time.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -57,11 +64,5 @@ def convert(
     typer.echo(f"{out} is a Longformer; build with it: python -m indexer build --model {shlex.quote(str(out))} ...")
 
 
-def _stop(_signal: int, _frame: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
-
-
 if __name__ == "__main__":
-    # Ends what is open; and as process 1 of a container Python would ignore the signal.
-    signal.signal(signal.SIGTERM, _stop)
     settings.run(app, prog="python -m indexer", prefix="COLDFRAME_INDEXER")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import sys
+
+if __name__ == "__main__":
+    # Until the server drains on SIGTERM by itself: as process 1 of a container Python would ignore it. At once, for the
+    # imports below take half a second, and some seconds where there is little processor time.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # And SIGHUP, before there is anything to look at again, would end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+import logging
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -162,13 +170,5 @@ def health(
     require_healthy(config, timeout)
 
 
-def _stop_at_once(_signal: int, _frame: object) -> None:
-    raise SystemExit(0)
-
-
 if __name__ == "__main__":
-    # Until the server drains on SIGTERM by itself: as process 1 of a container Python would ignore it.
-    signal.signal(signal.SIGTERM, _stop_at_once)
-    # And SIGHUP, before there is anything to look at again, would end it.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings.run(app, prog="python -m server", prefix="COLDFRAME_SERVER")

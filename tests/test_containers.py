@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
+
+import pytest
 
 from coldframe import Client
 from coldframe.errors import ColdframeError
@@ -31,3 +36,22 @@ def test_a_server_without_standard_streams_answers_and_ends_in_order(newsroom: P
         wait_until(lambda: answers(address))
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(30) == 0
+
+
+@pytest.mark.parametrize(("program", "status"), [("server", 0), ("indexer", 128 + signal.SIGTERM)])
+def test_a_program_that_is_still_being_imported_hears_that_it_shall_end(
+    tmp_path: Path, program: str, status: int
+) -> None:
+    """As process 1 of a container it would not even end by the signal."""
+    (tmp_path / "typer.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
+    begun = subprocess.Popen(
+        [sys.executable, "-m", program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with begun:
+        assert begun.stdout is not None
+        assert begun.stdout.readline() == "importing\n"
+        begun.send_signal(signal.SIGTERM)
+        assert begun.wait(30) == status
