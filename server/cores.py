@@ -48,17 +48,19 @@ class Cores:
             return
         if self._abroad is None:
             self._abroad = threading.get_native_id()
-            _go_to(self._presence.cores)
+            go_to(self._presence.cores)
         _use(len(self._presence.cores))
 
     def _come_home(self) -> None:
         if self._abroad == threading.get_native_id():
             self._abroad = None
-            _go_to(self._own)
+            go_to(self._own)
 
 
-def _go_to(cores: Collection[int]) -> None:
-    # A container may have been given other cores since; then the thread stays where it is, and computes all the same.
+def go_to(cores: Collection[int]) -> None:
+    """Keeps this thread, and those that it starts, to some cores, where it may choose."""
+    # A container may have been given other cores since, or may not choose at all (systemd's filter of @resources); then
+    # the thread stays where it is, and computes all the same.
     with suppress(OSError):
         os.sched_setaffinity(0, cores)
 

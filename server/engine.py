@@ -33,7 +33,7 @@ from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE, Embedded, LiveStore
 from coldframe.text import text_digest
 from server.admission import CALL, MAX_SEARCHES, SearchLine
-from server.cores import Cores
+from server.cores import Cores, go_to
 from server.exchange import Exchange
 from server.place import Latest
 from server.serving import Loader, Served
@@ -348,8 +348,7 @@ def _stand_back() -> None:
     may forbid it; then it works like any other.
     """
     if sys.platform == "linux":
-        thread, cores = threading.get_native_id(), sorted(os.sched_getaffinity(0))
-        with suppress(OSError):
-            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-        with suppress(OSError):
-            os.sched_setaffinity(thread, cores[len(cores) // 2 :])
+        cores = sorted(os.sched_getaffinity(0))
+        with suppress(OSError):  # gVisor knows no other priority than the usual one
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        go_to(cores[len(cores) // 2 :])

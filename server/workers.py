@@ -139,7 +139,7 @@ def _keep_to_share(number: int, workers: int) -> None:
     cores = sorted(os.sched_getaffinity(0))
     first, last = (len(cores) * edge // workers for edge in (number, number + 1))
     if first < last:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # as where systemd's filter of @resources lets nobody choose
             os.sched_setaffinity(0, cores[first:last])
 
 

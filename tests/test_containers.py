@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -13,11 +15,16 @@ import pytest
 
 from coldframe import Client
 from coldframe.errors import ColdframeError
+from tests import forbidden
+from tests.newsroom import piece
 from tests.test_server_process import Process
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="system calls have other numbers there")
 
 
 def answers(address: str) -> bool:
@@ -55,3 +62,20 @@ def test_a_program_that_is_still_being_imported_hears_that_it_shall_end(
         assert begun.stdout.readline() == "importing\n"
         begun.send_signal(signal.SIGTERM)
         assert begun.wait(30) == status
+
+
+@x86_64
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "refused",
+    [(errno.EINVAL, "sched_setscheduler"), (errno.EPERM, "sched_setscheduler", "sched_setaffinity")],
+    ids=["gVisor", "systemd's @resources"],
+)
+def test_articles_are_taken_where_no_thread_may_stand_back(
+    own_newsroom: Path, tmp_path: Path, workers: int, refused: tuple[int, str]
+) -> None:
+    flags = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", workers)
+    with Process(tmp_path, *flags, by=forbidden.by(*refused)) as server, Client(server.address(), timeout=60) as client:
+        client.upsert([piece("long", "a b c d " * 1_000)])
+        assert client.get_article("long").article.id == "long"
+        assert "Traceback" not in server.errors()
