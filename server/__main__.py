@@ -70,8 +70,8 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
     announce = announce or _say
     address = Address.parse(config.listen)
-    guard = config.guard(None if place is None else place.page)
     raise_open_files()
+    guard = config.guard(None if place is None else place.page)
     if config.workers > 1 and place is None:
         from server.workers import supervise
 

@@ -18,7 +18,7 @@ from coldframe.errors import InvalidArgument
 from server.admission import MAX_SEARCHES
 from server.place import MOST_WORKERS
 from server.security import audit
-from server.security.limits import LARGEST, MOST_RATE, Limits
+from server.security.limits import LARGEST, MOST_RATE, Limits, bearable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -215,7 +215,7 @@ class Config:
         guard = Guard(
             tls=None if files is None else Tls(files),
             keys=self.api_keys,
-            limits=self.limits(),
+            limits=dataclasses.replace(self.limits(), connections=bearable(self.max_connections)),
             reflection=self.reflection,
             words=Words(page),
         )

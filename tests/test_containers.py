@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,10 +20,12 @@ from coldframe import Client
 from coldframe.errors import ColdframeError
 from tests import forbidden
 from tests.newsroom import piece
+from tests.test_observe import get
 from tests.test_server_process import Process
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -33,6 +38,18 @@ def answers(address: str) -> bool:
             return bool(client.search("rain").hits)
         except ColdframeError:
             return False
+
+
+@contextlib.contextmanager
+def in_crowd(address: str, connections: int) -> Iterator[None]:
+    """While so many strangers try to be connected, and say nothing but that they speak HTTP/2."""
+    host, _, port = address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(connections):
+            one = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            one.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        time.sleep(1)
+        yield
 
 
 def test_a_server_without_standard_streams_answers_and_ends_in_order(newsroom: Path, tmp_path: Path) -> None:
@@ -79,3 +96,19 @@ def test_articles_are_taken_where_no_thread_may_stand_back(
         client.upsert([piece("long", "a b c d " * 1_000)])
         assert client.get_article("long").article.id == "long"
         assert "Traceback" not in server.errors()
+
+
+def test_strangers_leave_files_to_probes_and_to_the_store_where_few_may_be_open(
+    own_newsroom: Path, tmp_path: Path
+) -> None:
+    flags = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    with Process(tmp_path, *flags, by=["sh", "-c", 'ulimit -n 96; exec "$@"', "sh"]) as server:
+        address = server.address()
+        port = int(re.findall(r"metrics at http://127\.0\.0\.1:(\d+)", server.errors())[0])
+        assert "48 connections are taken at once, and not 4,096 (--max-connections)" in server.errors()
+        with Client(address, timeout=60) as client:
+            client.index()
+            with in_crowd(address, 200):
+                assert get(port, "/livez") == (200, "alive\n")
+                client.upsert([piece("kept")])
+                assert client.get_article("kept").article.id == "kept"

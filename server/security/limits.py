@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import resource
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from server.place import Words
     from server.security.keys import Key
 
+_log = logging.getLogger("coldframe.server")
 MOST_RATE = 1e6
 """Requests a second that a limit may allow; more are as good as any number."""
 LARGEST = 2**31 - 2
@@ -25,6 +28,8 @@ _LONGEST_NS = 1e15
 _UNSEEN, _UNSEEN_STRANGERS = 64, 16_384
 # Health is open to all. Who watches it holds a place, and those who only ask must find one all the same.
 _KEYLESS, _KEYLESS_STREAMS = 2_048, 128
+# That no connection takes: two dozen of the libraries', the store's and the next generation's, those of probes.
+_OWN_FILES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,25 @@ class Limits:
             options.append(("grpc.max_connection_age_ms", _ms(self.connection_age_s)))
             options.append(("grpc.max_connection_age_grace_ms", 60_000))
         return options
+
+
+def bearable(connections: int) -> int:
+    """So many connections, or as many as this process may have open files for, each of which is one.
+
+    Where they took all, nobody could be answered on --metrics, no article kept and no new generation opened.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = files - min(_OWN_FILES, files // 2)
+    if files == resource.RLIM_INFINITY or connections <= most:
+        return connections
+    _log.warning(
+        "%s connections are taken at once, and not %s (--max-connections): this process may have %s files open, each "
+        "connection is one, and the store and probes need some; raise the limit (ulimit -n, LimitNOFILE=) for more",
+        f"{most:,}",
+        f"{connections:,}",
+        f"{files:,}",
+    )
+    return most
 
 
 def _ms(seconds: float) -> int:
