@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from server.config import Config
     from server.security.certificates import CertificateFiles
 
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # where it listens, and where it is asked
+# Where it listens, and where it is asked: [::] is IPv4 alone where the machine has no IPv6.
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "localhost"}  # noqa: S104
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 

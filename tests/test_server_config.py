@@ -367,6 +367,8 @@ def test_a_server_is_asked_whether_it_can_answer(
     engine.load()
     with background.serving(engine) as target:
         assert say("health", "--listen", target) == (0, [], "")
+        anywhere = target.replace("127.0.0.1", "[::]")  # which is 127.0.0.1 and its like on a machine without IPv6
+        assert say("health", "--listen", anywhere) == (0, [], "")
     code, _, errors = say("health", "--listen", target, "--timeout", 0.5)
     assert code == 1
     assert errors.startswith(f"error: no server is healthy at {target}: ")
