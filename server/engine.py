@@ -191,7 +191,7 @@ class Engine:
             _log.info("live.db itself is read again, and no copy")
 
     def _refuse(self, refusal: ColdframeError) -> None:
-        self._refusal = refusal
+        self._refusal = refusal.with_traceback(None)  # which would hold on to all that was loaded before it was raised
 
     def _take_over(self, new: Served) -> None:
         """Replays what was written while the generation was loaded, on the thread that writes: nothing is lost."""

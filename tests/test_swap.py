@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from coldframe.errors import (
     InvalidArgument,
     UnknownGeneration,
 )
+from coldframe.generation import Manifest
 from coldframe.live import LIVE, LiveStore
 from coldframe.store import Store
 from coldframe.text import text_digest
@@ -236,6 +238,26 @@ def test_a_generation_that_is_corrupt_leaves_the_old_one_serving(
         own.activate(shelf.other)
         wait_until(lambda: served_by(client) == shelf.other)
         assert client.get_article("new").article.live
+
+
+def encoders() -> int:
+    """How many there are in memory."""
+    gc.collect()
+    return sum(type(one) is Encoder for one in gc.get_objects())
+
+
+def test_what_cannot_be_served_does_not_stay_in_memory(
+    background: Background, own: Store, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = own.directory(shelf.second)
+    another = replace(Manifest.read(directory).model, fingerprint="f1" * 32)
+    name = sealed_again(directory, model=another)
+    with followed(background, own) as (client, _):
+        before = encoders()
+        own.activate(name)
+        wait_until(lambda: "their vectors cannot be compared" in caplog.text)
+        wait_until(lambda: encoders() == before)
+        assert served_by(client) == shelf.first
 
 
 # --- asked for over gRPC ---------------------------------------------------------------------------------------------
