@@ -243,7 +243,7 @@ class Placement:
     """(dim,), the mean of the corpus's unit vectors; None for recipes that do not centre."""
 
     @classmethod
-    def fit(cls, recipe: Recipe, vectors: NDArray[np.float32], *, rows: int = 65_536) -> Placement:
+    def fit(cls, recipe: Recipe, vectors: NDArray[np.float32], *, rows: int = 4_096) -> Placement:
         """Fits on a corpus, (n, dim), in blocks of `rows` so that a memory-mapped array stays on disk.
 
         A corpus of one direction, such as one text, is its own mean: nothing would be left, so nothing is removed.

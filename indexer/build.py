@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildConfig", "run"]
 
-_PLACE_ROWS = 16_384
+_PLACE_ROWS = 4_096
 # Characters of a corpus, half a minute's work for the smallest model, from which on some seconds of compiling pay.
 _CHARS_TO_COMPILE_FOR = 4_000_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ import pytest
 from coldframe import Encoder
 from coldframe.generation import INDEX, REPORT
 from coldframe.index import nearest_centroids
-from coldframe.recipe import MEAN, unit
+from coldframe.recipe import MEAN, RECIPES, unit
 from coldframe.store import Store
+from indexer.build import place
 from tests.builds import build, letters, recall_at_10
 from tests.conftest import write_corpus
 from tests.corpus_files import write
@@ -216,6 +218,18 @@ def test_the_mean_of_centred_vectors_is_near_zero(plain: Built, centred: Built) 
     np.testing.assert_allclose(stored, before.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(unit(before - stored), after, atol=1e-5)
     assert np.linalg.norm(after.mean(axis=0)) < 0.2 * np.linalg.norm(before.mean(axis=0))
+
+
+def test_vectors_are_placed_block_by_block(tmp_path: Path) -> None:
+    shape = 32_768, 256
+    vectors = np.lib.format.open_memmap(tmp_path / "vectors.npy", "w+", np.float32, shape)
+    vectors[:] = np.random.default_rng(0).standard_normal(shape, np.float32) + 1
+    tracemalloc.start()
+    place(vectors, RECIPES["mean-centred"], tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < vectors.nbytes
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
 
 
 def test_only_a_recipe_that_centres_stores_a_mean(plain: Built, centred: Built) -> None:
