@@ -269,6 +269,20 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(desk: Path, tmp_path: Path
     assert not (tmp_path / "new").exists()
 
 
+def test_a_dry_run_tells_as_much_memory_as_a_build_takes(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    words = ["flood", "water", "dam", "storm", "rain", "town", "mayor", "council", "budget", "vote", "harbour"]
+    rows = [{"id": str(n), "content": f"{n} " + " ".join(rng.choices(words, k=5 + n % 55))} for n in range(2_000)]
+    store, corpus = tmp_path / "store", write(tmp_path / "many.csv", rows)
+    command = [sys.executable, "-m", "indexer", "build", "--corpus", str(corpus), "--store", str(store), "--force"]
+    told = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    taken = Store(store).open().manifest.report["peak_memory_mib"]
+    phases = dict(re.findall(r"^ (\w+) .*?([\d,]+) MiB", told, re.MULTILINE))
+    for phase in ("embed", "train", "add", "describe", "measure"):
+        assert taken[phase] < int(phases[phase].replace(",", "")), phase
+
+
 def test_a_dry_run_counts_what_is_in_the_cache(desk: Path, store: Path, ask: Ask, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     corpus = write(tmp_path / "more.csv", letters(70))
