@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from coldframe import settings
+from coldframe import cores, settings
 from indexer import store_commands
 from indexer.build_command import build_command
 from indexer.calibrate_command import calibrate_command
@@ -65,4 +65,5 @@ def convert(
 
 
 if __name__ == "__main__":
+    cores.heed()
     settings.run(app, prog="python -m indexer", prefix="COLDFRAME_INDEXER")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coldframe import settings
+from coldframe import cores, settings
 from coldframe.errors import InvalidArgument
 from coldframe.flags import spread
 from server import key_commands
@@ -78,6 +78,7 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
         if status := supervise(config, address, announce):
             raise typer.Exit(status)
         return
+    cores.heed()
     _serve(config, address, guard, place, announce)
 
 

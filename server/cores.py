@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from coldframe.cores import affordable
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -28,6 +30,7 @@ class Cores:
         self._count = torch.get_num_threads()
         self._presence = presence if sys.platform == "linux" else None
         self._own = os.sched_getaffinity(0) if self._presence is not None else set()
+        self._everybodys = affordable(len(self._presence.cores)) if self._presence is not None else 0
         self._abroad: int | None = None
         """The thread that may go to the cores of others."""
 
@@ -49,7 +52,7 @@ class Cores:
         if self._abroad is None:
             self._abroad = threading.get_native_id()
             go_to(self._presence.cores)
-        _use(len(self._presence.cores))
+        _use(self._everybodys)
 
     def _come_home(self) -> None:
         if self._abroad == threading.get_native_id():

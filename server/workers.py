@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from coldframe.cores import affordable
 from coldframe.errors import ColdframeError, InvalidArgument
 from server.address import require_free, taken
 from server.place import PAGE_BYTES, Place
@@ -67,7 +68,7 @@ def supervise(config: Config, address: Address, announce: Callable[[str], None])
     A worker that dies is started again; one that cannot even start ends them all, with its status.
     """
     require_free(address)
-    share = max(1, len(os.sched_getaffinity(0)) // config.workers)
+    share = max(1, affordable(len(os.sched_getaffinity(0))) // config.workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))  # each one's share of the cores for torch
     _begin_forks()
     with held(address) as own, _shared_page() as page:
