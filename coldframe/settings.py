@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # A disk or a quota that is full: nobody's fault here, and no traceback helps.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_SCRATCH = "No usable temporary directory"  # of Python's own
 _LAST_STANDARD = 2  # of the three, standard error
 
 Command: TypeAlias = TyperCommand | TyperGroup
@@ -46,8 +47,8 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
     "COLDFRAME_SERVER". args: None takes the process's own.
 
     Exit codes: 0, 2 for a usage error or InvalidArgument, 1 for any other ColdframeError, 130 for Ctrl-C. A
-    ColdframeError is one line on stderr, and so is a disk that is full; any other exception is a fault of ours and
-    keeps its traceback.
+    ColdframeError is one line on stderr, and so is a disk that is full, or has no place for temporary files; any other
+    exception is a fault of ours and keeps its traceback.
     """
     _fill_standard_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -61,6 +62,12 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
+        if _NO_SCRATCH in str(error):
+            typer.echo(
+                "error: no folder for temporary files can be written; mount one at /tmp, or name one by TMPDIR.",
+                err=True,
+            )
+            sys.exit(1)
         if error.errno not in _FULL:
             raise
         _print_no_more()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import coldframe
 from coldframe.encoder import Device, Encoder, Precision
-from coldframe.errors import ColdframeError, InvalidArgument
+from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE
 from coldframe.store import Store
 from indexer.cache import CACHE, Space
@@ -163,12 +163,21 @@ def plan(config: BuildConfig, reporter: Reporter) -> Job:
     """Refuses early what cannot end well."""
     with reporter.phase("plan") as say:
         config.check()
+        _require_drawing()
         corpus = replace(config.corpus, apart_from=[config.store, config.rejects_path])
         sources = corpus.sources(reporter.note)
         encoder = Encoder.load(config.model, config.recipe, config.precision, config.device)
         encoder.tokenize(["a model of weights alone is refused here"])
         say(f"{counted(sources)}, {encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}")
     return Job(config, Store(config.store), sources, encoder, reporter)
+
+
+def _require_drawing() -> None:
+    """Matplotlib, which draws the report in the end, wants to write to a folder when it is imported."""
+    try:
+        import matplotlib  # noqa: F401
+    except OSError as error:
+        raise FailedPrecondition(f"the report of the build could not be drawn: {error}") from error
 
 
 def open_previous(store: Store, reporter: Reporter) -> Generation | None:

@@ -30,5 +30,6 @@ def report_command(
     try:
         write_report_of(found.directory(name), out)
     except OSError as error:
-        raise InvalidArgument(f"{out} cannot be written ({error.strerror}); name another file", field="out") from error
+        reason = error.strerror or error
+        raise InvalidArgument(f"{out} cannot be written ({reason}); name another file", field="out") from error
     typer.echo(f"{out} shows generation {name}")

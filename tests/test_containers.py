@@ -19,6 +19,7 @@ import pytest
 from coldframe import Client
 from coldframe.errors import ColdframeError
 from tests import forbidden
+from tests.conftest import SAMPLE
 from tests.newsroom import piece
 from tests.test_observe import get
 from tests.test_server_process import Process
@@ -112,3 +113,27 @@ def test_strangers_leave_files_to_probes_and_to_the_store_where_few_may_be_open(
                 assert get(port, "/livez") == (200, "alive\n")
                 client.upsert([piece("kept")])
                 assert client.get_article("kept").article.id == "kept"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "drawing", "said"),
+    [
+        (("server", "--workers", "2", "--listen", "127.0.0.1:0"), "/proc/none", "no folder for temporary files"),
+        (("indexer", "build", "--query", "select 1 as id, 'a' as content"), "", "no folder for temporary files"),
+        (("indexer", "build", "--corpus", SAMPLE), "/proc/none", "the report of the build could not be drawn"),
+    ],
+)
+def test_what_needs_a_folder_for_temporary_files_says_so_at_once(
+    tmp_path: Path, arguments: tuple[object, ...], drawing: str, said: str
+) -> None:
+    """Where no file can be written, none of the usual folders will do."""
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, "-m", *map(str, arguments), "--store", tmp_path],
+        env=os.environ | {"MPLCONFIGDIR": drawing or str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {said}"), done.stderr
