@@ -138,7 +138,8 @@ def _make(path: Path) -> None:
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(_SCHEMA)
             db.execute("PRAGMA journal_mode = WAL")  # now, as long as nobody else has it open
-        with suppress(FileExistsError):  # another one was quicker, and its file is as good
+        # Another one was quicker, and its file is as good; or there are no links here, and it is made in its place.
+        with suppress(OSError):
             os.link(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -333,14 +334,22 @@ def wants_index(error: sqlite3.Error) -> bool:
 
 @contextmanager
 def damage_told() -> Iterator[None]:
-    """Raises CorruptGeneration for what SQLite says of a damaged file; other errors pass."""
+    """Raises CorruptGeneration for what SQLite says of a damaged file, and FailedPrecondition for one that cannot be
+    locked; other errors pass.
+    """
     try:
         yield
     except sqlite3.ProgrammingError:  # ours
         raise
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         # What SQLite says may quote what is damaged, and be no text for Python.
-        if isinstance(error, sqlite3.DatabaseError) and code_of(error) not in _DAMAGED:
+        code = code_of(error) if isinstance(error, sqlite3.DatabaseError) else sqlite3.SQLITE_CORRUPT
+        if code == sqlite3.SQLITE_BUSY:
+            raise FailedPrecondition(
+                f"{LIVE} cannot be locked: another program holds it, or its file system keeps no locks; keep the store "
+                f"on a local disk, never on NFS"
+            ) from error
+        if code not in _DAMAGED:
             raise
         try:
             # And Python quotes a text that is no UTF-8: an article's, to all callers and to the log.

@@ -167,7 +167,10 @@ class Store:
         with self._reading():
             folder = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            except OSError as error:
+                raise self._without_locks(error) from error
             yield
         finally:
             os.close(folder)
@@ -210,8 +213,8 @@ class Store:
     def draft(self) -> Iterator[Path]:
         """The folder to build in, with what a build that was killed left there. It stays until `discard` or `publish`.
 
-        Holds the store's lock: one build at a time. Raises FailedPrecondition where another one holds it, and
-        InvalidArgument where the store cannot be written.
+        Holds the store's lock: one build at a time. Raises FailedPrecondition where another one holds it, or its file
+        system keeps none, and InvalidArgument where the store cannot be written.
         """
         with self.locked(create=True):
             with self._writing():
@@ -298,12 +301,18 @@ class Store:
                 return
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
+                    raise self._without_locks(error) from error
                 if time.monotonic() >= deadline:
                     raise FailedPrecondition(
                         f"another build is at work in {self.path}; wait for it, or build into another store"
                     ) from error
             time.sleep(_LOOK_S)
+
+    def _without_locks(self, error: OSError) -> FailedPrecondition:
+        return FailedPrecondition(
+            f"the file system of the store {self.path} keeps no locks ({error.strerror}); keep the store on a local disk, "
+            f"never on NFS"
+        )
 
     def _require(self, create: bool) -> None:
         if create and str(self.path) != os.fsencode(self.path).decode(errors="replace"):

@@ -18,6 +18,7 @@ import pytest
 
 from coldframe import Client
 from coldframe.errors import ColdframeError
+from coldframe.live import LIVE, LiveStore
 from tests import forbidden
 from tests.conftest import SAMPLE
 from tests.newsroom import piece
@@ -137,3 +138,43 @@ def test_what_needs_a_folder_for_temporary_files_says_so_at_once(
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: {said}"), done.stderr
+
+
+# -------------------------------------------------------------------------------------- a file system that lacks much
+
+
+def refused(error: int, calls: str, *arguments: object) -> tuple[int, str]:
+    """How Python ended with these arguments, and its last line, where the system refuses these calls."""
+    command = [*forbidden.by(error, calls), sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done.returncode, (done.stdout + done.stderr).splitlines()[-1]
+
+
+@x86_64
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_store_without_locks_is_refused_in_a_sentence(newsroom: Path, error: int) -> None:
+    for command in (("build", "--corpus", SAMPLE), ("prune", "--keep", 1)):
+        status, said = refused(error, "flock", "indexer", *command, "--store", newsroom)
+        assert status == 1
+        assert said.startswith(f"error: the file system of the store {newsroom} keeps no locks ({os.strerror(error)})")
+
+
+@x86_64
+def test_live_articles_that_cannot_be_locked_are_refused_in_a_sentence(own_newsroom: Path) -> None:
+    LiveStore(own_newsroom / LIVE).close()
+    flags = ("--store", own_newsroom, "--listen", "127.0.0.1:0")
+    status, said = refused(errno.ENOLCK, "locks", "server", *flags)
+    assert (status, said[:31]) == (1, "error: live.db cannot be locked")
+
+
+@x86_64
+def test_articles_are_taken_where_files_have_one_name_each(own_newsroom: Path, tmp_path: Path) -> None:
+    flags = ("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0")
+    by = forbidden.by(errno.EPERM, "link", "linkat")
+    with Process(tmp_path, *flags, by=by) as server, Client(server.address(), timeout=60) as client:
+        client.upsert([piece("kept")])
+        assert client.get_article("kept").article.id == "kept"
+    with LiveStore(own_newsroom / LIVE, read_only=True) as live:
+        assert [entry.id for entry in live.since(0)] == ["kept"]
+    assert list(own_newsroom.glob("*.partial")) == []
