@@ -412,7 +412,8 @@ def _unreached(message: str, target: str, secured: bool) -> str:
                 f"signed it as tls_ca (--tls-ca), and the name that is in it as tls_server_name (--tls-server-name)."
             )
         return f"the TLS handshake with {target} failed ({_reason(message)})."
-    cause = message.rstrip("]").rsplit(": ", 1)[-1]
+    # Behind a line break gRPC shows the bytes of the address.
+    cause = message.partition("\n")[0].rstrip("]").rsplit(": ", 1)[-1]
     if not _PORT.fullmatch(target) and not target.startswith("unix"):
         cause += "; the port is 443 where none is given"
     if "Socket closed" in message or "Connection reset" in message:

@@ -38,7 +38,7 @@ def require_healthy(config: Config, timeout_s: float) -> None:
             status = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s).status
         except grpc.RpcError as error:
             refused: Any = error
-            said = f"{refused.code().name}: {refused.details()}"
+            said = f"{refused.code().name}: {refused.details()}".partition("\n")[0]  # and then bytes
             raise Unavailable(f"no server is healthy at {config.listen}: {said}") from error
     if status != _SERVING:
         raise Unavailable(f"the server at {config.listen} has no index to answer from yet, or stops")

@@ -13,7 +13,15 @@ import struct
 import sys
 
 # Of x86-64.
-CALLS = {"fcntl": 72, "flock": 73, "link": 86, "linkat": 265, "sched_setaffinity": 203, "sched_setscheduler": 144}
+CALLS = {
+    "fcntl": 72,
+    "flock": 73,
+    "link": 86,
+    "linkat": 265,
+    "sched_setaffinity": 203,
+    "sched_setscheduler": 144,
+    "socket": 41,
+}
 _SET_LOCKS = (6, 7)  # commands of fcntl
 # Instructions of the kernel's filters, and where a filter finds the call and its second argument.
 _LOAD, _SKIP_UNLESS, _RETURN = 0x20, 0x15, 0x06

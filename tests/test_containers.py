@@ -178,3 +178,13 @@ def test_articles_are_taken_where_files_have_one_name_each(own_newsroom: Path, t
     with LiveStore(own_newsroom / LIVE, read_only=True) as live:
         assert [entry.id for entry in live.since(0)] == ["kept"]
     assert list(own_newsroom.glob("*.partial")) == []
+
+
+@x86_64
+@pytest.mark.parametrize("command", [("server", "health", "--listen"), ("coldframe.cli", "info", "--server")])
+def test_who_cannot_even_ask_says_why_on_one_line(command: tuple[str, ...]) -> None:
+    status, said = refused(errno.EAFNOSUPPORT, "socket", *command, "[::1]:1")
+    assert status == 1
+    assert said.startswith("error: no ")
+    assert "Address family not supported by protocol" in said
+    assert said.isprintable()
