@@ -310,8 +310,8 @@ class Store:
 
     def _without_locks(self, error: OSError) -> FailedPrecondition:
         return FailedPrecondition(
-            f"the file system of the store {self.path} keeps no locks ({error.strerror}); keep the store on a local disk, "
-            f"never on NFS"
+            f"the file system of the store {self.path} keeps no locks ({error.strerror}); keep the store on a local "
+            f"disk, never on NFS"
         )
 
     def _require(self, create: bool) -> None:
