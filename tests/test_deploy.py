@@ -202,6 +202,10 @@ def test_compose_runs_nobody_on_a_disk_that_cannot_be_written() -> None:
     assert all(port.startswith("127.0.0.1:") for s in COMPOSE["services"].values() for port in s.get("ports", ()))
 
 
+def test_a_build_is_not_asked_whether_it_serves() -> None:
+    assert COMPOSE["services"]["indexer"]["healthcheck"] == {"disable": True}
+
+
 def test_prometheus_looks_where_compose_has_the_server() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     assert config["scrape_configs"][0]["static_configs"][0]["targets"] == ["server:9464"]
