@@ -192,7 +192,7 @@ class ClusterIndex:
             rows, scores, unsure = self._candidates(vector, min(fetch, len(self)), wanted, probes, margin)
             if len(rows) < wanted and margin is not None:
                 # All that the margin let through, and more: who asks for more finds what he found, too.
-                lists, _ = self.within(vector, probes, margin)
+                lists, _ = self._within(vector, probes, margin)
                 probes, margin = max(probes, len(lists)), None
             elif len(rows) < wanted and probes < self.clusters:
                 probes *= 2
@@ -204,14 +204,6 @@ class ClusterIndex:
             kept = ~np.isin(rows, list(hidden))
             rows, scores = rows[kept], scores[kept]
         return rows[:limit], scores[:limit]
-
-    def within(
-        self, vector: NDArray[np.float32], probes: int, margin: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The lists that `search` visits with a margin, the nearest first, and the similarities of their centroids."""
-        lists, coarse = self._nearest_lists(vector, min(REACH * probes, self.clusters))
-        count = np.count_nonzero(coarse >= coarse[0] - margin)
-        return lists[:count], coarse[:count]
 
     def search_among(
         self, vector: NDArray[np.float32], limit: int, probes: int, allowed: RowSet
@@ -289,10 +281,18 @@ class ClusterIndex:
         if margin is None or probes >= self.clusters:
             found, proposed = self._propose(vector, fetch, probes)
         else:
-            lists, coarse = self.within(vector, probes, margin)
+            lists, coarse = self._within(vector, probes, margin)
             found, proposed = self._visit(vector, lists, coarse, fetch, self._visiting(len(lists)))
         rows, scores, unsure = self._rescored(found, proposed, vector, wanted)
         return rows, scores, unsure and len(found) == fetch
+
+    def _within(
+        self, vector: NDArray[np.float32], probes: int, margin: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The lists that `search` visits with a margin, the nearest first, and the similarities of their centroids."""
+        lists, coarse = self._nearest_lists(vector, min(REACH * probes, self.clusters))
+        count = lists_within(coarse, probes, margin)
+        return lists[:count], coarse[:count]
 
     def _nearest_lists(self, vector: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest lists to one vector, (count,), and the similarities of their centroids."""
@@ -400,6 +400,11 @@ def _there(found: NDArray[np.int64], scores: NDArray[np.float32]) -> tuple[NDArr
         there = found >= 0
         return found[there], scores[there]
     return found, scores
+
+
+def lists_within(similarities: NDArray[np.float32], probes: int, margin: float) -> int:
+    """How many lists a search with a margin visits: `similarities` of their centroids, (lists,), the nearest first."""
+    return int(np.count_nonzero(similarities[: REACH * probes] >= similarities[0] - margin))
 
 
 def _lists(ivf: faiss.IndexIVF) -> faiss.InvertedLists:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coldframe.articles import Shown
-from coldframe.index import dots
+from coldframe.index import dots, lists_within
 from coldframe.rows import RowSet
 from server.columns import MAX_ATTRIBUTES, UNDATED, BaseColumns
 from server.overlay import Overlay
@@ -363,16 +363,19 @@ class View:
             rows, scores = index.search_among(vector, limit, probes, allowed.base)
         if not allowed.live.any():
             return rows, scores
-        if margin is not None and allowed.plain is not None:
-            probes = max(probes, len(index.within(vector, probes, margin)[0]))
-        live, live_scores = self._search_live(vector, limit, probes, allowed)
+        live, live_scores = self._search_live(vector, limit, probes, allowed, margin)
         rows, scores = np.concatenate([rows, live + len(self.base)]), np.concatenate([scores, live_scores])
         order = self.by_score(rows, scores)[:limit]
         return rows[order], scores[order]
 
-    def _search_live(self, vector: Floats, limit: int, probes: int, allowed: Allowed) -> tuple[Rows, Floats]:
+    def _search_live(
+        self, vector: Floats, limit: int, probes: int, allowed: Allowed, margin: float | None
+    ) -> tuple[Rows, Floats]:
         """The nearest allowed live rows and all that could tie with the last of them, in no order."""
-        nearest = np.argsort(-(self.base.generation.index.centroids @ vector), kind="stable")  # (clusters,)
+        similarities = self.base.generation.index.centroids @ vector  # (clusters,)
+        nearest = np.argsort(-similarities, kind="stable")  # (clusters,)
+        if margin is not None and allowed.plain is not None:
+            probes = max(probes, lists_within(similarities[nearest], probes, margin))
         rows = self.overlay.candidates(nearest, probes, limit, allowed.live, filtered=allowed.plain is None)
         if not len(rows):
             return rows, np.empty(0, np.float32)
