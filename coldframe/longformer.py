@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from coldframe.linear import Linear
 from coldframe.packing import Group, evened, lay_out, pack, part_size
 from coldframe.recipe import Pooler, Recipe, places
-from coldframe.softmax import Band, CompiledSoftmax, Softmax
+from coldframe.softmax import Band, CompiledSoftmax, Softmax, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -102,17 +102,15 @@ class LocalAttention(nn.Module):
             q, k, v = group.spread(qkv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
             if group.short:
                 found = fused_kernel(q, k, v, group.hidden)
+            elif group.length > max(way.dense, self.reach + 1):
+                found = self._band(way, q, k, v)
+            elif way.even > 1:
+                _, k, v = group.seen(qkv).permute(2, 0, 3, 1, 4)  # each (1, heads, n, head_dim)
+                found = fused_kernel(q, k, v, group.window(self.reach))
             else:
-                attend = self._dense if group.length <= max(way.dense, self.reach + 1) else self._band
-                found = attend(way, q, k, v)
+                found = way.attend(q, k, v, self.softmax, whole(group.length, self.reach))
             group.spread(out).copy_(found.transpose(1, 2))  # (documents, length, heads, head_dim)
         return out.view_as(x)  # (tokens, hidden)
-
-    def _dense(self, way: Way, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All queries against all keys; what lies beyond the window is masked."""
-        # The first and the last key are global, and seen from everywhere.
-        band = Band(1, 1, -self.reach, self.reach + 1) if q.shape[2] > self.reach + 1 else None
-        return way.attend(q, k, v, self.softmax, band)  # (1, heads, length, head_dim)
 
     def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
@@ -123,6 +121,8 @@ class LocalAttention(nn.Module):
             last = min(first + way.block, length)
             # The global keys have columns of their own; the band leaves them out, so that each counts once.
             low, high = max(first - reach, 1), min(last + reach, length - 1)
+            more = -(2 + high - low) % way.even  # keys that the band hides
+            high, low = min(high + more, length - 1), max(low - max(high + more - length + 1, 0), 1)
             shift = 2 - low  # from a key's place in the document to its column
             band = Band(2, 0, first - reach + shift, first + reach + 1 + shift)
             keys = torch.cat([k_ends, k[:, :, low:high]], dim=2)  # (1, heads, 2 + span, head_dim)
@@ -145,6 +145,8 @@ class Way:
     """Documents of at most so many tokens are one block."""
     block: int
     """Queries in a block of the band."""
+    even: int
+    """Keys come in multiples of so many, a few of them hidden."""
     projected: int
     """Of so many rows of short documents global keys and values are projected."""
 
@@ -169,13 +171,7 @@ def laid_evenly(x: Tensor) -> Tensor:
 
 def by_tiles(q: Tensor, k: Tensor, v: Tensor, _: Softmax, band: Band | None) -> Tensor:
     """The fused kernel and a mask: the fastest where the processor multiplies tiles."""
-    corners = list(band.corners(q.shape[2], k.shape[2], q)) if band is not None else []
-    if not corners:
-        return fused_kernel(q, k, v)
-    mask = q.new_zeros(1, 1, q.shape[2], k.shape[2])  # one for all heads
-    for queries, keys, corner in corners:
-        mask[:, :, queries, keys] += corner
-    return fused_kernel(q, k, v, mask)
+    return fused_kernel(q, k, v, None if band is None else band.mask(q.shape[2], k.shape[2], q.dtype))
 
 
 def fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -183,8 +179,8 @@ def fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
-PRODUCTS = Way(by_products, dense=600, block=128, projected=64)
-TILES = Way(by_tiles, dense=800, block=256, projected=512)
+PRODUCTS = Way(by_products, dense=600, block=128, even=1, projected=64)
+TILES = Way(by_tiles, dense=800, block=256, even=16, projected=512)
 
 
 @functools.cache

@@ -6,10 +6,12 @@ each number of rows, and those shall be few.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
+from coldframe.softmax import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +88,8 @@ class Group:
     """Their rows, and a few others beside a long document, an even number of them."""
     own: Tensor
     """What to add to scores of the rows around: -inf for those of no token of the document, (documents, 1, n)."""
+    windows: dict[int, Tensor] = field(default_factory=dict)
+    """By reach, the same and what lies beyond the windows; made once for all layers (`window`)."""
 
     @classmethod
     def of(cls, block: Block, x: Tensor) -> Group:
@@ -108,8 +112,24 @@ class Group:
         return x[self.rows].view(self.documents, self.length, *x.shape[1:])
 
     def seen(self, x: Tensor) -> Tensor:
-        """What the global tokens see where `own` lets them: (all tokens, hidden) -> (documents, n, hidden)."""
-        return x[self.around].view(self.documents, -1, x.shape[1])
+        """The rows around, of which `own` hides others': (all tokens, ...) -> (documents, n, ...)."""
+        return x[self.around].view(self.documents, -1, *x.shape[1:])
+
+    def window(self, reach: int) -> Tensor:
+        """What to add to scores of the rows around a long document, by its own: (1, 1, length or 1, n)."""
+        if reach not in self.windows:
+            self.windows[reach] = self._window(reach)
+        return self.windows[reach]
+
+    def _window(self, reach: int) -> Tensor:
+        band, mask = whole(self.length, reach), self.own[None]  # (1, 1, 1, n)
+        if band is None:
+            return mask
+        mask, first = mask.repeat(1, 1, self.length, 1), self.rows.start - self.around.start
+        own = mask[..., first : first + self.length]
+        for rows, columns, corner in band.corners(self.length, self.length, mask):
+            own[:, :, rows, columns] += corner
+        return mask
 
 
 def pack(lengths: Sequence[int]) -> Bounds:

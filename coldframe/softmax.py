@@ -20,8 +20,7 @@ _FEW_THREADS = 4
 
 class Band(NamedTuple):
     """The keys that consecutive queries see: query i those from low + i on and before high + i, of those between the
-    `front` first ones and the `back` last ones, which everyone sees. Nobody's window begins after its query 0's does,
-    which is not after `front`.
+    `front` first ones and the `back` last ones, which everyone sees.
     """
 
     front: int
@@ -32,6 +31,8 @@ class Band(NamedTuple):
     def corners(self, queries: int, keys: int, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """What is hidden of (queries, keys): rows, columns, and the mask of -inf and zero to add to their scores."""
         behind, ahead = triangles(max(queries, keys), like.dtype, like.device)
+        if self.low > self.front:  # all windows leave them behind
+            yield slice(0, None), slice(self.front, min(self.low, keys - self.back)), like.new_full((1, 1), -torch.inf)
         first = max(0, self.front - self.low)  # after it, windows leave columns behind
         low, columns = self.low + first, min(self.low + queries - 1, keys - self.back)
         if columns > low:
@@ -39,6 +40,24 @@ class Band(NamedTuple):
         rows, columns = min(queries, keys - self.back - self.high), keys - self.back - self.high
         if rows > 0:
             yield slice(0, rows), slice(self.high, self.high + columns), ahead[:rows, :columns]
+
+    def mask(self, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+        """What to add to scores, for all heads: (1, 1, queries, keys)."""
+        return _mask(self, queries, keys, dtype)
+
+
+# Most blocks of a long document have the same.
+@functools.lru_cache(maxsize=16)
+def _mask(band: Band, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(1, 1, queries, keys, dtype=dtype)
+    for rows, columns, corner in band.corners(queries, keys, mask):
+        mask[:, :, rows, columns] += corner
+    return mask
+
+
+def whole(length: int, reach: int) -> Band | None:
+    """Of a document that is one block: its first and its last key are global. None where a window covers all of it."""
+    return Band(1, 1, -reach, reach + 1) if length > reach + 1 else None
 
 
 class Softmax(nn.Module):

@@ -132,10 +132,11 @@ def test_a_gpu_computes_what_the_reference_computes(minilm_case: Case) -> None:
     dense=st.sampled_from([0, 40, 600]),
     block=st.sampled_from([8, 32, 128]),
     projected=st.sampled_from([0, 1_000]),
+    even=st.sampled_from([1, 16]),
     way=st.sampled_from([PRODUCTS, TILES]),
 )
 def test_any_pack_of_documents_equals_the_dense_oracle(
-    lengths: list[int], window: int, dense: int, block: int, projected: int, way: Way
+    lengths: list[int], window: int, dense: int, block: int, projected: int, even: int, way: Way
 ) -> None:
     config = LongformerConfig(50, 32, 1, 4, 64, 200, 1, (window,), 1e-5)
     torch.manual_seed(0)
@@ -154,7 +155,8 @@ def test_any_pack_of_documents_equals_the_dense_oracle(
     rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
     tokens = torch.cat([torch.arange(start, end) for start, end in bounds])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(longformer, "way_of", lambda _: replace(way, dense=dense, block=block, projected=projected))
+        way = replace(way, dense=dense, block=block, projected=projected, even=even)
+        patch.setattr(longformer, "way_of", lambda _: way)
         found = layer.local(x, groups)
         found[rows] = layer.global_(x, groups, rows)
     bounds, x = pack(lengths), x[tokens]

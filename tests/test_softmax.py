@@ -20,7 +20,7 @@ def blocks(draw: st.DrawFn) -> tuple[int, int, Band]:
     """Queries, keys, and who sees whom, as documents and blocks of the band have it and beyond."""
     queries, keys = draw(st.integers(1, 70)), draw(st.integers(4, 90))
     front, back = draw(st.integers(1, 2)), draw(st.integers(0, 1))
-    low = draw(st.integers(-70, front))
+    low = draw(st.integers(-70, front + 5))
     high = draw(st.integers(max(low + 1, front), 100))
     return queries, keys, Band(front, back, low, high)
 
