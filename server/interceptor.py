@@ -1,50 +1,39 @@
-"""Errors on the wire: every ColdframeError as its status with standard details, everything else as INTERNAL.
-
-Beside google.rpc details (BadRequest, RetryInfo, ErrorInfo) the trailing metadata names the class, for clients that
-have no google.rpc: `coldframe-error`, `coldframe-field`, `coldframe-retry-after-ms`, percent-encoded.
+"""What stands around every method: requests are read, admitted and counted, replies written, errors told as they are
+on the wire (`server.wire.errors`), and what nobody foresaw as INTERNAL, under a ticket.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import math
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import quote
 
 import grpc
 import grpc.aio
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
-from coldframe.errors import ColdframeError, InternalError, InvalidArgument, Overloaded, error_classes
+from coldframe.errors import ColdframeError, InternalError, InvalidArgument, error_classes
 from server.admission import CALL, Call, Company
 from server.observe.witness import REQUEST_ID
 from server.security import audit
+from server.wire.errors import status_of
 from server.wire.replies import item_error
 from server.wire.sizes import too_large
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from google.protobuf.message import Message
-
     from server.door import Door
     from server.observe.witness import Witness
 
     CatchUp = Callable[[], Awaitable[None] | None]
-    _Trailing = tuple[tuple[str, str | bytes], ...]
     _Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("coldframe.server")
 _OURS = "/coldframe."
 BATCHES = frozenset({"/coldframe.v1.SearchService/BatchSearch"})
-# gRPC drops a reply whose headers hold over 8 KiB. The message is there three times: percent-encoded, which may triple
-# it, and twice in the details.
-_MESSAGE_HEAD_BYTES, _MESSAGE_TAIL_BYTES = 600, 300
 
 
 class _Malformed:
@@ -185,7 +174,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 @functools.lru_cache(maxsize=16)
 def _refusing(kind: str, message: str) -> Any:
     """A handler that refuses by an error of a kind. As one of a stream of requests it need not read any first."""
-    status = _status(error_classes()[kind](message))
+    status = status_of(error_classes()[kind](message))
 
     async def tell(_requests: Any, context: _Context) -> None:
         await context.abort(*status)
@@ -225,55 +214,5 @@ async def refuse(context: _Context, error: Exception, name: str, request_id: str
 
 
 async def _abort(context: _Context, error: ColdframeError, request_id: str) -> NoReturn:
-    if type(error) is Overloaded:  # said again and again, and when there is least time to write it
-        code, message, trailing = _overloaded(error.message, error.retry_after_s)
-    else:
-        code, message, trailing = _status(error)
+    code, message, trailing = status_of(error)
     await context.abort(code, message, (*trailing, (REQUEST_ID, request_id)))
-
-
-@functools.lru_cache(maxsize=256)
-def _overloaded(message: str, retry_after_s: float) -> tuple[grpc.StatusCode, str, _Trailing]:
-    return _status(Overloaded(message, retry_after_s=retry_after_s))
-
-
-def _status(error: ColdframeError) -> tuple[grpc.StatusCode, str, _Trailing]:
-    """Code, message and trailing metadata that stand for an error."""
-    code, message = grpc.StatusCode[error.code], _shortened(error.message)
-    status = status_pb2.Status(code=code.value[0], message=message, details=_details(error, message))
-    hints = {"coldframe-error": type(error).__name__}
-    if isinstance(error, InvalidArgument):
-        hints["coldframe-field"] = error.field
-    if isinstance(error, Overloaded):
-        hints["coldframe-retry-after-ms"] = str(_retry_ms(error))
-    trailing: list[tuple[str, str | bytes]] = [(key, quote(value)) for key, value in hints.items() if value]
-    trailing.append(("grpc-status-details-bin", status.SerializeToString()))
-    return code, message, tuple(trailing)
-
-
-def _retry_ms(error: Overloaded) -> int:
-    return math.ceil(1e3 * error.retry_after_s)  # who comes half a millisecond too early is refused again
-
-
-def _shortened(message: str) -> str:
-    """The message without its middle, where it quotes something endless."""
-    raw = message.encode("utf-8", "replace")
-    if len(raw) <= _MESSAGE_HEAD_BYTES + _MESSAGE_TAIL_BYTES:
-        return message
-    return b" ... ".join((raw[:_MESSAGE_HEAD_BYTES], raw[-_MESSAGE_TAIL_BYTES:])).decode("utf-8", "ignore")
-
-
-def _details(error: ColdframeError, message: str) -> list[AnyMessage]:
-    messages: list[Message] = [error_details_pb2.ErrorInfo(reason=type(error).__name__, domain="coldframe")]
-    if isinstance(error, InvalidArgument):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
-        messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, Overloaded):
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(_retry_ms(error))
-        messages.append(retry)
-    packed = []
-    for detail in messages:
-        packed.append(AnyMessage())
-        packed[-1].Pack(detail)
-    return packed

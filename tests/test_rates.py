@@ -10,9 +10,9 @@ import pytest
 from coldframe.errors import InvalidArgument, Overloaded
 from coldframe.requests import search_request
 from coldframe.v1.search_service_pb2 import SearchRequest
-from server.interceptor import _status
 from server.place import Words
 from server.security.limits import Bucket
+from server.wire.errors import status_of
 from tests.guarded import guarded
 from tests.newsroom import words
 
@@ -79,5 +79,5 @@ def test_what_a_batch_has_paid_for_is_not_asked_for_twice() -> None:
 
 
 def test_nobody_is_told_to_come_back_a_moment_too_early() -> None:
-    trailing = dict(_status(Overloaded("wait", retry_after_s=0.0101))[2])
+    trailing = dict(status_of(Overloaded("wait", retry_after_s=0.0101))[2])
     assert trailing["coldframe-retry-after-ms"] == "11"
