@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 NEEDS_EXTRA = "the command line needs the 'cli' extra: pip install 'coldframe[cli]'"
@@ -9,6 +10,8 @@ NEEDS_EXTRA = "the command line needs the 'cli' extra: pip install 'coldframe[cl
 
 def main() -> None:
     """Run the command line; without the `[cli]` extra, say in one sentence how to get it."""
+    # Whose feed is silent waits for it; and as process 1 of a container Python would ignore the signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

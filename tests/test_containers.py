@@ -64,7 +64,9 @@ def test_a_server_without_standard_streams_answers_and_ends_in_order(newsroom: P
         assert server.popen.wait(30) == 0
 
 
-@pytest.mark.parametrize(("program", "status"), [("server", 0), ("indexer", 128 + signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("program", "status"), [("server", 0), ("indexer", 128 + signal.SIGTERM), ("coldframe.cli", 128 + signal.SIGTERM)]
+)
 def test_a_program_that_is_still_being_imported_hears_that_it_shall_end(
     tmp_path: Path, program: str, status: int
 ) -> None:
