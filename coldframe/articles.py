@@ -6,7 +6,6 @@ no dictionary in memory, and the order of rows is the order of ids.
 
 from __future__ import annotations
 
-import unicodedata
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+import regex
 
 from coldframe.errors import CorruptGeneration
 from coldframe.storage import touch
@@ -45,6 +45,7 @@ _SCHEMA = pa.schema(
         pa.field("outlier", pa.bool_(), nullable=False),
     ]
 )
+_SIGN = regex.compile(r"\X")
 _ROWS_PER_BATCH = 8_192
 # And at most about so many characters, of up to 4 bytes: in one batch Arrow holds less than 2 GiB of a column.
 _CHARS_PER_BATCH = 2**26
@@ -108,21 +109,26 @@ class Shown(NamedTuple):
 
 
 def excerpt(content: str) -> str:
-    """The beginning of a content on one line, cut between words; between signs where words have no spaces between them:
-    the last space of Chinese or Japanese is often that of the dateline.
+    """The beginning of a content on one line."""
+    return beginning(" ".join(content[: 4 * EXCERPT_CHARS].split()), EXCERPT_CHARS)
+
+
+def beginning(line: str, most: int) -> str:
+    """The first characters of a line, with an ellipsis where it is longer, cut between words; between signs where words
+    have no spaces between them: the last space of Chinese or Japanese is often that of the dateline.
     """
-    line = " ".join(content[: 4 * EXCERPT_CHARS].split())
-    if len(line) <= EXCERPT_CHARS:
+    if len(line) <= most:
         return line
-    whole = line[:EXCERPT_CHARS].rsplit(" ", 1)[0]
-    return (whole if len(whole) > EXCERPT_CHARS // 2 else _signs(line, EXCERPT_CHARS)) + "…"
+    words = line[:most].rpartition(" ")[0]
+    return (words if len(words) > most // 2 else _signs(line, most)) + "…"
 
 
 def _signs(line: str, most: int) -> str:
-    """The first characters of a longer line: a vowel sign or an accent stays with its letter."""
-    while most and unicodedata.category(line[most]).startswith("M"):
-        most -= 1
-    return line[:most]
+    """The first characters of a longer line: what is seen as one sign, such as a letter and its accents, a syllable of
+    Korean or an emoji of several parts, stays together.
+    """
+    *_, last = _SIGN.finditer(line[: most + 1])
+    return line[: last.start() or most]
 
 
 def write_articles(path: Path, rows: Iterable[ArticleRow]) -> None:

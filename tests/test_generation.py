@@ -268,6 +268,28 @@ def test_an_excerpt_of_a_script_without_spaces_is_as_long_as_any() -> None:
     assert excerpt(english) == f"{english[:EXCERPT_CHARS].rsplit(' ', 1)[0]}…"
 
 
+SIGNS = {
+    "Thai": "ต่ำ",
+    "Hindi": "क्षि",
+    "Korean of a Mac": unicodedata.normalize("NFD", "한"),
+    "variant": "葛\U000e0100",
+    "family": "👨\u200d👩\u200d👧\u200d👦",
+    "skin": "👍🏽",
+    "flag": "🇩🇪",
+}
+
+
+@pytest.mark.parametrize("sign", SIGNS.values(), ids=SIGNS)
+def test_an_excerpt_without_spaces_ends_with_a_whole_sign(sign: str) -> None:
+    for before in range(len(sign)):
+        told = excerpt("国" * before + sign * EXCERPT_CHARS).removesuffix("…")
+        assert told == "国" * before + sign * ((EXCERPT_CHARS - before) // len(sign))
+
+
+def test_an_excerpt_of_one_endless_sign_ends_all_the_same() -> None:
+    assert excerpt("a" + "\u0301" * 1_000) == "a" + "\u0301" * (EXCERPT_CHARS - 1) + "…"
+
+
 _zones = st.builds(lambda minutes: timezone(timedelta(minutes=minutes)), st.integers(-14 * 60, 14 * 60))
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _counts = st.integers(0, 2**31 - 1)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ATTACK = '"><script>document.title = "taken"</script><img src=x onerror=alert(1)>'
+DISPATCH = "北京电 " + "国务院总理周六在会议上说经济平稳。" * 10
 CLUSTERS_MADE = 12
 MEASURED: dict[str, Any] = {
     "recall_at_10": 0.995,
@@ -69,7 +70,7 @@ def write_files(out: Path, articles: int = 120, *, same: bool = False, first: bo
     numbers = np.arange(articles) % CLUSTERS_MADE
     vectors = np.eye(CLUSTERS_MADE, 16)[numbers] + (0 if same else 0.2) * rng.standard_normal((articles, 16))
     np.save(out / VECTORS, unit(vectors.astype(np.float32)) if not same else np.tile(np.eye(1, 16), (articles, 1)))
-    titles = {0: ATTACK, 1: "x" * 300, 2: "An endless headline about everything " * 9, 3: ""}
+    titles = {0: ATTACK, 1: "x" * 300, 2: "An endless headline about everything " * 9, 3: "", 7: DISPATCH}
     lengths = np.clip(np.exp(rng.normal(6, 1, articles)), 5, 9_000).astype(int)
     write_articles(out / ARTICLES, (_row(n, int(numbers[n]), titles, int(lengths[n])) for n in range(articles)))
     write_clusters(out / CLUSTERS, _table(articles, first=first, topics=topics))
@@ -162,6 +163,7 @@ def words(page: str) -> str:
         "12 clusters of 10 to 10 articles. Outliers: 1 article (0.8%)",
         "topic0, wide 30 articles in 3 clusters",
         "The beginning of article 3.",
+        f"{DISPATCH[:140]}…",
     ],
 )
 def test_it_says_what_was_built(page: str, said: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coldframe.articles import Articles
+from coldframe.articles import Articles, beginning
 from coldframe.clusters import Cluster, ClusterTable, read_clusters
 from coldframe.errors import CorruptGeneration
 from coldframe.generation import ARTICLES, CLUSTERS, VECTORS, CorpusInfo, Manifest, ModelInfo, Parameters
@@ -156,10 +156,9 @@ class Contents:
         return (ends["min"], ends["max"]) if ends["min"] is not None else None
 
     def headline(self, row: int) -> str:
-        """The title of an article, else its beginning, else its id; cut between words where it is long."""
+        """The title of an article, else its beginning, else its id; cut as excerpts are where it is long."""
         article = self.articles[row]
-        line = " ".join((article.title or article.excerpt or article.id).split())
-        return line if len(line) <= _HEADLINE_CHARS else line[:_HEADLINE_CHARS].rsplit(" ", 1)[0] + "…"
+        return beginning(" ".join((article.title or article.excerpt or article.id).split()), _HEADLINE_CHARS)
 
     def _numbers(self, column: str) -> NDArray[np.int64]:
         return np.asarray(self.articles.column(column).to_numpy(), np.int64)
