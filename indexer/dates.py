@@ -7,7 +7,8 @@ IST`, `Mon Aug 22 12:34:56 +0000 2016`).
 A date without a zone is UTC. Names of zones are read as newsrooms mean them: IST is India, BST Britain, CST Chicago,
 and ET, CT, MT and PT are standard or summer time, as the date has it. `01/02/2016` and `01-02-2016` are read by the
 order that the caller knows (`shown_order` tells what a date shows of it), the month first if it knows none;
-`01.02.2016` is the first of February. Of years with two digits, 69 to 99 are of the last century. Nothing is ever
+`01.02.2016` is the first of February. Digits of every script are read, and marks of direction between them passed over,
+as Arabic programs write dates. Of years with two digits, 69 to 99 are of the last century. Nothing is ever
 filled in from today's date, and nothing depends on the machine's own time zone: what does not name a year, a month and
 a day is not a date.
 """
@@ -18,6 +19,7 @@ import re
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Literal, TypeAlias
+from unicodedata import decimal
 
 from dateutil import parser
 from dateutil.zoneinfo import get_zonefile_instance
@@ -57,6 +59,7 @@ _DAY_MONTH_YEAR = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _NUMERIC = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?!\d)", re.ASCII)
+_DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _MAX_CHARS = 100  # no date is longer; dateutil is slow on long nonsense
 # Two days that share no year, month or day: where the readings differ, dateutil has filled something in.
 _DEFAULTS = (datetime(1972, 1, 1), datetime(1973, 2, 2))
@@ -79,7 +82,7 @@ def parse_date(value: _Value, order: DateOrder | None = None) -> datetime | None
 
 def shown_order(value: object) -> DateOrder | Literal["either"] | None:
     """Tell which order a date such as 22/08/2016 shows; None if it is no such date, or the same in both orders."""
-    match = _NUMERIC.search(value) if isinstance(value, str) and len(value) <= _MAX_CHARS else None
+    match = _NUMERIC.search(_plain(value)) if isinstance(value, str) and len(value) <= _MAX_CHARS else None
     if match is None or match[2] == ".":
         return None
     first, second = int(match[1]), int(match[3])
@@ -103,7 +106,14 @@ def _read(value: _Value, order: DateOrder | None) -> datetime | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # str(1e18) has no digits to speak of
-    return _read_text(str(value).strip(), order)
+    return _read_text(_plain(str(value)).strip(), order)
+
+
+def _plain(text: str) -> str:
+    """With the digits of ASCII, which alone tell an order, and without marks of direction."""
+    if text.isascii():
+        return text
+    return "".join(str(decimal(char)) if char.isdecimal() else char for char in _DIRECTION.sub("", text))
 
 
 def _read_text(text: str, order: DateOrder | None) -> datetime | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DAY = datetime(2016, 8, 22, tzinfo=UTC)
 NOON_IN_INDIA = datetime(2016, 8, 22, 7, 4, tzinfo=UTC)
 
+ARABIC, FULL_WIDTH = (dict(zip(range(0x30, 0x3A), range(zero, zero + 10), strict=True)) for zero in (0x660, 0xFF10))
 READ: list[tuple[Any, datetime]] = [
     # ISO 8601
     ("2016-08-22", DAY),
@@ -56,6 +57,11 @@ READ: list[tuple[Any, datetime]] = [
     ("22/08/2016", DAY),
     ("22-08-2016 07:04", NOON_IN_INDIA),
     ("01.02.2016", datetime(2016, 2, 1, tzinfo=UTC)),
+    # digits of other scripts, and marks of direction, as Arabic programs write them
+    ("01.02.2016".translate(ARABIC), datetime(2016, 2, 1, tzinfo=UTC)),
+    ("22\u200f/8\u200f/2016 7:04".translate(ARABIC), NOON_IN_INDIA),
+    ("\u200e22\u200e/08\u200e/2016", DAY),
+    ("2016/08/22".translate(FULL_WIDTH), DAY),
     # years of two digits, whatever the year is now
     ("22-Aug-16", DAY),
     ("Mon, 22 Aug 16 07:04:00 GMT", NOON_IN_INDIA),
@@ -152,6 +158,8 @@ def test_iso_dates_come_back_exactly(moment: datetime) -> None:
         ("08/22/16 3:04 AM EDT", "mdy", None, NOON_IN_INDIA),
         ("01/02/2016", "either", datetime(2016, 2, 1, tzinfo=UTC), datetime(2016, 1, 2, tzinfo=UTC)),
         ("02/02/2016", None, datetime(2016, 2, 2, tzinfo=UTC), datetime(2016, 2, 2, tzinfo=UTC)),
+        ("22/08/2016".translate(ARABIC), "dmy", DAY, None),
+        ("01/02/2016".translate(ARABIC), "either", datetime(2016, 2, 1, tzinfo=UTC), datetime(2016, 1, 2, tzinfo=UTC)),
         ("01.02.2016", None, datetime(2016, 2, 1, tzinfo=UTC), datetime(2016, 2, 1, tzinfo=UTC)),
         ("2016-08-22", None, DAY, DAY),
         ("2016-08-22 12:34 IST", None, NOON_IN_INDIA, NOON_IN_INDIA),
