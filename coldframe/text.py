@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from unicodedata import normalize
 
 MAX_TEXT_CHARS = 1_000_000
 """Longer texts are refused, by the indexer and the server alike: no article is so long, and a mistake often is."""
@@ -16,3 +17,12 @@ def article_text(title: str, content: str) -> str:
 def text_digest(text: str) -> bytes:
     """16 bytes that are equal for equal texts."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+# Soft hyphens, word joiners, byte order marks in the middle, and which variant of a sign is meant.
+_UNSEEN = dict.fromkeys([0xAD, 0x2060, 0xFEFF, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+
+
+def seen(text: str) -> str:
+    """The text with accents written one way, and without the characters that part no words and show no sign."""
+    return text if text.isascii() else normalize("NFC", text.translate(_UNSEEN))

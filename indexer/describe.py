@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
-from unicodedata import normalize
 
 import numpy as np
 import regex
 
 from coldframe.clusters import Cluster, ClusterTable, Residuals, Topic
+from coldframe.text import seen
 from indexer.sample import take
 from indexer.topics import group_clusters
 
@@ -38,17 +38,21 @@ _OUTLIER_DEVIATIONS = 3
 _NORMAL_PER_MAD = 1.4826  # standard deviations of a normal distribution per median absolute deviation
 _CORPUS_COUNTS_AS = 10
 _FP32_NOISE = 1e-6
-# Words of two letters or more, not starting with a digit; apostrophes and hyphens stay inside a word. To `re` a vowel
-# sign is no part of a word, and words of Hindi or Tamil fall to pieces; to `regex` it is.
-_WORD = r"\b[^\W\d_][\w'-]*\w\b"
-_ASCII_WORD, _ANY_WORD = re.compile(_WORD), regex.compile(_WORD)
+# Words of two letters or more, not starting with a digit; apostrophes and hyphens stay inside a word, and so do the
+# quotes of Hebrew's abbreviations and the dot of Catalan's double l. To `re` a vowel sign is no part of a word, and
+# words of Hindi or Tamil fall to pieces; to `regex` it is.
+_ASCII_WORD = re.compile(r"\b[^\W\d_][\w'-]*\w\b")
+_ANY_WORD = regex.compile(r"\b[^\W\d_](?:[\w'\u05f3\u05f4-]|(?<=l)\u00b7(?=l))*\w\b")
+# One way to write what looks the same: the typewriter's apostrophe and hyphen, Hebrew's own quotes.
+_TYPED = str.maketrans("\u2019\u2010\u2011", "'--")
+_HEBREW_QUOTE = regex.compile(r'(?<=\p{Hebrew})["\u201d](?=\p{Hebrew})')
 # Written without spaces, and taken by pieces that overlap: of two signs for Chinese and Japanese, of four for Thai,
 # Lao, Burmese and Khmer, which have more signs to a word.
 _PAIRED, _FOURFOLD = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc", r"\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}"
 _RUN = regex.compile(rf"([{_PAIRED}]+)|([{_FOURFOLD}]+)|[^{_PAIRED}{_FOURFOLD}]+")
 _SIGN = regex.compile(r"\X")
 # The word at the end of a text, if it has one there; sought from the end.
-_LAST_WORD = regex.compile(rf"(?r)(?:(?![{_PAIRED}{_FOURFOLD}])[\w'\u2019-])+\Z")
+_LAST_WORD = regex.compile(rf"(?r)(?:(?![{_PAIRED}{_FOURFOLD}])[\w'\u2019\u2010\u2011\u00ad\u05f3\u05f4-])+\Z")
 # Reported speech and dates, which every news article has and no topic is about.
 _NEWS_WORDS = frozenset(
     [
@@ -225,8 +229,7 @@ def _count_words(texts: Iterable[tuple[int, str]]) -> _Words:
     def words() -> Iterator[str]:
         for row, text in texts:
             rows.append(row)
-            # One way to write what looks the same: letters with their accents, the typewriter's apostrophe.
-            yield normalize("NFC", _beginning(text)).replace("\u2019", "'")
+            yield _written(_beginning(text))
 
     vectorizer = CountVectorizer(analyzer=partial(_terms_of, ENGLISH_STOP_WORDS | _NEWS_WORDS | _CONTRACTIONS))
     try:
@@ -235,6 +238,14 @@ def _count_words(texts: Iterable[tuple[int, str]]) -> _Words:
         return _Words(rows, csr_array((len(rows), 0)), np.array([], np.str_))
     counts.data = 1 + np.log(counts.data)
     return _Words(rows, counts, vectorizer.get_feature_names_out())
+
+
+def _written(text: str) -> str:
+    """The text with what looks the same written one way."""
+    if text.isascii():
+        return text
+    written: str = _HEBREW_QUOTE.sub("\u05f4", seen(text).translate(_TYPED))
+    return written
 
 
 def _beginning(text: str) -> str:
@@ -250,7 +261,8 @@ def _terms_of(stop_words: frozenset[str], text: str) -> list[str]:
     if text.isascii():
         words = [word for word in _ASCII_WORD.findall(text.lower()) if word not in stop_words]
         return words + [f"{one} {other}" for one, other in pairwise(words)]
-    runs = [run for word in _ANY_WORD.findall(text.lower()) if word not in stop_words for run in _runs(word)]
+    lower = text.lower().replace("i\u0307", "i")  # what Python makes of Turkish's capital i
+    runs = [run for word in _ANY_WORD.findall(lower) if word not in stop_words for run in _runs(word)]
     pairs = [f"{one[0]} {other[0]}" for one, other in pairwise(runs) if len(one) == len(other) == 1]
     return [piece for run in runs for piece in run] + pairs
 

@@ -169,6 +169,27 @@ def test_what_is_written_without_spaces_is_told_by_what_articles_share() -> None
     assert all(3 <= len(term) <= 12 for cluster in thai for term, _ in cluster.terms)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Donau\u00addampf\u00adschiff", {"donaudampfschiff"}),
+        ("co\u2011operation", {"co-operation"}),
+        ("\u0130STANBUL", {"istanbul"}),
+        ("נשיא ארה״ב", {"נשיא", "ארה״ב", "נשיא ארה״ב"}),
+        ('ארה"ב', {"ארה״ב"}),
+        ("צ\u05f3ק", {"צ\u05f3ק"}),
+        ('"שלום"', {"שלום"}),
+        ("intel·ligència", {"intel·ligència"}),
+        ("정치·경제", {"정치", "경제", "정치 경제"}),
+        ("🏳\ufe0f\u200d🌈 ❤\ufe0f\u200d🔥", set()),
+        ("❤\ufe0fLiebe", {"liebe"}),
+        ("葛\U000e0100城", {"葛城"}),
+    ],
+)
+def test_words_are_whole_and_nothing_unseen_is_one(text: str, said: set[str]) -> None:
+    assert {*describe_module._count_words([(0, text)]).vocabulary} == said
+
+
 @pytest.mark.parametrize("text", ["1999 2,000 3.14 42", "!!! ... ???", "the of and a"])
 def test_a_corpus_without_words_says_so(text: str) -> None:
     (cluster,) = describe_texts([text, text], [0, 0])
@@ -362,6 +383,8 @@ def test_without_topics_clusters_have_none() -> None:
         ("lava lava Vol|canó", {"lava"}),
         ("lava lava o\u2019n|eill", {"lava"}),
         ("lava lava semi-|final", {"lava"}),
+        ("lava lava semi\u00ad|final", {"lava"}),
+        ("lava lava ארה״|ב", {"lava"}),
         ("火山噴火|警報", {"火山", "山噴", "噴火"}),
         ("火山 mag|ma", {"火山"}),
     ],
