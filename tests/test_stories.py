@@ -341,3 +341,35 @@ def test_with_minilm_edited_articles_join_and_others_do_not(encoder: Encoder, ar
         window_days=3,
     )
     assert stories.tolist() == [*range(20), *range(8)]
+
+
+THAI = (
+    "รัฐบาล ประเทศ เศรษฐกิจ นายก รัฐมนตรี กระทรวง การคลัง นักท่องเที่ยว ตลาด ส่งออก นำเข้า ราคา น้ำมัน เพิ่มขึ้น ลดลง ประชาชน"
+    " โครงการ งบประมาณ ธนาคาร ดอกเบี้ย ลงทุน ต่างชาติ กล่าวว่า เปิดเผย ประชุม วันนี้ ไตรมาส ขยายตัว ภาษี แรงงาน เกษตรกร ข้าว ยางพารา"
+    " บริษัท อุตสาหกรรม พลังงาน มาตรการ ช่วยเหลือ สินค้า และ ของ ที่ ใน เป็น ได้ มี ว่า จะ ให้ กับ จาก ต่อ ปี เดือน"
+)
+
+
+def in_thai(seed: int, words: int) -> str:
+    return "".join(np.random.default_rng(seed).choice(THAI.split(), words))
+
+
+def test_a_brief_is_no_version_of_a_long_report_in_a_script_of_few_letters() -> None:
+    brief, report = in_thai(1, 60), in_thai(2, 1_200)
+    assert overlap(shingles(brief), shingles(report)) < SAME_WORDS
+    assert overlap(shingles(brief), shingles(in_thai(3, 30) + brief + in_thai(4, 30))) > SAME_WORDS
+    assert overlap(shingles(report), shingles(report[:1_000] + report[1_100:])) > SAME_WORDS
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("".join(THAI.split()), "\u200b".join(THAI.split())),
+        ("Donaudampfschiff fährt", "Donau\u00addampf\u00adschiff fährt"),
+        ("葛城市の人口", "葛\U000e0100城市の人口"),
+        ("7月16日、政府宣布", "7 月 16 日 政府宣布"),
+        ("covidไทยวันนี้", "Covid ไทยวันนี้"),
+    ],
+)
+def test_what_is_not_seen_and_what_stands_between_scripts_are_nothing(text: str, same: str) -> None:
+    assert np.array_equal(shingles(text), shingles(same))
