@@ -43,6 +43,9 @@ FIRST_VALUES = 4
 SHOWN = 20
 """Upserted articles that are listed one by one; more are counted only."""
 
+_TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
+"""Classes of Unicode's characters that begin or end a direction; marks such as RLM, which turn nothing, stay."""
+
 OUTCOMES = {
     int(UPSERT_OUTCOME_CREATED): "created",
     int(UPSERT_OUTCOME_REPLACED): "replaced",
@@ -347,9 +350,14 @@ def _cluster_cells(found: Cluster) -> tuple[str, str, str, str]:
 
 
 def _plain(text: str) -> str:
-    """Return a text without control characters: a title must not steer a person's terminal."""
-    kept = ("" if unicodedata.category(char) == "Cc" and not char.isspace() else char for char in text)
-    return " ".join("".join(kept).split())
+    """Return a text without control characters: a title must not steer a person's terminal, nor turn around what stands
+    behind it on the line. What of right-to-left text closes such a turn is often cut off.
+    """
+    return " ".join("".join(char for char in text if char.isspace() or not _steers(char)).split())
+
+
+def _steers(char: str) -> bool:
+    return unicodedata.category(char) == "Cc" or unicodedata.bidirectional(char) in _TURNS
 
 
 def _date(article: ArticleSummary) -> str:

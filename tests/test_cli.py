@@ -140,6 +140,15 @@ def test_tables_fit_and_carry_no_control_characters(ask: Ask, width: int, args: 
     assert "\x1b" not in out
 
 
+def test_no_title_turns_around_what_stands_behind_it(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    title = "\u202bخبر\u202c \u202e\u2067مصر\u200f"
+    monkeypatch.setitem(ARTICLES, "a1", (title, "2026-03-05", "c0", (1.0, 0.0, 0.0)))
+    for args in (["search", "economy"], ["get", "a1"], ["nearest", "economy"]):
+        out = ask(*args)
+        assert "خبر مصر\u200f" in out
+        assert not re.search("[\u202a-\u202e\u2066-\u2069]", out)
+
+
 def test_a_pipe_is_120_columns_wide(ask: Ask) -> None:
     assert max(map(len, ask("search", "economy").splitlines())) == 120
 
