@@ -272,6 +272,8 @@ def test_validate_only_changes_nothing(server: Server, ask: Ask) -> None:
         ('{"title": "x"}', "line 3: id is null; give a text"),
         ('{"id": "n9", "title": ["x"]}', 'line 3: title is ["x"]; give a text'),
         ('{"id": "n9", "published_at": "soon"}', 'line 3: published_at is "soon"; give an ISO date or time'),
+        ('{"id": "n9", "published_at": "2016年8月"}', 'line 3: published_at is "2016年8月"; give an ISO date or time'),
+        ('{"id": "n9", "published_at": "\\u009b\\u202e"}', r'line 3: published_at is "\u009b\u202e"; give an ISO date'),
         ('{"id": "n9", "attributes": {"a": null}}', "line 3: attributes.a is null; give a text or a number"),
         ('{"id": "n9", "attributes": {"a": NaN}}', "line 3: attributes.a is NaN; give a text or a number"),
         ('{"id": "n9", "attributes": [1]}', "line 3: attributes is [1]; give an object of names and values"),
