@@ -348,6 +348,8 @@ def test_the_line_break_between_title_and_content_counts(tmp_path: Path) -> None
         ("a.parquet.zst", WHOLE_ZSTD, "not a Parquet file"),
         ("a.csv", WHOLE_GZIP, "UTF-8"),
         ("a.csv", "id,content\n1,a\n".encode("utf-16"), "UTF-8"),
+        ("a.csv", "id,content\n1,a\n".encode("utf-16-le"), "does not begin with UTF-8"),
+        ("a.csv", "id,content\n1,a\n".encode("utf-16-be"), "does not begin with UTF-8"),
         ("a.txt", b"id,content\n1,a\n", ".csv, .tsv, .jsonl, .ndjson, .parquet"),
         ("a.json.gz", b"{}", ".csv, .tsv, .jsonl, .ndjson, .parquet"),
     ],

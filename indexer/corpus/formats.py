@@ -100,13 +100,13 @@ def _read_csv(file: File, columns: Columns, delimiter: str) -> Rows:
 
 
 def _check_text(file: File, header: list[str]) -> None:
-    try:
-        "".join(header).encode()
-    except UnicodeEncodeError as error:
+    text = "".join(header)
+    # Bytes that are not UTF-8 were read as surrogates; UTF-16 without its mark is letters with NULs between them.
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise _invalid(
             f"{file.location} does not begin with UTF-8 text. Save it as UTF-8; if it is compressed, let it end in "
             f"{GZIP} or {ZSTD}."
-        ) from error
+        )
 
 
 def _check_separator(file: File, header: list[str]) -> None:
