@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -146,6 +147,21 @@ def test_metrics_count_calls_by_status_and_say_where_their_time_went(server: Obs
     sums = found["coldframe_stage_seconds_sum"]
     parts = sum(sums[labels(method=SEARCH, stage=stage)] for stage in ("search", "embed"))
     assert 0 < parts < whole
+
+
+def test_no_series_is_told_twice_where_reflection_is_asked_in_both_versions(server: Observed) -> None:
+    request = reflection_pb2.ServerReflectionRequest
+    methods = [f"grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")]
+    with grpc.insecure_channel(server.client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
+        for method in methods:
+            call: Any = channel.stream_stream(f"/{method}", request.SerializeToString)
+            assert len([*call(iter([request(list_services="")]))]) == 1
+    wait_until(lambda: len(server.samples().get("coldframe_requests_total", {})) == 2)
+    text = get(server.port.port, "/metrics")[1]
+    told = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(told) == len(set(told))
+    counted = read(text)["coldframe_requests_total"]
+    assert counted == {labels(method=method, code="OK"): 1 for method in methods}
 
 
 def test_metrics_tell_of_the_index_and_of_what_waits(server: Observed) -> None:

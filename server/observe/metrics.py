@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from server.tally import Histogram
     from server.view import View
 
+_OURS = "coldframe.v1."
+"""Of our methods only service and name are told. Of others all: reflection has the same ones in two versions."""
+
 
 class ServerCollector(Collector):
     """Reads what a server counted."""
@@ -135,7 +138,7 @@ def _calls(methods: Sequence[MethodTally]) -> Iterator[Metric]:
     seconds = HistogramMetricFamily("coldframe_request_seconds", "From a call to its end.", labels=["method"])
     stages = HistogramMetricFamily("coldframe_stage_seconds", "Parts of it.", labels=["method", "stage"])
     for tally in methods:
-        name = tally.name.rpartition(".")[2]  # Service/Method
+        name = tally.name.removeprefix("/").removeprefix(_OURS)
         for code, count in sorted(tally.codes.items()):
             requests.add_metric([name, code], count)
         for code, count in sorted(tally.items.items()):
