@@ -34,6 +34,8 @@ _PAUSE_S, _WHILE_S = 0.25, 0.15
 AT_ONCE = 4
 """Searches of one batch or stream in the line."""
 TOO_LATE = "the deadline passed before the server came to it; nothing was computed"
+_ROUNDED = 0.01
+"""Of the time that a caller gives, at most: so much more of it gRPC says that there is."""
 
 
 class Call:
@@ -44,10 +46,11 @@ class Call:
     the call's own, and `parent` is what its caller said of the trace; else `spans` is None.
     """
 
-    __slots__ = ("began", "company", "deadline", "parent", "request_id", "spans")
+    __slots__ = ("began", "company", "deadline", "due", "parent", "request_id", "spans")
 
     def __init__(self, deadline: float | None = None, request_id: str = "") -> None:
         self.deadline = deadline
+        self.due = due(deadline)
         self.request_id = request_id
         self.company: Company | None = None
         self.spans: list[tuple[str, float, float]] | None = None
@@ -64,10 +67,22 @@ class Call:
         """Whether nobody can have an answer in time any more."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
+    @property
+    def reason(self) -> str:
+        """Why nobody waits any more, where the call was cancelled: "deadline" or "gone"."""
+        return "deadline" if time.monotonic() >= self.due else "gone"
+
     def require_time(self) -> None:
         """Raises DeadlineExceeded where the deadline has passed."""
         if self.late:
             raise DeadlineExceeded(TOO_LATE)
+
+
+def due(deadline: float | None) -> float:
+    """From when on the end of a call is that of its caller's time, and not a caller who changed his mind: his own clock
+    may end it before the server's does.
+    """
+    return math.inf if deadline is None else deadline - _ROUNDED * max(0.0, deadline - time.monotonic())
 
 
 class Company:
@@ -199,8 +214,8 @@ class SearchLine:
         def ended(future: asyncio.Future[_T]) -> None:
             self.waiting -= 1
             self._searched = time.monotonic()
-            if future.cancelled():
-                self.counts.dropped["gone"] += not begun  # the thread passes over what was cancelled before its turn
+            if future.cancelled():  # the thread passes over what was cancelled before its turn
+                self.counts.dropped[call.reason] += not begun
             elif isinstance(future.exception(), DeadlineExceeded):
                 self.counts.dropped["deadline"] += 1
 

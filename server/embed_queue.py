@@ -161,7 +161,7 @@ class Line:
         while self._heap and (not batch or len(self._heap[0][2].ids) <= budget):
             item = heapq.heappop(self._heap)[2]
             if item.left or item.done.done():
-                self.leave(item, "gone")
+                self.leave(item, item.call.reason)
             elif item.call.late:
                 self.leave(item, "deadline")
                 late.append(item)
@@ -274,7 +274,7 @@ class EmbedQueue:
         except asyncio.CancelledError:  # others have the room of texts that nobody waits for
             with self._lock:
                 for item in items:
-                    line.leave(item, "gone")
+                    line.leave(item, item.call.reason)
             raise
         started = min(item.started for item in done)
         if (spans := CALL.get().spans) is not None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -102,10 +101,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
-        left, metadata, told = context.time_remaining(), context.invocation_metadata() or (), audit.CALL.get()
+        metadata, told = context.invocation_metadata() or (), audit.CALL.get()
         assert told is not None, "the gate let it in"
         request_id = told.request_id or self._witness.request_id(metadata)
-        call = Call(None if left is None else time.monotonic() + left, request_id)
+        call = Call(told.deadline, request_id)
         if parts:
             call.company = Company()
         if self._witness.tracer is not None:

@@ -21,6 +21,7 @@ from coldframe.errors import DeadlineExceeded, Overloaded, Unavailable
 from coldframe.longformer import Longformer
 from coldframe.requests import search_request
 from coldframe.store import Store
+from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 from server.admission import CALL, Call, SearchLine
 from server.embed_queue import MAX_QUICK_TOKENS, QUICK_TOKENS, EmbedQueue, Line
 from tests.newsroom import opened, piece, sealed_again, words
@@ -200,12 +201,28 @@ def test_a_search_whose_caller_has_gone_is_not_run_and_makes_room(
     served: tuple[Client, Engine], background: Background
 ) -> None:
     client, engine = served
-    held = Held(background, engine)
-    gone = engine.searches.counts.dropped["gone"]
+    held, before = Held(background, engine), dict(engine.searches.counts.dropped)
+    with grpc.insecure_channel(client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
+        call: Any = SearchServiceStub(channel)
+        going = call.Search.future(search_request(article_id="009"), timeout=60)
+        wait_until(lambda: engine.searches.waiting == 1)
+        going.cancel()
+        wait_until(lambda: engine.searches.waiting == 0)
+    assert engine.searches.counts.dropped == {**before, "gone": before["gone"] + 1}
+    held.open()
+
+
+@pytest.mark.parametrize("timeout", [0.2, 2.0049])
+def test_a_search_that_is_late_in_the_line_is_dropped_by_its_deadline(
+    served: tuple[Client, Engine], background: Background, timeout: float
+) -> None:
+    """gRPC says 2.01 s to the server, and ends the call at the caller's after 2.0049."""
+    client, engine = served
+    held, before = Held(background, engine), dict(engine.searches.counts.dropped)
     with pytest.raises(DeadlineExceeded):
-        client.search(article_id="009", timeout=0.2)
+        client.search(article_id="009", timeout=timeout)
     wait_until(lambda: engine.searches.waiting == 0)
-    assert engine.searches.counts.dropped["gone"] == gone + 1
+    assert engine.searches.counts.dropped == {**before, "deadline": before["deadline"] + 1}
     held.open()
 
 

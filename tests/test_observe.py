@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -147,6 +148,33 @@ def test_metrics_count_calls_by_status_and_say_where_their_time_went(server: Obs
     sums = found["coldframe_stage_seconds_sum"]
     parts = sum(sums[labels(method=SEARCH, stage=stage)] for stage in ("search", "embed"))
     assert 0 < parts < whole
+
+
+def test_a_call_that_is_late_is_counted_as_its_caller_was_told(server: Observed, background: Background) -> None:
+    held, codes = threading.Event(), {"DEADLINE_EXCEEDED", "CANCELLED"}
+
+    async def hold() -> None:
+        for _ in range(2):  # threads that search
+            server.engine._search.run(held.wait)
+
+    background.run(hold())
+    with grpc.insecure_channel(server.client._connection.target, [("grpc.enable_http_proxy", 0)]) as channel:
+        stub: Any = SearchServiceStub(channel)
+        late = [stub.Search.future(search_request(article_id="001"), timeout=0.3) for _ in range(3)]
+        assert {call.code() for call in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        gone = stub.Search.future(search_request(article_id="001"), timeout=60)
+        wait_until(lambda: server.engine.searches.waiting == 1)
+        gone.cancel()
+
+        def counted() -> dict[str, float]:
+            requests = server.samples().get("coldframe_requests_total", {})
+            return {code: requests.get(labels(method=SEARCH, code=code), 0) for code in codes}
+
+        wait_until(lambda: counted() == {"DEADLINE_EXCEEDED": 3, "CANCELLED": 1})
+    held.set()
+    dropped = server.samples()["coldframe_dropped_total"]
+    assert dropped[labels(queue="search", reason="deadline")] == 3
+    assert dropped[labels(queue="search", reason="gone")] == 1
 
 
 def test_no_series_is_told_twice_where_reflection_is_asked_in_both_versions(server: Observed) -> None:

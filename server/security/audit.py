@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -48,6 +49,10 @@ class Call:
     item_errors: int = 0
     outcome: str = "CANCELLED"
     """A status; this one until another is known."""
+    deadline: float | None = None
+    """Its caller's, of `time.monotonic()`; None where he waits for ever."""
+    due: float = math.inf
+    """As of `admission.due`."""
     began: float = field(default_factory=time.perf_counter)
 
 

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
+from server.admission import due
 from server.interceptor import BATCHES, refuse
 from server.observe.witness import Witness
 from server.security import audit, roles
@@ -105,6 +106,8 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _end(self, call: Call) -> None:
         self._meter.leave(call.pool, call.key)
+        if call.outcome == "CANCELLED" and time.monotonic() >= call.due:
+            call.outcome = "DEADLINE_EXCEEDED"  # gRPC cancels what is late, too
         self._told(call)
 
     def _told(self, call: Call) -> None:
@@ -328,6 +331,9 @@ def _begun(context: _Context) -> Call:
     """The call that this task answers, with what only its context knows."""
     call = CALL.get()
     assert call is not None, "the gate let it in"
+    if (left := context.time_remaining()) is not None:
+        call.deadline = time.monotonic() + left
+        call.due = due(call.deadline)
     if call.audited:
         _note_caller(call, context)
     return call
