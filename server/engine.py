@@ -154,8 +154,8 @@ class Engine:
         await asyncio.gather(self.exchange.follow(loaded, poll_s), self._hear(poll_s))
 
     async def _hear(self, poll_s: float) -> None:
-        """Looks whether servers that share no page with this one have written in the store, so that the next request
-        catches up with them, and whether it is still the file that is open; for ever.
+        """Looks whether servers that share no page with this one have written in the store, and whether it is still
+        the file that is open, and shows what others wrote, also where nobody asks; for ever.
         """
         said = ""
         if self._live.reads_copy:
@@ -163,6 +163,8 @@ class Engine:
         while True:
             try:
                 self._latest.tell(await asyncio.to_thread(self._last_change))
+                if (others := self._behind()) is not None:
+                    await others
                 said = ""
             except Exception as error:  # the next look may be a better one
                 if said != (said := str(error)):
@@ -236,6 +238,9 @@ class Engine:
         """What must be waited for before a request is looked at: changes of other workers; None where there is none."""
         if self._presence is not None:
             self._presence.note()
+        return self._behind()
+
+    def _behind(self) -> Awaitable[None] | None:
         served = self._served
         if served is None or self._latest.number <= served.view.sequence:
             return None

@@ -512,6 +512,23 @@ def test_a_server_tells_machines_all_its_life_long(newsroom: Path, tmp_path: Pat
     assert {"coldframe.server", "coldframe.slow"} <= {line["logger"] for line in lines}
 
 
+def test_a_worker_whom_nobody_asks_tells_of_the_articles_that_there_are(own_newsroom: Path, tmp_path: Path) -> None:
+    port = next(port for port in iter(free_port, 0) if port < 65_535)
+    with Process(
+        tmp_path,
+        *("--store", own_newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0"),
+        *("--workers", 2, "--metrics", f"127.0.0.1:{port}"),
+    ) as server:
+        with Client(server.address(), timeout=60) as client:  # one connection, and so one of them
+            assert len(client.delete([f"{n:03}" for n in range(40)]).deleted_ids) == 40
+
+        def articles() -> list[float]:
+            told = [read(get(own, "/metrics")[1]) for own in (port, port + 1)]
+            return [found["coldframe_articles"][()] for found in told]
+
+        wait_until(lambda: articles() == [80, 80])
+
+
 def test_a_metrics_address_in_use_is_a_usage_error(newsroom: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
