@@ -552,3 +552,10 @@ def test_a_late_event_loop_is_seen(background: Background) -> None:
 
     background.run(hang())
     assert 0.2 < pulse.lag_s < 5
+
+
+def test_an_event_loop_that_hangs_is_late_while_it_does(server: Observed) -> None:
+    server.pulse.note(0.0)
+    assert server.samples()["coldframe_loop_lag_seconds"][()] == 0
+    server.pulse.beat -= 8
+    assert server.samples()["coldframe_loop_lag_seconds"][()] == pytest.approx(7, abs=0.9)

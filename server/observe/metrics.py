@@ -105,16 +105,24 @@ class ServerCollector(Collector):
         yield _gauge("coldframe_loop_lag_seconds", "How late the event loop is.", self._pulse.lag_s)
 
 
+BEAT_S = 1.0
+
+
 class Pulse:
     """Whether the event loop still turns: it notes the time again and again."""
 
     def __init__(self) -> None:
         self.beat = time.monotonic()
-        self.lag_s = 0.0
+        self._late_s = 0.0
 
     def note(self, late_s: float) -> None:
-        """Is called by the loop every second, and told how late it comes."""
-        self.beat, self.lag_s = time.monotonic(), late_s
+        """Is called by the loop every `BEAT_S`, and told how late it comes."""
+        self.beat, self._late_s = time.monotonic(), late_s
+
+    @property
+    def lag_s(self) -> float:
+        """How late the last beat was, or the next one is by now: a loop that hangs notes nothing."""
+        return max(self._late_s, self.silent_s - BEAT_S)
 
     @property
     def silent_s(self) -> float:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from server.security.guard import Guard
 
 _log = logging.getLogger("coldframe.server")
-_BEAT_S = 1.0
 
 
 class Station:
@@ -62,7 +61,9 @@ class Station:
 
 
 async def _beat(pulse: Pulse) -> None:
+    from server.observe.metrics import BEAT_S
+
     while True:
-        due = time.monotonic() + _BEAT_S
-        await asyncio.sleep(_BEAT_S)
+        due = time.monotonic() + BEAT_S
+        await asyncio.sleep(BEAT_S)
         pulse.note(max(0.0, time.monotonic() - due))
