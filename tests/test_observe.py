@@ -477,6 +477,29 @@ def test_a_batch_has_the_spans_of_its_parts_and_a_stream_those_of_each_reply(
         assert inside[-1].end_time <= span.end_time
 
 
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "coldframe"),
+        ({"OTEL_SERVICE_NAME": "news"}, "news"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=sport,team=a"}, "sport"),
+    ],
+)
+def test_spans_have_the_name_of_the_service_that_the_environment_gives(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    from server.observe.traces import tracer
+
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    made = tracer()
+    assert made._provider.resource.attributes["service.name"] == name
+    made.close()
+
+
 def test_traces_without_the_extra_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from server.observe.traces import tracer
 
