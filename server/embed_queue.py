@@ -94,6 +94,8 @@ class Line:
         self.name, self.most = name, most
         self.tokens = 0
         self.texts = 0
+        self.running = 0
+        """Texts that are computed now, or as soon as the thread is free."""
         self.computing = 0
         """Tokens that are computed now: who comes waits for them, too. Written by the thread that computes."""
         self.counts = Counts()
@@ -169,6 +171,7 @@ class Line:
                 self.leave(item)
                 budget -= len(item.ids)
                 batch.append(item)
+        self.running = len(batch)
         return batch, late
 
 
@@ -406,7 +409,7 @@ class EmbedQueue:
             self._loop.call_soon_threadsafe(_fail, batch, error)
             return
         finally:
-            line.computing = 0
+            line.computing = line.running = 0
         finished = time.perf_counter()
         self.batches.tokens.observe(tokens)
         self.batches.texts += len(batch)

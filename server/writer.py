@@ -89,6 +89,8 @@ class Writer:
         self._view, self._publish, self._see_others = view, publish, see_others
         self._line: deque[_Waiting] = deque()
         self._waiting = 0
+        self.writing = 0
+        """Changes of the transaction that is under way."""
         self.failed = 0
         """Changes that were not kept, though they could have been: what the disk or the file refused."""
         self._said = ""
@@ -116,7 +118,9 @@ class Writer:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while group := self._next_group():
+            self.writing = sum(len(item.changes) for item in group)
             results = await loop.run_in_executor(self._thread, self._commit, [item.changes for item in group])
+            self.writing = 0
             for item, result in zip(group, results, strict=True):
                 if item.done.done():
                     continue

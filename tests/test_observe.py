@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -210,6 +211,25 @@ def test_metrics_tell_of_the_index_and_of_what_waits(server: Observed) -> None:
     assert found["coldframe_queue_limit"][labels(queue="search")] == MAX_SEARCHES
     assert one["coldframe_threads"] >= 3
     assert one["process_resident_memory_bytes"] > 1 << 20
+
+
+def test_what_is_computed_or_written_stands_in_its_line_until_it_is_done(server: Observed) -> None:
+    held, client, engine = threading.Event(), server.client, server.engine
+
+    def depth() -> dict[str, float]:
+        return {dict(key)["queue"]: value for key, value in server.samples()["coldframe_queue_depth"].items()}
+
+    for pool in (engine._compute, engine._write):
+        pool.submit(held.wait)
+    with ThreadPoolExecutor(4) as callers:
+        asked = [callers.submit(client.embed, [words(f"long {n}", 400)]) for n in range(2)]
+        wait_until(lambda: depth()["bulk"] == 2)
+        asked.append(callers.submit(client.delete, ["001", "002", "003"]))
+        wait_until(lambda: depth()["write"] == 3)
+        held.set()
+        for one in asked:
+            one.result(60)
+    assert set(depth().values()) == {0}
 
 
 def test_an_article_that_changed_is_counted_once_whatever_became_of_it(server: Observed) -> None:

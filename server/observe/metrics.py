@@ -67,11 +67,11 @@ class ServerCollector(Collector):
         counts: dict[str, Counts] = {"search": self._engine.searches.counts}
         depth.add_metric(["search"], self._engine.searches.waiting)
         limit.add_metric(["search"], self._engine.searches.most)
-        depth.add_metric(["write"], self._engine.writer.waiting)
+        depth.add_metric(["write"], self._engine.writer.waiting + self._engine.writer.writing)
         limit.add_metric(["write"], MAX_WAITING)
         if self._engine.ready:
             for line in self._engine.served().queue.lines:
-                depth.add_metric([line.name], line.texts)
+                depth.add_metric([line.name], line.texts + line.running)
                 limit.add_metric([line.name], line.room)
                 tokens.add_metric([line.name], line.tokens)
                 counts[line.name] = line.counts
