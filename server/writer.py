@@ -19,6 +19,7 @@ from coldframe.errors import FailedPrecondition, Overloaded
 from coldframe.live import Delete, Outdated, Upsert
 from coldframe.stories import shingles
 from coldframe.text import article_text, text_digest
+from server.admission import CALL, Call, Counts
 from server.overlay import LiveRow
 from server.stories import Telling, story_of
 
@@ -70,6 +71,7 @@ class StaleVector(Exception):  # noqa: N818  # no error: the one who calls tries
 class _Waiting:
     changes: Sequence[Change]
     done: asyncio.Future[tuple[Outcomes, View]]
+    call: Call
 
 
 class Writer:
@@ -91,6 +93,8 @@ class Writer:
         self._waiting = 0
         self.writing = 0
         """Changes of the transaction that is under way."""
+        self.counts = Counts()
+        """Of calls."""
         self.failed = 0
         """Changes that were not kept, though they could have been: what the disk or the file refused."""
         self._said = ""
@@ -107,8 +111,9 @@ class Writer:
         Raises Overloaded, at once, where too many wait; StaleVector; and what the store says of a disk that refuses.
         """
         if self._waiting + len(changes) > MAX_WAITING:
+            self.counts.refuse()
             raise Overloaded(f"{self._waiting:,} changes wait to be written, which is as many as this server takes")
-        item = _Waiting(changes, asyncio.get_running_loop().create_future())
+        item = _Waiting(changes, asyncio.get_running_loop().create_future(), CALL.get())
         self._line.append(item)
         self._waiting += len(changes)
         if self._worker is None or self._worker.done():
@@ -141,7 +146,9 @@ class Writer:
                 break
             self._line.popleft()
             self._waiting -= len(item.changes)
-            if not gone:
+            if gone:
+                self.counts.dropped[item.call.reason] += 1
+            else:
                 ids |= new
                 group.append(item)
         return group

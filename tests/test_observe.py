@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 
 from benchmarks.storm import Connection
 from coldframe import Client
-from coldframe.errors import InvalidArgument, UnknownArticle
+from coldframe.errors import DeadlineExceeded, InvalidArgument, Overloaded, UnknownArticle
 from coldframe.requests import search_request
 from coldframe.store import Store
 from coldframe.v1.search_service_pb2 import BatchSearchRequest, StreamSearchRequest
@@ -43,6 +43,8 @@ from server.observe.port import SILENT_S, Port
 from server.observe.traces import Tracer
 from server.observe.witness import Witness
 from server.tally import Histogram
+from server.wire.requests import MAX_DELETES
+from server.writer import MAX_WAITING
 from tests.newsroom import piece, words
 from tests.test_server_process import Process
 from tests.waiting import wait_until
@@ -230,6 +232,28 @@ def test_what_is_computed_or_written_stands_in_its_line_until_it_is_done(server:
         for one in asked:
             one.result(60)
     assert set(depth().values()) == {0}
+
+
+def test_changes_that_find_the_line_full_or_whose_caller_goes_are_counted(server: Observed) -> None:
+    held, writer, delete = threading.Event(), server.engine.writer, server.client.delete
+    server.engine._write.submit(held.wait)
+    with ThreadPoolExecutor(20) as callers:
+        asked = [callers.submit(delete, ["001"])]
+        wait_until(lambda: writer.writing == 1)
+        with pytest.raises(DeadlineExceeded):
+            delete(["002"], timeout=0.2)
+        for n in range(MAX_WAITING // MAX_DELETES):
+            asked.append(callers.submit(delete, [f"{n}-{m}" for m in range(MAX_DELETES)]))
+        wait_until(lambda: writer.waiting > MAX_WAITING - MAX_DELETES)
+        with pytest.raises(Overloaded):
+            delete([f"b{m}" for m in range(MAX_DELETES)])
+        held.set()
+        for one in asked:
+            one.result(60)
+    found = server.samples()
+    assert found["coldframe_refused_total"][labels(queue="write")] == 1
+    assert found["coldframe_dropped_total"][labels(queue="write", reason="deadline")] == 1
+    assert server.client.get_article("002").article.id == "002"
 
 
 def test_an_article_that_changed_is_counted_once_whatever_became_of_it(server: Observed) -> None:

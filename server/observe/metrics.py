@@ -64,7 +64,7 @@ class ServerCollector(Collector):
             "coldframe_queue_limit", "Where a line refuses: searches, tokens, changes.", labels=["queue"]
         )
         tokens = GaugeMetricFamily("coldframe_queue_tokens", "Tokens of the texts that wait.", labels=["queue"])
-        counts: dict[str, Counts] = {"search": self._engine.searches.counts}
+        counts: dict[str, Counts] = {"search": self._engine.searches.counts, "write": self._engine.writer.counts}
         depth.add_metric(["search"], self._engine.searches.waiting)
         limit.add_metric(["search"], self._engine.searches.most)
         depth.add_metric(["write"], self._engine.writer.waiting + self._engine.writer.writing)
