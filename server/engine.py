@@ -77,6 +77,18 @@ class Timing:
         """Since the request arrived."""
         return 1e3 * (time.perf_counter() - self.arrived)
 
+    def searched(self, work: Callable[[], _T]) -> Callable[[], _T]:
+        """The work, whose time counts as that of a search."""
+
+        def timed() -> _T:
+            start = time.perf_counter()
+            try:
+                return work()
+            finally:
+                self.search_ms += 1e3 * (time.perf_counter() - start)
+
+        return timed
+
 
 class Engine:
     """Opens what the store publishes, answers from it, and takes in what comes between two builds."""
@@ -299,18 +311,19 @@ class Engine:
         """The same for articles that are going to be kept: a text that is held already is not computed again."""
         fingerprint = served.encoder.fingerprint
         digests = [text_digest(text) for text in texts]
-        held = await self.searching(lambda: [self._live.embedded(digest, fingerprint) for digest in digests])
+        held = await self.searching(lambda: [self._live.embedded(digest, fingerprint) for digest in digests], timing)
         unknown = [text for text, known in zip(texts, held, strict=True) if known is None]
         new = await self.embed(served, unknown, timing, bulk=True)
         fresh = iter(new)
         return [next(fresh) if known is None else known for known in held]
 
-    def searching(self, work: Callable[[], _T]) -> Awaitable[_T]:
-        """Begins to run something that reads the index on a search thread. The loop is free until it is awaited.
+    def searching(self, work: Callable[[], _T], timing: Timing | None = None) -> Awaitable[_T]:
+        """Begins to run something that reads the index on a search thread. The loop is free until it is awaited. What
+        it takes there counts as searching, unless the work itself says where it goes.
 
         Raises Overloaded, at once, where too many wait for one; awaited, DeadlineExceeded where its turn came too late.
         """
-        return self.searches.through(self._search, work)
+        return self.searches.through(self._search, work if timing is None else timing.searched(work))
 
     @staticmethod
     async def run(pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:

@@ -195,6 +195,20 @@ def test_no_series_is_told_twice_where_reflection_is_asked_in_both_versions(serv
     assert counted == {labels(method=method, code="OK"): 1 for method in methods}
 
 
+def test_whatever_looks_in_the_index_says_how_long(server: Observed) -> None:
+    client = server.client
+    replies = [
+        client.upsert([piece(f"new-{n}") for n in range(20)], cluster_limit=5, neighbor_limit=50),
+        client.get_article("001", neighbor_limit=50),
+        client.nearest_clusters(words("a seed")),
+        client.cluster(next(iter(client.clusters())).id),
+        client.trending(),
+    ]
+    assert all(reply.timing.search_ms > 0 for reply in replies)
+    counted = server.samples()["coldframe_stage_seconds_count"]
+    assert counted[labels(method="ArticleService/UpsertArticles", stage="search")] == 1
+
+
 def test_metrics_tell_of_the_index_and_of_what_waits(server: Observed) -> None:
     server.client.upsert([piece(f"new-{n}") for n in range(3)])
     server.client.delete(["007"])

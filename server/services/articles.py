@@ -73,11 +73,11 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
         limits = _limits(request)
         if request.validate_only:
             changes = await self._changes(served, articles, clock)
-            outcomes, view = await self._engine.searching(lambda: _rehearse(served.view, changes))
+            outcomes, view = await self._engine.searching(lambda: _rehearse(served.view, changes), clock)
         else:
             outcomes, view = await self._write(served, articles, clock)
         served = served.showing(view)
-        results = await self._engine.searching(lambda: _results(view, articles, outcomes, limits))
+        results = await self._engine.searching(lambda: _results(view, articles, outcomes, limits), clock)
         return pb.UpsertArticlesResponse(
             results=results, served_by=replies.served_by(served), timing=replies.timing(clock)
         )
@@ -93,7 +93,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
 
     async def _changes(self, served: Served, articles: Sequence[LiveArticle], clock: Timing) -> list[Change]:
         """The articles with their vectors. What the index holds exactly so need not be embedded."""
-        known = await self._engine.searching(lambda: [holds(served.view, article) for article in articles])
+        known = await self._engine.searching(lambda: [holds(served.view, article) for article in articles], clock)
         new = [article for article, same in zip(articles, known, strict=True) if not same]
         texts = [article_text(article.title, article.content) for article in new]
         embedded = iter(await self._engine.embed_articles(served, texts, clock))
@@ -105,7 +105,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
         clock, served = Timing(), self._engine.served()
         ids = requests.identifiers(request.ids, requests.MAX_DELETES, "ids")
         if request.validate_only:
-            gone = set((await self._engine.searching(lambda: rows_of(served.view, ids)))[1])
+            gone = set((await self._engine.searching(lambda: rows_of(served.view, ids), clock))[1])
         else:
             # No article ever has a longer one: there is nothing to remember.
             named = [name for name in ids if len(name) <= requests.MAX_ID_CHARS]
@@ -127,7 +127,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
         if row is None:
             raise UnknownArticle(f"no article {request.id!r} in the index")
         limits = _limits(request)
-        result = await self._engine.searching(lambda: _result(served.view, row, limits))
+        result = await self._engine.searching(lambda: _result(served.view, row, limits), clock)
         return pb.GetArticleResponse(
             article=result.article,
             usage=result.usage,

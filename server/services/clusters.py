@@ -65,7 +65,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             shown[left[:size]] = True
             return [replies.cluster(view, number) for number in left[:size].tolist()], len(left) > size
 
-        listed, more = await self._engine.searching(run)
+        listed, more = await self._engine.searching(run, clock)
         return pb.ListClustersResponse(
             clusters=listed,
             next_page_token=asked.without(shown) if more else "",
@@ -78,7 +78,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         clock, served = Timing(), self._engine.served()
         number = _number(served, request.cluster_id)
         limit = requests.count(request, "neighbor_limit", 5, least=0, most=100)
-        response = await self._engine.searching(lambda: _described(served.view, number, limit))
+        response = await self._engine.searching(lambda: _described(served.view, number, limit), clock)
         response.served_by.CopyFrom(replies.served_by(served))
         response.timing.CopyFrom(replies.timing(clock))
         return response
@@ -104,7 +104,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             last = Last(view.id_of(page[-1]), float(keys[end - 1])) if page else None
             return [summary(view, row) for row in page], paging.Place(end, last=last), len(rows)
 
-        articles, after, total = await self._engine.searching(run)
+        articles, after, total = await self._engine.searching(run, clock)
         return pb.ListClusterArticlesResponse(
             articles=articles,
             next_page_token=_next(served, request, after, total),
@@ -130,7 +130,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             found, end = clusters.trends(view, int(1e6 * window), baseline, as_of, least)
             return [_trending(view, trend) for trend in found[:limit]], end
 
-        trending, end = await self._engine.searching(run)
+        trending, end = await self._engine.searching(run, clock)
         response = pb.TrendingClustersResponse(
             clusters=trending,
             served_by=replies.served_by(served),

@@ -151,9 +151,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         point = (await resolve(self._engine, served, [seed], clock))[0]
         if point is None:
             raise unknown(seed)
-        start = time.perf_counter()
-        matches, outlier = await self._engine.searching(lambda: _nearest(view, point.vector, limit, heat))
-        clock.search_ms += 1e3 * (time.perf_counter() - start)
+        matches, outlier = await self._engine.searching(lambda: _nearest(view, point.vector, limit, heat), clock)
         return pb.NearestClustersResponse(
             matches=matches,
             usage=replies.usage(point.usage),
