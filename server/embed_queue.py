@@ -188,7 +188,8 @@ class Batches:
 class EmbedQueue:
     """The lines before an encoder, which computes on `thread`. `drain` it when the server stops.
 
-    Once that is `stopping`, a long text is computed no further: nobody waits for it any more.
+    Once that is `stopping`, a long text is computed no further: nobody waits for it any more. It goes on counting where
+    the one `before` it, of another encoder on the same thread, ends.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ class EmbedQueue:
         busy: Callable[[], bool] = lambda: False,
         cores: Cores | None = None,
         stopping: threading.Event | None = None,
+        before: EmbedQueue | None = None,
     ) -> None:
         self._stopping = stopping or threading.Event()
         self._aside_thread, self._busy = aside, busy
@@ -213,6 +215,9 @@ class EmbedQueue:
         self.bulk = Line("bulk", max_bulk_tokens)
         self.lines = self.quick, self.bulk
         self.batches = Batches()
+        if before is not None:
+            self.batches = before.batches
+            self.quick.counts, self.bulk.counts = before.quick.counts, before.bulk.counts
         self._loop: asyncio.AbstractEventLoop
         self._lock = threading.Lock()  # of the lines: quick texts are taken by the computing thread, too
         self._worker: asyncio.Task[None] | None = None

@@ -94,7 +94,13 @@ class Loader:
         def wait() -> tuple[Encoder, EmbedQueue]:
             encoder, pace = loading.result()
             queue = EmbedQueue(
-                encoder, self.compute, cores=self.cores, aside=self.aside, busy=self.busy, stopping=self.stopping
+                encoder,
+                self.compute,
+                cores=self.cores,
+                aside=self.aside,
+                busy=self.busy,
+                stopping=self.stopping,
+                before=None if before is None else before.queue,
             )
             queue.quick.pace = pace
             return encoder, queue

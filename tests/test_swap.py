@@ -197,6 +197,22 @@ def test_a_generation_of_another_encoder_has_the_live_articles_in_its_own_space(
         assert client.upsert([piece("n5")]).served_by.live_sequence == 70, "unchanged"
 
 
+def test_what_was_counted_stays_when_another_encoder_takes_over(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    with followed(background, own) as (client, engine):
+        first = engine.served().queue
+        client.embed([words("one"), words("another")])
+        first.quick.counts.refuse()
+        own.activate(shelf.other)
+        wait_until(lambda: served_by(client) == shelf.other)
+        client.embed([words("one more")])
+        queue = engine.served().queue
+        assert queue is not first
+        assert (queue.batches.texts, sum(queue.batches.tokens.counts)) == (3, 2)
+        assert queue.quick.counts.refused == 1
+
+
 def test_readers_do_not_wait_while_live_articles_are_embedded_for_another_encoder(
     background: Background, own: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
