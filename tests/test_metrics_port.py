@@ -48,6 +48,17 @@ def test_a_header_of_several_lines_makes_no_header_of_the_answer(port: Port) -> 
     assert [line for line in head if b"X-Mine" in line] == [line for line in head if line.startswith(b"Content-Type:")]
 
 
+@pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/readyz", 200), ("/metrics", 200), ("/no", 404)])
+def test_a_probe_may_ask_for_the_head_alone(port: Port, path: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", port.port), timeout=10) as caller:
+        caller.sendall(b"HEAD %b HTTP/1.0\r\n\r\n" % path.encode())
+        with caller.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 %d " % status)
+    assert b"Content-Length:" in head
+    assert body == b""
+
+
 def test_a_crowd_at_once_keeps_no_probe_waiting(port: Port) -> None:
     began = time.monotonic()
     with ExitStack() as crowd:

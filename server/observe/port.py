@@ -49,12 +49,16 @@ class Port:
             server_version, sys_version = "coldframe", ""
 
             def do_GET(self) -> None:
+                self.wfile.write(self.do_HEAD())
+
+            def do_HEAD(self) -> bytes:
+                """As probes of balancers and of shells ask (curl -I); returns what GET sends after it."""
                 status, kind, body = port.answer(self.path.partition("?")[0], self.headers.get("Accept", ""))
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                return body
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Says nothing: probes come every few seconds."""
