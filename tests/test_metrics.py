@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -110,7 +110,7 @@ def test_no_series_is_told_twice_where_reflection_is_asked_in_both_versions(serv
 
 def test_whatever_looks_in_the_index_says_how_long(server: Observed) -> None:
     client = server.client
-    replies = [
+    replies: list[Any] = [
         client.upsert([piece(f"new-{n}") for n in range(20)], cluster_limit=5, neighbor_limit=50),
         client.get_article("001", neighbor_limit=50),
         client.nearest_clusters(words("a seed")),
@@ -151,7 +151,7 @@ def test_what_is_computed_or_written_stands_in_its_line_until_it_is_done(server:
     for pool in (engine._compute, engine._write):
         pool.submit(held.wait)
     with ThreadPoolExecutor(4) as callers:
-        asked = [callers.submit(client.embed, [words(f"long {n}", 400)]) for n in range(2)]
+        asked: list[Future[Any]] = [callers.submit(client.embed, [words(f"long {n}", 400)]) for n in range(2)]
         wait_until(lambda: depth()["bulk"] == 2)
         asked.append(callers.submit(client.delete, ["001", "002", "003"]))
         wait_until(lambda: depth()["write"] == 3)
