@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
+from math import log
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+# To so many digits what is equal by the book is equal, whatever the order of a sum and the total that shares are of.
+_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ def group(
     np.fill_diagonal(cosines, 1.0)
     shares = weights / weights.sum()
     found = [_interest(members, cosines, shares) for members in _linked(cosines, similarity, most)]
-    return sorted(found, key=lambda interest: (-interest.weight, interest.seeds[0]))
+    return sorted(found, key=lambda interest: (-round(interest.weight, _DIGITS), interest.seeds[0]))
 
 
 def _linked(cosines: NDArray[np.float64], similarity: float, most: int) -> list[list[int]]:
@@ -68,8 +72,7 @@ def _linked(cosines: NDArray[np.float64], similarity: float, most: int) -> list[
 def _interest(members: list[int], cosines: NDArray[np.float64], shares: NDArray[np.float64]) -> Interest:
     weight = shares[members]
     likeness = cosines[np.ix_(members, members)] @ weight  # (members,)
-    # Rounded, so that two seeds of one weight, each as like the other, are equal whatever the order of the sum.
-    return Interest(members, members[int(likeness.round(9).argmax())], float(weight.sum()))
+    return Interest(members, members[int(likeness.round(_DIGITS).argmax())], float(weight.sum()))
 
 
 class Turns:
@@ -77,13 +80,17 @@ class Turns:
 
     After any number of turns each had its share of them to within about one half, and more turns never take one back.
     Where one leaves, the others go on in the order that they would have had without it. Equal averages go to the
-    lowest number. Weights are above 0.
+    lowest number: 0.6 has two turns before 0.2 has its first, as 3 has before 1. Weights are above 0.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = weights
-        self._heap = [(-weight, number, 1) for number, weight in enumerate(weights)]
+        self._heap = [(self._key(number, 1), number, 1) for number in range(len(weights))]
         heapify(self._heap)
+
+    def _key(self, number: int, divisor: int) -> float:
+        """The least is the highest average. Of logarithms, so that it is as fine for small weights."""
+        return -round(log(self._weights[number] / divisor), _DIGITS)
 
     def next(self) -> int | None:
         """The number whose turn it is, which stays so until `had` or `left`; None where all have left."""
@@ -92,7 +99,7 @@ class Turns:
     def had(self) -> None:
         """The turn was taken."""
         _, number, divisor = self._heap[0]
-        heapreplace(self._heap, (-self._weights[number] / (divisor + 2), number, divisor + 2))
+        heapreplace(self._heap, (self._key(number, divisor + 2), number, divisor + 2))
 
     def left(self) -> None:
         """The one whose turn it is has no more to give."""

@@ -67,6 +67,10 @@ def test_equals_are_told_apart_by_the_lowest_seed() -> None:
     vectors = np.array([[0.6, 0.8], [0.8, 0.6], [-1, 0], [-1, 0]], np.float32)
     found = group(vectors, np.full(4, 0.1), similarity=0.9, most=4)
     assert [(interest.seeds, interest.medoid) for interest in found] == [([0, 1], 0), ([2, 3], 2)]
+    # A half of the weights each, the second but for the last bit.
+    found = group(vectors[[2, 0, 1]], np.array([0.3, 0.1, 0.2]), similarity=0.9, most=4)
+    assert [interest.seeds for interest in found] == [[0], [1, 2]]
+    assert share_places([0.6, 0.2, 0.2], [9, 9, 9], 3) == [0, 0, 1]
     assert [interest.seeds for interest in group(AXES, np.ones(4), similarity=0.5, most=2)] == [[0, 1, 2], [3]]
     assert group(np.empty((0, 4), np.float32), np.empty(0), similarity=0.5, most=2) == []
 
@@ -83,6 +87,8 @@ def test_places_are_shared_by_the_highest_average(numbers: list[tuple[int, int]]
         wanted.append(number)
     assert share_places(weights, available, limit) == wanted
     assert share_places(weights, available, limit // 2) == wanted[: limit // 2]
+    shares = [weight / sum(weights) for weight in weights]  # as interests have them; no sum may part what is equal
+    assert share_places(shares, available, limit) == wanted
 
 
 def test_the_smaller_interest_does_not_wait_for_its_whole_share() -> None:
