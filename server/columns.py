@@ -62,10 +62,6 @@ class Columns(Protocol):
         """Date of each article since 1970, exactly; UNDATED where it is unknown."""
 
     @property
-    def seconds(self) -> NDArray[np.int64]:
-        """The same in whole seconds, rounded down."""
-
-    @property
     def clusters(self) -> NDArray[np.int32]:
         """Number of the list that holds it."""
 
@@ -95,14 +91,13 @@ class BaseColumns:
 
     def __init__(self, articles: Articles) -> None:
         self.microseconds = _dates(articles.column("published_at"))
-        self.seconds = _whole_seconds(self.microseconds)
         self.clusters = articles.clusters()
         self.stories = np.asarray(articles.column("story").to_numpy(), np.int64)
         # Of no method: it would hold on to the columns, and they to it, long after another generation is served.
         self._read = lru_cache(MAX_ATTRIBUTES)(partial(_read_attribute, articles.column("attributes")))
 
     def __len__(self) -> int:
-        return len(self.seconds)
+        return len(self.microseconds)
 
     def attribute(self, key: str) -> Attribute:
         """One attribute; the first time it is asked for, it is read from the table."""
@@ -138,10 +133,6 @@ def _dates(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(column.cast(pa.int64()).fill_null(UNDATED).to_numpy(), np.int64)
 
 
-def _whole_seconds(microseconds: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.where(microseconds == UNDATED, UNDATED, microseconds // 1_000_000)
-
-
 def _numbers(values: pa.StringArray) -> NDArray[np.float64]:
     """`number` of each value, (values,): Arrow tells which are numbers, Python reads those."""
     is_number = np.asarray(pc.match_substring_regex(values, rf"\A{_NUMBER}\z").to_numpy(zero_copy_only=False), np.bool_)
@@ -156,7 +147,6 @@ class LiveColumns:
 
     def __init__(self) -> None:
         self._microseconds = _Growing(np.int64)
-        self._seconds = _Growing(np.int64)
         self._clusters = _Growing(np.int32)
         self._stories = _Growing(np.int64)
         self._rows: list[Mapping[str, str]] = []
@@ -170,7 +160,7 @@ class LiveColumns:
     def copy(self, rows: int) -> LiveColumns:
         """The first rows, in columns of their own."""
         other = LiveColumns()
-        for name in ("_microseconds", "_seconds", "_clusters", "_stories"):
+        for name in ("_microseconds", "_clusters", "_stories"):
             setattr(other, name, getattr(self, name).copy(rows))
         other._rows, other._rows_known = self._rows[:rows], rows
         return other
@@ -179,11 +169,6 @@ class LiveColumns:
     def microseconds(self) -> NDArray[np.int64]:
         """See `Columns`."""
         return self._microseconds.first(self._rows_known)
-
-    @property
-    def seconds(self) -> NDArray[np.int64]:
-        """See `Columns`."""
-        return self._seconds.first(self._rows_known)
 
     @property
     def clusters(self) -> NDArray[np.int32]:
@@ -197,9 +182,7 @@ class LiveColumns:
 
     def append(self, published_at: datetime | None, cluster: int, story: int, attributes: Mapping[str, str]) -> None:
         """Adds one row. `published_at` knows its time zone. `attributes` is kept, and must not change any more."""
-        since = microseconds(published_at)
-        self._microseconds.append(since)
-        self._seconds.append(UNDATED if published_at is None else since // 1_000_000)
+        self._microseconds.append(microseconds(published_at))
         self._clusters.append(cluster)
         self._stories.append(story)
         self._rows.append(attributes)

@@ -38,7 +38,7 @@ class Options:
     half_life_s: float | None = None
     """None: age takes nothing away."""
     recency_weight: float = 0.2
-    as_of_s: int = 0
+    as_of_s: float = 0
     """The moment that ages are counted to, in seconds since 1970."""
     explore_fraction: float = 0.0
     explore_seed: int = 0
@@ -62,7 +62,7 @@ class Candidates:
     negative: NDArray[np.float32]
     """At most 0."""
     prior: NDArray[np.float32]
-    seconds: NDArray[np.int64]
+    microseconds: NDArray[np.int64]
     """Date since 1970, UNDATED where it is unknown."""
     stories: NDArray[np.int64]
     clusters: NDArray[np.int32]
@@ -203,11 +203,11 @@ def in_order(
     return places
 
 
-def freshness(seconds: NDArray[np.int64], options: Options) -> NDArray[np.float32]:
+def freshness(microseconds: NDArray[np.int64], options: Options) -> NDArray[np.float32]:
     """2^(-age / half_life) of dates since 1970, (c,); 1 where age does not count or is not known, and in the future."""
     if options.half_life_s is None:
-        return np.ones(len(seconds), np.float32)
-    known = np.where(seconds == UNDATED, options.as_of_s, seconds)
+        return np.ones(len(microseconds), np.float32)
+    known = np.where(microseconds == UNDATED, options.as_of_s, microseconds / 1e6)
     ages = np.maximum(options.as_of_s - known, 0)  # seconds, (c,)
     return np.asarray(np.exp2(-ages / options.half_life_s), np.float32)
 
@@ -232,7 +232,7 @@ class _Pool:
         self.negative = _joined([c.negative for c in lists])
         self.prior = _joined([c.prior for c in lists])
         self.tier = _joined([np.zeros(len(c), np.int64) if c.tier is None else c.tier for c in lists])
-        self.freshness = freshness(_joined([c.seconds for c in lists]), options)
+        self.freshness = freshness(_joined([c.microseconds for c in lists]), options)
         weight = np.float32(0 if options.half_life_s is None else options.recency_weight)
         self.recency = weight * (self.freshness - 1)
         self.relevance = self.similarity + self.negative + self.recency + self.prior

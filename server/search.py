@@ -423,7 +423,7 @@ def _candidates(view: View, found: Tiers, ask: Ask, hunt: _Hunt) -> Candidates:
         similarity=found.similarity,
         negative=_negative(view, rows, hunt, first),
         prior=prior,
-        seconds=view.seconds(rows),
+        microseconds=view.microseconds(rows),
         stories=view.stories(rows),
         clusters=view.clusters(rows),
         vectors=first,

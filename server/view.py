@@ -235,10 +235,6 @@ class View:
         """When they were published, since 1970, (n,); UNDATED where that is not known."""
         return self._pick(rows, self.base.columns.microseconds, self.overlay.columns.microseconds)
 
-    def seconds(self, rows: Rows) -> NDArray[np.int64]:
-        """The same in whole seconds, rounded down, (n,)."""
-        return self._pick(rows, self.base.columns.seconds, self.overlay.columns.seconds)
-
     def popularity(self, rows: Rows, key: str) -> NDArray[np.float64]:
         """log(1 + n) of an attribute that holds a number, over the largest of the index, (n,), 0 to 1; 0 without."""
         numbers = self._pick(

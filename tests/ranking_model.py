@@ -66,8 +66,7 @@ def parts(question: Question, row: Row) -> Parts:
     likeness = [weight * dot(row.vector, vector) for weight, vector in question.against]
     freshness, date = 1.0, row.article.published_at
     if question.half_life_s is not None and question.as_of is not None and date is not None:
-        # Whole seconds are what ages are counted in.
-        age = max(int(question.as_of.timestamp()) - int(date.timestamp() // 1), 0)
+        age = max((question.as_of - date).total_seconds(), 0)
         freshness = 2 ** (-age / question.half_life_s)
     return Parts(
         similarity=dot(row.vector, question.vector),

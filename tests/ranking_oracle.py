@@ -26,9 +26,9 @@ def turn(weights: Sequence[float], had: Sequence[int], waiting: Collection[int])
 
 def relevance(candidates: Candidates, place: int, options: Options) -> float:
     parts = (candidates.similarity, candidates.negative, candidates.prior)
-    fresh, seconds = 1.0, int(candidates.seconds[place])
-    if options.half_life_s is not None and seconds != UNDATED:
-        fresh = 2 ** (-max(options.as_of_s - seconds, 0) / options.half_life_s)
+    fresh, date = 1.0, int(candidates.microseconds[place])
+    if options.half_life_s is not None and date != UNDATED:
+        fresh = 2 ** (-max(options.as_of_s - date / 1e6, 0) / options.half_life_s)
     return sum(float(part[place]) for part in parts) - options.recency_weight * (1 - fresh)
 
 

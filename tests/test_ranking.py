@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 DAY = 86_400
+DAY_US = 1_000_000 * DAY
 PARTS = ("similarity", "negative", "recency", "prior", "diversity")
 # Unit vectors whose products, like all numbers drawn below, have few binary digits: fp32 makes no error with them.
 VECTORS = np.concatenate([np.eye(4), -np.eye(4), np.array(np.meshgrid(*[[0.5, -0.5]] * 4)).reshape(4, -1).T])
@@ -31,7 +32,7 @@ def candidates(similarity: ArrayLike, **given: Any) -> Candidates:
         "rows": np.arange(c),
         "negative": np.zeros(c),
         "prior": np.zeros(c),
-        "seconds": np.full(c, UNDATED),
+        "microseconds": np.full(c, UNDATED),
         "stories": np.arange(c),
         "clusters": np.arange(c),
     }
@@ -60,7 +61,7 @@ def lists_of_candidates(draw: st.DrawFn, tiers: int = 1) -> Candidates:
         rows=draw(st.permutations(range(16)))[:c],
         negative=column(st.sampled_from([0, 0, -0.25, -0.5])),
         prior=column(st.sampled_from([0, 0, 0.25, -0.125])),
-        seconds=column(st.sampled_from([UNDATED, 0, 5 * DAY, 8 * DAY, 9 * DAY, 10 * DAY, 11 * DAY])),
+        microseconds=column(st.sampled_from([UNDATED, *(n * DAY_US for n in (0, 5, 8, 9, 10, 11))])),
         stories=column(st.integers(0, 6)),
         clusters=column(st.integers(0, 3)),
         vectors=VECTORS[column(st.integers(0, len(VECTORS) - 1))].reshape(c, 4)[: c if tiers == 1 else tier.count(0)],
@@ -156,7 +157,7 @@ def test_parts_add_up_to_the_score_to_rounding(diversity: float) -> None:
         np.sort(random.uniform(-0.2, 1, 300))[::-1],
         negative=-random.random(300),
         prior=random.uniform(-2, 2, 300),
-        seconds=random.integers(0, 30 * DAY, 300),
+        microseconds=random.integers(0, 30 * DAY_US, 300),
         vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
     )
     options = Options(diversity=diversity, half_life_s=3.7 * DAY, as_of_s=28 * DAY, explore_fraction=0.2)
@@ -176,7 +177,7 @@ NEWS = candidates(
     [0.9, 0.8, 0.7, 0.6, 0.5],
     stories=[1, 1, 2, 3, 4],
     clusters=[0, 0, 0, 1, 2],
-    seconds=[0, 9 * DAY, 10 * DAY, UNDATED, 12 * DAY],
+    microseconds=[0, 9 * DAY_US, 10 * DAY_US, UNDATED, 12 * DAY_US],
     vectors=[[1, 0, 0], [1, 0, 0], [0.8, 0.6, 0], [0, 1, 0], [0, 0, 1]],
 )
 
@@ -195,6 +196,12 @@ def test_one_article_of_a_story_unless_said_otherwise() -> None:
 def test_a_cap_per_cluster_lets_the_next_cluster_through() -> None:
     assert order(Options(max_per_cluster=1)) == [0, 3, 4]
     assert order(Options(max_per_story=0, max_per_cluster=2)) == [0, 1, 3, 4]
+
+
+def test_ages_are_counted_to_the_fraction_of_a_second() -> None:
+    found = candidates([0.5, 0.5], microseconds=[9_250_000, 8_750_000])
+    ranked = rank(found, Options(half_life_s=1, as_of_s=9.75), 2)
+    np.testing.assert_allclose(ranked.freshness, [2**-0.5, 0.5], atol=1e-7)
 
 
 def test_age_takes_half_of_the_weight_after_one_half_life() -> None:

@@ -284,6 +284,14 @@ def added_up(hit: Hit) -> float:
     return why.similarity + why.negative + why.recency + why.prior + why.diversity
 
 
+def test_a_moment_between_two_seconds_is_what_ages_are_counted_to(client: Client) -> None:
+    published_at = client.get_article("010").article.published_at.ToDatetime(UTC)
+    moment: dict[str, Any] = {"as_of": published_at + timedelta(seconds=0.5), "half_life": timedelta(seconds=1)}
+    hits = client.search(article_id="011", limit=1000, max_per_story=0, read_mask=WHY, **moment).hits
+    (freshness,) = [hit.explanation.freshness for hit in hits if hit.article.id == "010"]
+    assert freshness == pytest.approx(2**-0.5, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_parts_of_a_score_add_up_and_each_is_what_it_says(client: Client, view: View, name: str) -> None:
     options = OPTIONS[name]

@@ -88,7 +88,7 @@ def _options(message: ranking_pb2.Ranking, moment: int) -> Options:
         recency_weight=requests.within(
             requests.optional(message, "recency_weight"), 0.0, 2.0, 0.2, f"{_F}.recency_weight"
         ),
-        as_of_s=int(as_of),
+        as_of_s=as_of,
         explore_fraction=requests.within(message.explore_fraction, 0.0, 1.0, 0.0, f"{_F}.explore_fraction"),
         explore_seed=message.explore_seed,
         min_score=least,
