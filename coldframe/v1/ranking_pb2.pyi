@@ -260,7 +260,9 @@ class Ranking(google.protobuf.message.Message):
     explore_seed: builtins.int
     """Of the random draw: the same seed draws the same."""
     min_score: builtins.float
-    """Articles whose score, before diversity, is less are left out."""
+    """Articles whose score, before diversity, is less are left out. A search ends there: with less than EFFORT_EXACT it
+    does not look for those that score more in lists that it did not visit.
+    """
     effort: coldframe.v1.types_pb2.Effort.ValueType
     """Default EFFORT_BALANCED."""
     target_recall: builtins.float

@@ -71,7 +71,7 @@ class SearchResponse(google.protobuf.message.Message):
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[coldframe.v1.types_pb2.Hit]:
         """Best first, but for what SearchRequest.page_token says. Fewer than the limit only where no more articles are
-        allowed, or can be paged through.
+        allowed, or can be paged through, or where min_score ends the search.
         """
 
     @property
