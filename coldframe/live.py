@@ -410,12 +410,14 @@ def _checksum(row: _Row) -> int:
     return zlib.crc32(b"".join(map(_bytes, row)))
 
 
-def _bytes(value: str | bytes | int | None) -> bytes:
+def _bytes(value: str | bytes | float | None) -> bytes:
     """A value, told apart from all others by its kind and its length."""
     if value is None:
         return b"none:"
     if isinstance(value, int):
         return b"int:%d:" % value
+    if isinstance(value, float):  # was never written: a flipped bit made it of an integer
+        return b"float:%b:" % value.hex().encode()
     kind, data = (b"text", value.encode()) if isinstance(value, str) else (b"blob", value)
     return b"%b:%d:%b" % (kind, len(data), data)
 

@@ -86,7 +86,8 @@ _SCHEMA = f"""
 def read_state(db: sqlite3.Connection) -> State:
     """Raises CorruptGeneration where the file does not know what it comes to."""
     row = db.execute("SELECT sequence, entries, total, checksum FROM state").fetchone()
-    if row is None or State(*row[:3]).checksum() != row[3]:
+    # A flipped bit may make anything of a number.
+    if row is None or not all(isinstance(value, int) for value in row) or State(*row[:3]).checksum() != row[3]:
         refuse("its row of state does not match its checksum")
     return State(*row[:3])
 

@@ -155,13 +155,16 @@ class Cache:
         aside = self._path.with_name(f"{self._path.name}.damaged")
         self._path.replace(aside)
         _journal(self._path).unlink(missing_ok=True)
-        self._warn(f"the cache of embeddings cannot be read ({error}); it lies in {aside} now, and a new one is begun")
+        why = str(error).partition(" with text ")[0]  # Python would quote a text that is no UTF-8
+        self._warn(f"the cache of embeddings cannot be read ({why}); it lies in {aside} now, and a new one is begun")
         self._db, self._number = _open(self._path, self._space)
 
 
-def _whole(rows: Iterable[tuple[bytes, int, int, int, bytes]], space: Space) -> Iterator[tuple[bytes, Cached]]:
+def _whole(rows: Iterable[tuple[Any, ...]], space: Space) -> Iterator[tuple[bytes, Cached]]:
     """What is as it was put there; a vector that is not, by a flipped bit, is computed again."""
     for digest, seen, used, checksum, vector in rows:
+        if [type(value) for value in (digest, seen, used, vector)] != [bytes, int, int, bytes]:
+            continue  # a flipped bit may make a number of a text, too
         if len(vector) == 4 * space.dim and _checksum(digest, seen, used, vector) == checksum:
             numbers = np.frombuffer(vector, "<f4")
             if np.isfinite(numbers).all():  # or an encoder that failed once would be believed for ever
@@ -276,6 +279,8 @@ def _checksum(digest: bytes, seen: int, used: int, vector: bytes) -> int:
 
 def _damaged(error: Exception) -> bool:
     """Whether an error says that a file is not what it was, or never was what it should be."""
+    if isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode"):
+        return True  # of Python's own: a text that is no UTF-8
     return not isinstance(error, sqlite3.DatabaseError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 

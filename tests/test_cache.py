@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from coldframe.encoder import Tokens
 from coldframe.errors import FailedPrecondition
 from coldframe.text import text_digest
-from indexer.cache import CACHE, Cache, Space, count, prune
+from indexer.cache import CACHE, Cache, Space, count, look_up, prune
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +123,27 @@ def test_a_vector_that_is_no_number_is_computed_again(tmp_path: Path) -> None:
     with Cache(tmp_path / CACHE, SPACE, warn=pytest.fail) as cache:
         cache.put(digests, tokens(digests), broken)
         assert set(cache.get(digests)) == {digests[0], digests[2]}
+
+
+@pytest.mark.parametrize("damage", ["seen = 'many'", "vector = 0.5", "vector = printf('%.*c', length(vector), 'x')"])
+def test_a_vector_beside_which_a_value_is_of_another_kind_is_computed_again(tmp_path: Path, damage: str) -> None:
+    path, digests = filled(tmp_path / CACHE, texts(3)), texts(3)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"UPDATE vectors SET {damage} WHERE digest = ?", (digests[1],))
+    with Cache(path, SPACE, warn=pytest.fail) as cache:
+        assert set(cache.get(digests)) == {digests[0], digests[2]}
+    assert set(look_up(path, SPACE, digests)) == {digests[0], digests[2]}
+
+
+def test_a_vector_that_became_a_text_of_no_letters_does_not_stop_a_build(tmp_path: Path) -> None:
+    path, digests, said = filled(tmp_path / CACHE, texts(3)), texts(3), list[str]()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE vectors SET vector = CAST(x'ff' || vector AS TEXT)")
+    with Cache(path, SPACE, said.append) as cache:
+        assert cache.get(digests) == {}
+        cache.put(digests, tokens(digests), vectors(digests))
+        assert assert_right(cache, digests) == 3
+    assert [text.isprintable() for text in said] == [True]
 
 
 def test_a_file_whose_damage_is_no_text_is_set_aside_or_removed(tmp_path: Path, whole: bytes) -> None:
