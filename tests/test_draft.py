@@ -19,6 +19,7 @@ from indexer.progress import Reporter
 from tests.builds import build, build_aloud, letters
 from tests.corpus_files import write
 from tests.models import longformer_directory
+from tests.power import Power
 from tests.web import serving
 
 if TYPE_CHECKING:
@@ -217,6 +218,16 @@ def opened(store: Store, plan: dict[str, Any]) -> Draft:
     folder = store.path / "drafts" / "job"
     folder.mkdir(parents=True, exist_ok=True)
     return Draft.open(folder, store, Reporter(Console(file=io.StringIO())), plan)
+
+
+def test_a_power_cut_takes_nothing_of_a_phase_that_the_journal_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    power = Power(monkeypatch, needs={JOURNAL: tmp_path / "drafts" / "job" / "generation"})
+    draft = opened(Store(tmp_path), {})
+    for name in ("embed", "train"):
+        draft.phase(name, lambda say, name=name: {"bytes": (draft.out / name).write_bytes(b"all of it")})  # type: ignore[misc]
+    assert power.lost == []
 
 
 def test_a_phase_that_is_done_is_not_done_again(tmp_path: Path) -> None:

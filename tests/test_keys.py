@@ -10,6 +10,7 @@ import pytest
 from coldframe.errors import InvalidArgument
 from server.security.keys import changed, read_keys, removed
 from tests.guarded import add_key
+from tests.power import Power
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,14 @@ def test_a_key_is_taken_away_from_the_file_itself_where_a_link_is_named(tmp_path
         removed(keys, "left-the-house")
     assert link.is_symlink()
     assert read_keys(own) == read_keys(link) == {}
+
+
+def test_a_power_cut_brings_no_key_back_that_was_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, power = tmp_path / "keys.json", Power(monkeypatch)
+    add_key(path, name="left-the-house")
+    with changed(path) as keys:
+        removed(keys, "left-the-house")
+    assert power.lost == []
 
 
 def test_an_empty_file_is_begun_and_keeps_its_rights(tmp_path: Path) -> None:

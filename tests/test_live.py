@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from coldframe.live import LIVE, Change, Delete, LiveArticle, LiveStore, Upsert
 from coldframe.text import article_text, text_digest
 from tests.live_articles import MODEL, PUBLISHED, assert_is, plain, upsert, vector
+from tests.power import Power
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +50,16 @@ def test_what_was_applied_is_there_after_reopening_and_numbers_go_on(tmp_path: P
                 assert before <= entry.changed_at <= datetime.now(UTC)
             assert [entry.sequence for entry in store.since(2)] == [3, 4]
             assert (store.sequence, store.pending(1), list(store.since(4)), store.get("d")) == (4, 3, [], None)
+
+
+def test_a_commit_waits_for_the_disk_which_knows_the_name_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    power = Power(monkeypatch)
+    with LiveStore(tmp_path / LIVE) as store:
+        assert power.lost == []
+        assert store._writer is not None
+        assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: no commit without an fsync"
 
 
 def test_a_new_file_beside_an_older_generation_numbers_on_where_its_watermark_stands(tmp_path: Path) -> None:
@@ -311,6 +323,15 @@ def test_a_writer_killed_again_and_again_loses_nothing_that_it_acknowledged(tmp_
                 assert_is(entries[article_id], number, change)
             assert store.sequence == 5 * len(groups)
     assert len(groups) > 20, "it was killed before it wrote"
+
+
+def test_two_that_write_one_file_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    def write(store: LiveStore) -> list[int]:
+        return [number for n in range(30) for number in store.apply([upsert(f"{id(store)} {n}")])]
+
+    with LiveStore(tmp_path / LIVE) as one, LiveStore(tmp_path / LIVE) as other, ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(write, (one, other))
+    assert sorted(first + second) == list(range(1, 61))
 
 
 def test_another_process_reads_what_is_acknowledged_while_it_is_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from coldframe.errors import CorruptGeneration, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE, LiveStore
 from tests.disks import files_of_at_most, mount, used_kib
-from tests.live_articles import MODEL, assert_is, contents, filled, upsert
+from tests.live_articles import MODEL, assert_is, contents, filled, upsert, vector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +127,13 @@ def test_an_article_that_is_no_utf_8_any_more_is_refused_and_not_quoted(tmp_path
     with pytest.raises(CorruptGeneration, match=f"column '{column}'\\. .*left as it is") as refused:
         contents(path)
     assert "Not for callers" not in str(refused.value)
+
+
+def test_an_article_that_was_altered_gets_no_other_vector_and_with_it_a_checksum_that_fits(tmp_path: Path) -> None:
+    path = tmp_path / LIVE
+    DAMAGED["row altered"](path)
+    with LiveStore(path) as store, pytest.raises(CorruptGeneration, match="change 8 does not match"):
+        store.reembed("id007", 8, vector(1))
 
 
 def test_a_part_of_the_changes_is_held_against_the_whole_too(tmp_path: Path) -> None:

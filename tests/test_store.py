@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
 from coldframe.store import Store
 from tests.generations import LISTS, ROWS, draft, publish
+from tests.power import Power
 from tests.rights import nobody
 
 if TYPE_CHECKING:
@@ -297,6 +298,19 @@ def test_a_publication_that_is_killed_anywhere_is_whole_or_not_begun_and_can_be_
             break
         assert done.returncode == -signal.SIGKILL
     assert call > 15, "a publication syncs, renames and removes more than that"
+
+
+def test_a_power_cut_takes_nothing_of_what_was_published_kept_or_activated(
+    own: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    power = Power(monkeypatch, needs={"PUBLISHING": own.path / "drafts" / "job" / "generation"})
+    with own.draft() as folder:
+        own.publish(*draft(folder, seed=7))
+    with own.draft() as folder:
+        own.keep(*draft(folder, seed=8))
+    own.activate(own.names()[0])
+    own.rollback()
+    assert power.lost == []
 
 
 def test_a_choice_made_after_a_crash_is_not_undone_by_mending_it(own: Store) -> None:
