@@ -71,6 +71,16 @@ def test_equal_rows_of_both_kinds_come_in_the_order_of_ids(base: Base) -> None:
         ] + [name for _, name in slow(view, articles, twin)[7:limit]]
 
 
+def test_equal_live_rows_that_fp32_tells_apart_come_in_the_order_of_ids_too(base: Base) -> None:
+    """Permutations of one vector are all as near to a vector of equal numbers; their sums in fp32 are not the same."""
+    rng, one = np.random.default_rng(15), np.abs(random_units(1, 15)[0])
+    view, query = View.of(base), unit(np.ones((1, DIM), np.float32))[0]
+    for n in range(60):
+        view = view.with_article(live(base, f"live-{n:02}", rng.permutation(one)), n + 1)
+    for limit in (1, 5, 20):
+        assert [name for _, name in found(view, query, limit)] == [f"live-{n:02}" for n in range(limit)]
+
+
 def test_any_changes_and_any_limit_agree_with_brute_force_in_every_older_view_too(base: Base) -> None:
     rng = np.random.default_rng(0)
     pool = random_units(12, 1)  # few directions: many ties
@@ -241,3 +251,20 @@ def test_threads_that_ask_for_ever_other_attributes_at_once_fill_no_memory(base:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(ask, range(4)))
         assert len(view._most) < MAX_ATTRIBUTES + 4
+
+
+def test_filters_that_come_again_are_kept_and_others_fill_no_memory(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.view._FILTERS_KEPT", 3)
+
+    def condition(most: int) -> filters.Condition:
+        message = Filter()
+        message.attribute.key, message.attribute.range.max = "number", most
+        return filters.compile(message, base.generation.numbers)
+
+    often = base.matching(condition(0))
+    for most in range(1, 9):
+        base.matching(condition(most))
+        assert base.matching(condition(0)) is often
+    assert len(base._filtered) == 3
