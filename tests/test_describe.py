@@ -78,7 +78,9 @@ def describe_topics(topics: list[list[str]], filler: Sequence[str]) -> list[Clus
 
 
 def words_of(cluster: Cluster, terms: int = TERMS) -> set[str]:
-    return {word for term, _ in cluster.terms[:terms] for word in term.split()}
+    found = {word for term, _ in cluster.terms[:terms] for word in term.split()}
+    assert found, "a cluster without words is like any other"
+    return found
 
 
 # --- terms -----------------------------------------------------------------------------------------------------------
@@ -131,6 +133,7 @@ def test_a_term_that_repeats_a_word_of_a_better_one_is_left_out() -> None:
     texts = ["silver mine silver mines silver\u2019s mine shaft"] * 4 + ["opera tenor stage singer"] * 4
     for cluster in describe_texts(texts, [0] * 4 + [1] * 4):
         stems = [word.removesuffix("s").removesuffix("'") for term, _ in cluster.terms for word in term.split()]
+        assert len(stems) >= 3
         assert len(stems) == len(set(stems))
 
 
@@ -154,8 +157,7 @@ HINDI_FILLER = ["ख़बर", "लोग", "आज", "और", "में"]
 
 def test_words_whose_vowels_are_signs_are_whole() -> None:
     for cluster, words in zip(describe_topics(HINDI, HINDI_FILLER), HINDI, strict=True):
-        shown = {word for term in cluster.terms[:LABEL_TERMS] for word in term[0].split()}
-        assert shown <= {normalize("NFC", word) for word in words}
+        assert words_of(cluster, LABEL_TERMS) <= {normalize("NFC", word) for word in words}
 
 
 def test_what_is_written_without_spaces_is_told_by_what_articles_share() -> None:
@@ -166,6 +168,7 @@ def test_what_is_written_without_spaces_is_told_by_what_articles_share() -> None
         assert len(cluster.terms) == TERMS
         assert all(len(term) == 2 and term in topic for term, _ in cluster.terms[:LABEL_TERMS])
     thai = describe_texts(["รัฐบาลไทยประกาศนโยบายเศรษฐกิจใหม่", "ทีมฟุตบอลชนะการแข่งขัน"] * 4, [0, 1] * 4)
+    assert [len(cluster.terms) for cluster in thai] == [TERMS] * 2
     assert all(3 <= len(term) <= 12 for cluster in thai for term, _ in cluster.terms)
 
 
@@ -365,6 +368,7 @@ def test_a_topic_is_labelled_by_the_words_of_its_clusters() -> None:
         assert int(second[1:]) == int(first[1:]) + 4
         assert {cluster.id for cluster in found.clusters if cluster.topic == topic.id} == {first, second}
         assert topic.label == ", ".join(term for term, _ in topic.terms[:LABEL_TERMS])
+        assert set() < {word for term, _ in topic.terms[:LABEL_TERMS] for word in term.split()}
         assert {word for term, _ in topic.terms[:LABEL_TERMS] for word in term.split()} <= set(TOPICS[int(first[1:])])
 
 

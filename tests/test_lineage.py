@@ -139,7 +139,7 @@ def test_without_common_articles_the_centroids_decide(before: Previous) -> None:
     assert [line.kind for line in naming.lineages] == ["kept", "new"]
     assert [line.parents for line in naming.lineages] == [["c0001"], []]
     assert naming.survived is None
-    assert all(gone.into == [] for gone in naming.vanished)
+    assert [(gone.id, gone.into) for gone in naming.vanished] == [("c0000", []), ("c0002", []), ("c0003", [])]
 
 
 def test_numbers_are_never_used_again(before: Previous) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -427,23 +428,37 @@ def test_a_message_that_is_too_large_is_refused_with_both_sizes(
     assert MAX_MESSAGE_BYTES == 64 << 20
 
 
-def test_the_context_of_a_call_is_its_own(server: Guarded) -> None:
-    """Two callers at once are not taken for each other."""
-    keys = [server.key("write", name=f"caller-{n}") for n in range(4)]
+def test_the_context_of_a_call_is_its_own(server: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    """Callers at once are not taken for each other."""
+    caplog.set_level(logging.INFO, logger="coldframe.audit")
+    keys = {name: server.key("write", name=name) for name in ("ann", "bob", "cat", "dan")}
 
-    def ask(key: str) -> None:
-        with server.client(key) as client:
+    def ask(name: str) -> None:
+        with server.client(keys[name], metadata=[("x-request-id", f"of-{name}")]) as client:
             for n in range(10):
-                client.delete([f"{key}-{n}"])
+                client.delete([f"{name}-{n}"])
+
+    def told() -> Counter[tuple[str, str]]:
+        lines = [json.loads(r.getMessage()) for r in [*caplog.records] if r.name == "coldframe.audit"]
+        return Counter((line["who"], line["request_id"]) for line in lines if line["who"] in keys)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, keys))
+    wait_until(lambda: told().total() == 40)
+    assert told() == {(name, f"of-{name}"): 10 for name in keys}
 
 
-def test_the_gate_counts_nothing_when_all_have_gone(server: Guarded, background: Background) -> None:
-    async def settled() -> int:
-        await asyncio.sleep(0.05)
-        return server.guard.gate.open
-
-    wait_until(lambda: background.run(settled()) == 0)
-    assert not server.guard.gate._meter._by_key
+def test_the_gate_counts_nothing_when_all_have_gone(server: Guarded) -> None:
+    gate = server.guard.gate
+    with server.client(server.key()) as client:
+        client.index()
+        with pytest.raises(PermissionDenied):
+            client.delete(["001"])
+    with dial(server.target) as channel:
+        ask: Any = channel.stream_stream("/coldframe.v1.SearchService/StreamSearch")
+        call = ask(endless(), metadata=[("authorization", f"Bearer {server.key()}")])
+        wait_until(lambda: gate.open == 1)
+        assert list(gate._meter._by_key.values()) == [1]
+        call.cancel()
+        wait_until(lambda: gate.open == 0)
+    assert not gate._meter._by_key

@@ -287,7 +287,7 @@ def test_a_worker_is_replaced_where_old_files_were_cleared_away(newsroom: Path, 
     arguments = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
     (temporary := tmp_path / "temporary").mkdir()
     with Process(tmp_path, *arguments, TMPDIR=str(temporary)) as process:
-        process.address()
+        address = process.address()
         for path in temporary.rglob("*"):
             if path.is_file():  # sockets stay
                 path.unlink()
@@ -295,8 +295,13 @@ def test_a_worker_is_replaced_where_old_files_were_cleared_away(newsroom: Path, 
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len({*workers_of(process.popen.pid)} - {victim, other}) == 1)
         (new,) = {*workers_of(process.popen.pid)} - {victim, other}
-        time.sleep(5)
-        assert new in workers_of(process.popen.pid)
+
+        def asked() -> bool:
+            with dial(address) as channel:
+                IndexServiceStub(channel).GetIndex(GetIndexRequest(), timeout=60)
+                return served_by(new, int(address.rpartition(":")[2])) > 0
+
+        wait_until(asked)
 
 
 def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_path: Path, own_newsroom: Path) -> None:
