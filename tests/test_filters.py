@@ -25,7 +25,7 @@ from coldframe.v1.ranking_pb2 import (
     StringList,
 )
 from server import filters
-from server.columns import UNDATED, BaseColumns, LiveColumns
+from server.columns import MAX_ATTRIBUTES, UNDATED, BaseColumns, LiveColumns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -288,6 +288,19 @@ def test_an_attribute_that_was_crowded_out_is_read_again(fresh: Callable[[], Pat
         for n in [*range(40), *range(40)]:
             assert columns.attribute(f"k{n}").codes.tolist() == [0, -1]
             assert columns.attribute(f"k{n}").numbers.tolist() == [n]
+    assert isinstance(kinds[0], LiveColumns)
+    assert len(kinds[0]._attributes) == MAX_ATTRIBUTES
+
+
+def test_a_value_that_came_after_the_rows_that_are_asked_about_is_none_of_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns, condition = live([Row(None, 0, {"author": "a"})]), filters.compile(has("author", "a", "late"), CLUSTERS)
+    before = columns.attribute("author")
+    columns.append(None, 0, 0, {"author": "late"})
+    assert columns.attribute("author").codes.tolist() == [0, 1]
+    monkeypatch.setattr(columns, "attribute", lambda key: before)  # as a reader has it who asked a moment ago
+    assert condition.mask(columns, 1).tolist() == [True]
 
 
 def test_readers_see_whole_rows_while_one_thread_appends() -> None:

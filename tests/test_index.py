@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from coldframe.errors import CorruptGeneration
 from coldframe.index import REACH, ClusterIndex, nearest_centroids
 from coldframe.recipe import unit
+from coldframe.rows import RowSet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +80,20 @@ def test_equal_centroids_come_by_number(seed: int, rows: int, distinct: int) -> 
         assert found.tolist() == brute_force(centroids, vector, 4)
 
 
+def permutations(count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Vectors that are as near to another one but for rounding, each in another order of summation; and that one."""
+    rng, one = np.random.default_rng(2), np.abs(random_units(1, 3)[0])
+    return np.stack([rng.permutation(one) for _ in range(count)]), unit(np.ones((1, DIM), np.float32))[0]
+
+
+@pytest.mark.parametrize("batch", [1, 25])
+def test_centroids_that_fp32_takes_for_others_are_told_apart_in_fp64(batch: int) -> None:
+    centroids, vector = permutations(60)
+    exact = (centroids.astype(np.float64) * vector).sum(axis=1)
+    numbers, _ = nearest_centroids(centroids, np.repeat(vector[None], batch, axis=0), 2)
+    assert numbers.tolist() == [np.argsort(-exact, kind="stable")[:2].tolist()] * batch
+
+
 def test_more_clusters_than_there_are_means_all_of_them() -> None:
     numbers, similarity = nearest_centroids(random_units(3), random_units(2, 9), 1000)
     assert numbers.shape == similarity.shape == (2, 3)
@@ -115,6 +130,19 @@ def test_of_fifty_equal_vectors_the_ten_lowest_rows_come() -> None:
     rows, scores = index.search(vectors[equal[0]], 10, index.clusters)
     assert rows.tolist() == equal[:10].tolist()
     assert len(set(scores.tolist())) == 1
+
+
+def test_equal_rows_that_fp32_takes_for_others_come_in_their_order() -> None:
+    vectors, query = permutations(200)
+    index, everything = built(vectors), np.ones(200, np.bool_)
+    allowed = RowSet.of(everything, nearest_centroids(index.centroids, vectors, 1)[0][:, 0].astype(np.int32), 12)
+    for limit in (1, 5, 40):
+        for rows, scores in (
+            index.search(query, limit, index.clusters),
+            index.search_among(query, limit, index.clusters, allowed),
+        ):
+            assert len(set(scores.tolist())) == 1
+            assert rows.tolist() == list(range(limit))
 
 
 @given(

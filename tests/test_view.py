@@ -130,6 +130,15 @@ def test_many_live_rows_are_searched_by_cluster_and_still_fill_the_limit(base: B
         assert whole == slow(view, articles, query), "more than the nearest cluster holds"
 
 
+def test_few_live_rows_are_all_looked_at_however_few_lists_are_visited(base: Base) -> None:
+    view = View.of(base)
+    for n, vector in enumerate(random_units(200, 16)):
+        view = view.with_article(live(base, f"live-{n:03}", vector), n + 1)
+    for filtered in (False, True):
+        rows = view.overlay.candidates(np.arange(LISTS), 1, 5, view.alive, filtered=filtered)
+        assert rows.tolist() == list(range(200))
+
+
 def test_live_rows_of_all_lists_within_the_margin_are_looked_at(base: Base) -> None:
     """As those of the generation are: to a short text most clusters are about as near."""
     view, articles, index = View.of(base), of_base(base), base.generation.index
