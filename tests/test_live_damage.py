@@ -136,6 +136,20 @@ def test_an_article_that_was_altered_gets_no_other_vector_and_with_it_a_checksum
         store.reembed("id007", 8, vector(1))
 
 
+def test_a_file_whose_index_is_broken_is_read_and_not_written(tmp_path: Path) -> None:
+    path = filled(tmp_path / LIVE)
+    whole = contents(path)
+    with closing(sqlite3.connect(path)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'changes_by_digest'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(whole[7][2], (page - 1) * size, page * size)] ^= 1
+    path.write_bytes(raw)
+    assert contents(path) == whole
+    with pytest.raises(CorruptGeneration, match=r"cannot be trusted: .*changes_by_digest"):
+        LiveStore(path)
+
+
 def test_a_part_of_the_changes_is_held_against_the_whole_too(tmp_path: Path) -> None:
     path = tmp_path / LIVE
     DAMAGED["row gone"](path)

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
 from coldframe.store import Store
 from tests.generations import LISTS, ROWS, draft, publish
-from tests.power import Power
 from tests.rights import nobody
 
 if TYPE_CHECKING:
@@ -163,6 +162,14 @@ def test_rolling_back_goes_through_what_was_served_in_turn(own: Store, steps: li
         assert own.before() == (turns[-2] if len(turns) > 1 else None)
 
 
+def test_the_history_does_not_grow_for_ever(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coldframe.store._HISTORY_NAMES", 3)
+    for turn in range(8):
+        own.activate(own.names()[turn % 3])
+    assert (own.path / "HISTORY").read_text().split() == [own.names()[turn % 3] for turn in (4, 5, 6)]
+    assert own.rollback() == own.names()[0]
+
+
 def test_a_store_without_a_history_goes_back_to_the_generation_before(own: Store) -> None:
     (own.path / "HISTORY").unlink()
     own.path.joinpath("CURRENT").write_text(own.names()[1] + "\n")
@@ -298,19 +305,6 @@ def test_a_publication_that_is_killed_anywhere_is_whole_or_not_begun_and_can_be_
             break
         assert done.returncode == -signal.SIGKILL
     assert call > 15, "a publication syncs, renames and removes more than that"
-
-
-def test_a_power_cut_takes_nothing_of_what_was_published_kept_or_activated(
-    own: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    power = Power(monkeypatch, needs={"PUBLISHING": own.path / "drafts" / "job" / "generation"})
-    with own.draft() as folder:
-        own.publish(*draft(folder, seed=7))
-    with own.draft() as folder:
-        own.keep(*draft(folder, seed=8))
-    own.activate(own.names()[0])
-    own.rollback()
-    assert power.lost == []
 
 
 def test_a_choice_made_after_a_crash_is_not_undone_by_mending_it(own: Store) -> None:
