@@ -326,6 +326,11 @@ def test_a_long_article_is_computed_while_seed_texts_never_end(lines: Lines) -> 
     assert count > 5, "and the others did not wait for it"
 
 
+def test_where_both_lines_wait_they_take_turns(lines: Lines) -> None:
+    lines.queue.quick.texts = lines.queue.bulk.texts = 1
+    assert [lines.queue._next_line().name for _ in range(4)] == ["quick", "bulk", "quick", "bulk"]
+
+
 def test_a_small_article_that_is_to_be_kept_waits_behind_seed_texts(lines: Lines) -> None:
     async def run() -> None:
         first = asyncio.create_task(lines.embed(200))

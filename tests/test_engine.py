@@ -8,16 +8,20 @@ import os
 import shutil
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from coldframe.errors import Overloaded
 from coldframe.live import LIVE, Delete, LiveStore
 from coldframe.longformer import Longformer
 from coldframe.store import Store
+from coldframe.v1.article_service_pb2 import UPSERT_OUTCOME_REPLACED
 from server.engine import Engine, Timing
 from tests.disks import mount
-from tests.newsroom import opened, piece
+from tests.newsroom import Barrier, opened, piece, words
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,3 +157,35 @@ def test_an_id_that_no_article_can_have_is_not_remembered_as_removed(
     assert (list(reply.deleted_ids), list(reply.missing_ids)) == (["000"], ["x" * 513, "y" * 512])
     with LiveStore(own_newsroom / LIVE, read_only=True) as live:
         assert [entry.id for entry in live.since(0)] == ["000", "y" * 512]
+
+
+def test_an_article_that_was_there_as_it_comes_and_is_not_when_its_turn_comes_is_written(
+    background: Background, own_newsroom: Path
+) -> None:
+    with opened(background, own_newsroom) as (client, engine), ThreadPoolExecutor(2) as pool:
+        client.upsert([piece("x", words("before"))])
+        held = Barrier(engine._write)
+        other = pool.submit(client.upsert, [piece("x", words("meanwhile"))])
+        wait_until(lambda: engine._write._work_queue.qsize() == 1)
+        same = pool.submit(client.upsert, [piece("x", words("before"))])  # nothing to embed, as the index is now
+        wait_until(lambda: engine.writer.waiting == 1)
+        held.open()
+        assert [reply.result(60).results[0].outcome for reply in (other, same)] == [UPSERT_OUTCOME_REPLACED] * 2
+        assert client.get_article("x").article.excerpt == words("before")
+
+
+def test_so_many_changes_wait_to_be_written_and_the_next_one_is_refused_at_once(
+    background: Background, own_newsroom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.writer.MAX_WAITING", 2)
+    with opened(background, own_newsroom) as (client, engine), ThreadPoolExecutor(2) as pool:
+        held = Barrier(engine._write)
+        first = pool.submit(client.delete, ["000"])
+        wait_until(lambda: engine._write._work_queue.qsize() == 1)
+        others = pool.submit(client.delete, ["001", "002"])
+        wait_until(lambda: engine.writer.waiting == 2)
+        with pytest.raises(Overloaded, match="2 changes wait to be written"):
+            client.delete(["003"])
+        held.open()
+        assert [[*reply.result(60).deleted_ids] for reply in (first, others)] == [["000"], ["001", "002"]]
+        assert [*client.delete(["003"]).deleted_ids] == ["003"]
