@@ -19,7 +19,7 @@ from coldframe.v1.ranking_pb2 import Filter, Ranking
 from coldframe.v1.search_service_pb2 import RecommendRequest, SearchRequest
 from coldframe.v1.types_pb2 import EFFORT_EXACT, EFFORT_FAST, Article, Explanation, ItemError, Vector
 from tests.scripted import Failure, Server
-from tests.scripted_index import ARTICLES, Entry, entry_of, matches
+from tests.scripted_index import ARTICLES, Entry, matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -465,8 +465,3 @@ def test_a_stream_has_a_deadline_where_it_is_given_one(server: Server, client: C
     client.close()
     with pytest.raises(ColdframeError, match="closed"):
         list(client.stream_embed(["storm"]))
-
-
-def test_the_scripted_articles_are_all_there(client: Client) -> None:
-    assert {hit.article.id for hit in client.search("x", limit=1000).hits} == set(ARTICLES)
-    assert entry_of("a1").attributes == {"section": "economy"}

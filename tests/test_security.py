@@ -223,7 +223,8 @@ def test_a_file_of_keys_that_breaks_is_refused_and_the_old_keys_go_on(
         whole = server.keys.read_bytes()
         for broken in (b"{", b'{"version": 2}', b'{"version": 1, "keys": [{"id": "x"}]}', b""):
             caplog.clear()
-            server.keys.write_bytes(broken)
+            server.keys.with_name("next").write_bytes(broken)  # whole: half of it would be refused in other words
+            server.keys.with_name("next").replace(server.keys)
             wait_until(lambda: "API keys refused, and the old goes on" in caplog.text)
             client.index()
         server.keys.unlink()
