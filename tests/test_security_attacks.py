@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,11 @@ import pytest
 from benchmarks.attack import Crowd, flood
 from coldframe.errors import DeadlineExceeded, Overloaded
 from coldframe.requests import search_request
+from coldframe.store import Store
 from coldframe.v1.search_service_pb2 import StreamSearchRequest
+from server.engine import Engine
+from server.security.guard import Guard
+from server.security.limits import Limits
 from tests.guarded import guarded
 from tests.newsroom import words
 from tests.test_security import endless
@@ -188,3 +194,40 @@ def test_a_burst_finds_room_when_it_asks_again(
         turned_away = [call for call in calls if isinstance(call.exception(60), Overloaded)]
         assert all(call in turned_away or call.result().index.article_count for call in calls)
         assert len(turned_away) >= 20 if attempts == 1 else not turned_away
+
+
+# ----------------------------------------------------------------------------------------------------------- pings
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+PING = b"\0\0\x08\6\0\0\0\0\0" + b"are here"
+
+
+class Brisk(Limits):
+    """Pings may come every 50 ms, where others allow one in 10 s."""
+
+    def options(self, *, keys: bool) -> list[tuple[str, int]]:
+        return [*{**dict(super().options(keys=keys)), "grpc.http2.min_ping_interval_without_data_ms": 50}.items()]
+
+
+def pinged(target: str, every_s: float) -> bytes:
+    """What comes back on a connection that has no call and pings eight times, or until it is closed."""
+    host, _, port = target.rpartition(":")
+    said = b""
+    with socket.create_connection((host, int(port)), timeout=10) as idle:
+        idle.sendall(PREFACE)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(8):
+                idle.sendall(PING)
+                said += idle.recv(4096)
+                time.sleep(every_s)
+    return said
+
+
+def test_an_idle_connection_may_ping_as_often_as_it_is_said_and_no_more_often(
+    background: Background, tmp_path: Path
+) -> None:
+    with background.serving(Engine(Store(tmp_path)), Guard(limits=Brisk())) as target:
+        answered = pinged(target, 0.1)
+        assert b"too_many_pings" not in answered
+        assert answered.count(b"are here") >= 7
+        assert b"too_many_pings" in pinged(target, 0)
