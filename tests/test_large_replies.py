@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
+from coldframe import Client
 from coldframe.errors import InvalidArgument
 from coldframe.requests import search_request
+from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 from server.observe.witness import Witness
 from server.security.guard import Guard
 from server.security.limits import Limits
 from tests.newsroom import piece, words
 from tests.test_observe import labels, observed
+from tests.test_server_process import Process, dial
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -84,3 +88,21 @@ def test_a_stream_goes_on_behind_a_reply_that_is_too_large(server: Observed) -> 
     stream = "SearchService/StreamSearch"
     assert replies[labels(method=stream, code="INVALID_ARGUMENT")] == 1
     assert replies[labels(method=stream, code="OK")] == 2
+
+
+def test_a_caller_who_takes_4_mib_and_is_sent_more_leaves_no_traceback(own_store: Path, tmp_path: Path) -> None:
+    request = search_request("rain", limit=24, max_per_story=0, read_mask=["article.attributes"])
+    large = [piece(f"large-{n}", "rain", attributes={f"{key}": "x" * 4_000 for key in range(64)}) for n in range(20)]
+    with (
+        Process(tmp_path, "--store", own_store, "--precision", "fp32", "--listen", "127.0.0.1:0") as server,
+        Client(address := server.address()) as client,
+        dial(address) as channel,
+    ):
+        client.upsert(large)
+        plain: Any = SearchServiceStub(channel)
+        for _ in range(60):
+            with pytest.raises(grpc.RpcError) as raised:
+                plain.Search(request, timeout=60)
+            assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert client.index().index.generation
+        assert "Traceback" not in server.errors()

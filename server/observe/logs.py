@@ -8,6 +8,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import grpc.aio
+
 from coldframe.errors import InvalidArgument
 from server.admission import CALL
 
@@ -25,6 +27,14 @@ class RequestIdFilter(logging.Filter):
         if not hasattr(record, "request_id"):
             record.request_id = CALL.get().request_id
         return True
+
+
+def _of_one_who_stayed(record: logging.LogRecord) -> bool:
+    """False for what gRPC says, with a traceback, of each caller who goes while a reply is written, such as one that
+    takes no more than 4 MiB and was sent more.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name.startswith("grpc.") and isinstance(error, grpc.aio.InternalError))
 
 
 class JsonFormatter(logging.Formatter):
@@ -59,6 +69,7 @@ def begin(form: str) -> None:
     require_format(form)
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
+    handler.addFilter(_of_one_who_stayed)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
