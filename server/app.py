@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, cast
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 from threadpoolctl import ThreadpoolController
 
 from coldframe.errors import NoGeneration
@@ -35,6 +34,7 @@ from server.interceptor import ErrorInterceptor
 from server.observe.station import Station
 from server.observe.witness import Witness
 from server.security.guard import Guard
+from server.services import reflection
 from server.services.articles import ArticleService
 from server.services.clusters import ClusterService
 from server.services.embedding import EmbeddingService
@@ -57,7 +57,6 @@ SERVICES = tuple(
 )
 _YOUNG = 10_000
 """Objects that are made before the collector looks for cycles among them; calls leave next to none."""
-_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 class Server:
@@ -89,19 +88,8 @@ class Server:
         index_service_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(engine), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._guard.reflection:
-            self._reflect()
-
-    def _reflect(self) -> None:
-        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        # grpcio-reflection speaks v1alpha only; v1 has the same messages under another service name.
-        own = (reflection.SERVICE_NAME, _REFLECTION_V1)
-        handler = grpc.stream_stream_rpc_method_handler(
-            reflection.aio.ReflectionServicer((*SERVICES, health, *own)).ServerReflectionInfo,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        methods = {"ServerReflectionInfo": handler}
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, methods) for name in own])
+            health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+            self._server.add_generic_rpc_handlers(reflection.handlers((*SERVICES, health)))
 
     async def start(self, address: Address) -> Address:
         """Listens, and returns the address with the port that was taken. Raises InvalidArgument where it cannot."""

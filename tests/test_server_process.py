@@ -18,7 +18,6 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 from coldframe import Client, settings
@@ -262,24 +261,12 @@ def test_a_batch_that_fails_fails_its_callers_and_nobody_else(crowded: tuple[Cro
     assert len(stub.Embed(EmbedRequest(texts=["again"]), timeout=60).embeddings) == 1
 
 
-# ------------------------------------------------------------------------------------------------ health, reflection
+# ------------------------------------------------------------------------------------------------------------ health
 
 
-def test_every_service_is_healthy_and_reflection_lists_it(target: str) -> None:
+def test_every_service_is_healthy(target: str) -> None:
     with dial(target) as channel:
         assert health(channel) == {SERVING}
-        ask = reflection_pb2.ServerReflectionRequest
-        v1 = channel.stream_stream(
-            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            request_serializer=ask.SerializeToString,
-            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-        )
-        v1alpha: Any = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
-        for call in (v1alpha, v1):
-            questions = [ask(list_services=""), *(ask(file_containing_symbol=name) for name in SERVICES)]
-            listed, *described = call(iter(questions))
-            assert {*SERVICES} < {service.name for service in listed.list_services_response.service}
-            assert all(answer.file_descriptor_response.file_descriptor_proto for answer in described)
 
 
 def test_the_services_are_those_of_the_contract() -> None:
