@@ -101,7 +101,7 @@ def _errors() -> Iterator[str]:
         "`BadRequest` naming the field for INVALID_ARGUMENT, and with `RetryInfo` for RESOURCE_EXHAUSTED. The same\n"
         "stands in plain trailing metadata, percent-encoded: `coldframe-error`, `coldframe-field`,\n"
         "`coldframe-retry-after-ms`. One item among many that fails is told as [ItemError](#itemerror), and the call\n"
-        "succeeds.\n\n"
+        "succeeds; a message that cannot be read, as one with a text that is not UTF-8, ends its stream.\n\n"
         "| status | class | |\n|---|---|---|"
     )
     for name, kind in error_classes().items():

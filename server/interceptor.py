@@ -194,7 +194,11 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 def _whole(request: Any, name: str) -> Any:
     if isinstance(request, _Malformed):
-        raise InvalidArgument(f"the request's bytes are no message that {name} takes", field="request")
+        raise InvalidArgument(
+            f"the request's bytes are no message that {name} takes: they are another type's, or a text in them is not "
+            f"UTF-8, such as one that was cut within a character",
+            field="request",
+        )
     return request
 
 

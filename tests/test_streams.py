@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import numpy as np
@@ -125,17 +125,19 @@ def test_so_many_requests_are_under_way_and_no_more(
     assert replies == [str(n + 1) for n in range(asked.taken)]
 
 
+@pytest.mark.parametrize("bad", [b"\xff\xff\xff", b"\x12\x05cut\xf0\x9f"], ids=["no message", "a cut character"])
 def test_bytes_that_are_no_request_end_the_stream_after_the_answers_before(
-    channel: grpc.Channel, served: tuple[Client, Engine]
+    channel: grpc.Channel, served: tuple[Client, Engine], bad: bytes
 ) -> None:
     untyped: Any = channel.stream_stream("/coldframe.v1.EmbeddingService/StreamEmbed")
     good = StreamEmbedRequest(correlation_id="1", text="a b").SerializeToString()
-    call = untyped(iter([good, good, b"\xff\xff\xff", good]), timeout=60)
+    call = untyped(iter([good, good, bad, good]), timeout=60)
     answered: list[bytes] = []
     with pytest.raises(grpc.RpcError) as raised:
         answered.extend(iter(call.__next__, None))
     assert len(answered) == 2
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "not UTF-8, such as one that was cut within a character" in cast("Any", raised.value).details()
     assert served[0].embed(["a"]).embeddings, "and the server goes on"
 
 
