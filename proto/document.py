@@ -102,6 +102,10 @@ def _errors() -> Iterator[str]:
         "stands in plain trailing metadata, percent-encoded: `coldframe-error`, `coldframe-field`,\n"
         "`coldframe-retry-after-ms`. One item among many that fails is told as [ItemError](#itemerror), and the call\n"
         "succeeds; a message that cannot be read, as one with a text that is not UTF-8, ends its stream.\n\n"
+        "What gRPC answers by itself has neither details nor metadata: UNIMPLEMENTED, RESOURCE_EXHAUSTED for too\n"
+        "large a message, and CANCELLED, without the caller's doing, for what comes in a burst of more calls at\n"
+        "once than are looked at (64 where callers need no key). Such a call is to be made again, which gRPC does\n"
+        "by a service config: [operations.md](operations.md#when-more-is-asked-than-it-can-do).\n\n"
         "| status | class | |\n|---|---|---|"
     )
     for name, kind in error_classes().items():

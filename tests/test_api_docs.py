@@ -60,6 +60,7 @@ def test_every_link_leads_to_one_heading(page: str) -> None:
         "| `half_life` | `google.protobuf.Duration` | Age takes away",
         "| `EFFORT_EXACT` | 2 | Every list: the answer equals a brute-force search. |",
         "stream of [StreamEmbedRequest](#streamembedrequest) → stream of [StreamEmbedResponse](#streamembedresponse)",
+        "and CANCELLED, without the caller's doing, for what comes in a burst",
         "score = similarity + negative + recency + prior + diversity.\n\nParts are added, not multiplied:",
     ],
 )

@@ -24,7 +24,7 @@ from coldframe import Client
 from examples.backend.__main__ import serving
 from examples.backend.backend import Backend
 from examples.backend.readers import SEEDS, Reader
-from tests.scripted import Server
+from tests.scripted import Failure, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 NODE = ROOT / "examples" / "node"
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not (NODE / "node_modules").is_dir(),
+    reason="no node here, or npm install was not run in examples/node",
+)
 SERVES_ALL = any("def Recommend" in path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
 
 
@@ -184,8 +188,17 @@ def test_a_readers_seeds_fit_into_a_call() -> None:
 # ----------------------------------------------------------------------------------------------- Node, by hand
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
-@pytest.mark.skipif(not (NODE / "node_modules").is_dir(), reason="npm install was not run in examples/node")
+@needs_node
+def test_the_node_client_asks_again_where_it_is_turned_away() -> None:
+    with Server() as server:
+        server.failures += [Failure(grpc.StatusCode.CANCELLED, "CANCELLED")] * 3
+        command = ["node", str(NODE / "client.mjs"), server.target]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not server.failures
+
+
+@needs_node
 def test_the_node_client(target: str) -> None:
     command = ["node", str(NODE / "client.mjs"), target]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -21,7 +21,24 @@ const definition = protoLoader.loadSync(
   { includeDirs: [ROOT], keepCase: true, longs: String, enums: String, defaults: true, oneofs: true },
 );
 const { coldframe } = grpc.loadPackageDefinition(definition);
+// Asks again where a server is not there for a moment, or turns calls away because more came at once than it looks at.
+const AGAIN = {
+  methodConfig: [
+    {
+      name: [{}],
+      retryPolicy: {
+        maxAttempts: 4,
+        initialBackoff: "0.1s",
+        maxBackoff: "1s",
+        backoffMultiplier: 2,
+        retryableStatusCodes: ["UNAVAILABLE", "CANCELLED"],
+      },
+    },
+  ],
+  retryThrottling: { maxTokens: 1000, tokenRatio: 0.1 },
+};
 const options = {
+  "grpc.service_config": JSON.stringify(AGAIN),
   "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
   "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
   "grpc.enable_http_proxy": 0,
