@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from coldframe import expansion, seed
 from coldframe.errors import InvalidArgument
@@ -17,6 +18,7 @@ from coldframe.filters import cluster
 from coldframe.recipe import unit
 from coldframe.requests import recommend_request, search_request
 from server.interests import share_places
+from server.wire import requests
 from tests.newsroom import COUNT, every_id, everything, opened, piece, words
 
 if TYPE_CHECKING:
@@ -231,6 +233,21 @@ def test_expansion_asks_young_articles_only_where_it_is_told_so(client: Client, 
     with pytest.raises(InvalidArgument) as refused:
         client.recommend(["q"], expansion=expansion(weight=0))
     assert refused.value.field == "expansion.weight"
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        (Duration(seconds=2, nanos=-1), "2 seconds, -1 nanoseconds"),
+        (Duration(nanos=2**31 - 1), "0 seconds, 2147483647 nanoseconds"),
+        (Duration(nanos=999_999_999), "0.999999999 seconds; allowed are 1 to 3,162,240,000"),
+    ],
+)
+def test_a_duration_that_is_none_is_refused_as_a_timestamp_is(length: Duration, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^expansion.max_age is .*{said}") as refused:
+        requests.seconds(length, "expansion.max_age", 1.0)
+    assert refused.value.field == "expansion.max_age"
+    assert requests.seconds(Duration(seconds=1, nanos=999_999_999), "expansion.max_age", 1.0) == 1.999999999
 
 
 # ----------------------------------------------------------------------------------------------------------- seed kinds

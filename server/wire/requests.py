@@ -225,7 +225,13 @@ def _microseconds(nanos: int) -> int:
 
 def seconds(message: Duration, field: str, least: float, most: float = 100 * YEAR_S) -> float:
     """A length of time."""
+    if abs(message.nanos) > 999_999_999 or message.seconds * message.nanos < 0:
+        raise InvalidArgument(
+            f"{field} is no length of time: {message.seconds} seconds, {message.nanos} nanoseconds; allowed are at "
+            f"most 999,999,999 nanoseconds, of the sign of the seconds",
+            field=field,
+        )
     value = message.seconds + message.nanos / 1e9
     if not least <= value <= most:
-        raise InvalidArgument(f"{field} is {value:g} seconds; allowed are {least:g} to {most:,.0f}", field=field)
+        raise InvalidArgument(f"{field} is {value:.10g} seconds; allowed are {least:g} to {most:,.0f}", field=field)
     return value
