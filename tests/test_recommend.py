@@ -250,6 +250,13 @@ def test_a_duration_that_is_none_is_refused_as_a_timestamp_is(length: Duration, 
     assert requests.seconds(Duration(seconds=1, nanos=999_999_999), "expansion.max_age", 1.0) == 1.999999999
 
 
+@pytest.mark.parametrize("similarity", [1.5, float("nan")])
+def test_the_likeness_of_an_interest_has_no_number_for_a_default(client: Client, similarity: float) -> None:
+    with pytest.raises(InvalidArgument, match=r"allowed are -1 to 1, default as similar as two articles of") as refused:
+        client.recommend(["q"], interest_similarity=similarity)
+    assert refused.value.field == "interest_similarity"
+
+
 # ----------------------------------------------------------------------------------------------------------- seed kinds
 
 

@@ -53,8 +53,12 @@ def _weight(message: search_service_pb2.WeightedSeed, field: str) -> float:
 def shape(request: search_service_pb2.RecommendRequest) -> Shape:
     """How seeds become interests."""
     similarity = requests.optional(request, "interest_similarity")
-    if similarity is not None:
-        similarity = requests.within(float(similarity), -1.0, 1.0, 0.0, "interest_similarity")
+    if similarity is not None and not -1.0 <= similarity <= 1.0:  # its default is the index's, and no number
+        raise InvalidArgument(
+            f"interest_similarity is {similarity:g}; allowed are -1 to 1, default as similar as two articles of one "
+            f"cluster usually are",
+            field="interest_similarity",
+        )
     return Shape(
         most=requests.count(request, "max_interests", 5, most=16),
         similarity=similarity,
