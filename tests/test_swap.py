@@ -220,11 +220,11 @@ def test_readers_do_not_wait_while_live_articles_are_embedded_for_another_encode
 
     def slow(encoder: Encoder, documents: Any, *between: Any) -> Any:
         if encoder.recipe.name == "mean":
-            time.sleep(0.2 * len(documents))
+            time.sleep(0.1 * len(documents))
         return embed_ids(encoder, documents, *between)
 
     with followed(background, own) as (client, _):
-        client.upsert([piece(f"n{n}") for n in range(20)])
+        client.upsert([piece(f"n{n}") for n in range(40)])
         monkeypatch.setattr(Encoder, "embed_ids", slow)
         own.activate(shelf.other)
         longest = 0.0
