@@ -120,15 +120,22 @@ class LocalAttention(nn.Module):
         for first in range(0, length, way.block):
             last = min(first + way.block, length)
             # The global keys have columns of their own; the band leaves them out, so that each counts once.
-            low, high = max(first - reach, 1), min(last + reach, length - 1)
-            more = -(2 + high - low) % way.even  # keys that the band hides
-            high, low = min(high + more, length - 1), max(low - max(high + more - length + 1, 0), 1)
+            low, high = widened(max(first - reach, 1), min(last + reach, length - 1), length, way.even)
             shift = 2 - low  # from a key's place in the document to its column
             band = Band(2, 0, first - reach + shift, first + reach + 1 + shift)
             keys = torch.cat([k_ends, k[:, :, low:high]], dim=2)  # (1, heads, 2 + span, head_dim)
             values = torch.cat([v_ends, v[:, :, low:high]], dim=2)
             out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, self.softmax, band)
         return out
+
+
+def widened(low: int, high: int, length: int, even: int) -> tuple[int, int]:
+    """Keys low to high of a document and a few others, which the band hides: with its two global ones a multiple of
+    `even`, where it has as many.
+    """
+    more = -(2 + high - low) % even
+    after = min(more, length - 1 - high)
+    return max(low - (more - after), 1), high + after
 
 
 @dataclass(frozen=True)
