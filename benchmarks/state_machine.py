@@ -23,7 +23,7 @@ from rich.table import Table
 from coldframe import Encoder
 from tests.conftest import Background
 from tests.index_machine import IndexMachine
-from tests.index_world import World, one_encoder
+from tests.index_world import World, one_encoder, one_moment
 
 _STEPS_PER_RUN = 50
 
@@ -60,7 +60,7 @@ def main() -> None:
     background = Background()
     console = Console(highlight=False)
     try:
-        with tempfile.TemporaryDirectory(prefix="coldframe-machine-") as name, one_encoder():
+        with tempfile.TemporaryDirectory(prefix="coldframe-machine-") as name, one_encoder(), one_moment():
             world = World(Path(name) / "template", background, Encoder.load("minilm", precision="fp32"))
             world.make()
             start = time.perf_counter()

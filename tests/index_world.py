@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -138,6 +139,11 @@ class World:
 def one_encoder() -> AbstractContextManager[Any]:
     """Lets each encoder be loaded once: servers that start again and again are about their articles."""
     return patch.object(Encoder, "load", cache(Encoder.load))
+
+
+def one_moment() -> AbstractContextManager[Any]:
+    """Lets a deletion that is said again be no change, however long the steps take: the model knows no time."""
+    return patch("server.writer._AGAIN", timedelta.max)
 
 
 async def _idle_channel() -> grpc.aio.Channel:

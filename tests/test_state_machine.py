@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.index_machine import IndexMachine
-from tests.index_world import World, one_encoder
+from tests.index_world import World, one_encoder, one_moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ RUNS, STEPS = 8, 40
 
 @pytest.fixture
 def world(store_path: Path, tmp_path: Path, background: Background, encoder: Encoder) -> Iterator[World]:
-    with one_encoder():
+    with one_encoder(), one_moment():
         world = World(shutil.copytree(store_path, tmp_path / "template"), background, encoder)
         world.make()
         yield world
