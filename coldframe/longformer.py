@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from coldframe.linear import Linear
 from coldframe.packing import Group, evened, lay_out, pack, part_size
 from coldframe.recipe import Pooler, Recipe, places
-from coldframe.softmax import Band, CompiledSoftmax, Softmax, whole
+from coldframe.softmax import Band, CompiledSoftmax, Softmax, mask_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -178,7 +178,7 @@ def laid_evenly(x: Tensor) -> Tensor:
 
 def by_tiles(q: Tensor, k: Tensor, v: Tensor, _: Softmax, band: Band | None) -> Tensor:
     """The fused kernel and a mask: the fastest where the processor multiplies tiles."""
-    return fused_kernel(q, k, v, None if band is None else band.mask(q.shape[2], k.shape[2], q.dtype))
+    return fused_kernel(q, k, v, None if band is None else mask_of(band, q.shape[2], k.shape[2], q.dtype))
 
 
 def fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

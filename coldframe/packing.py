@@ -117,19 +117,14 @@ class Group:
 
     def window(self, reach: int) -> Tensor:
         """What to add to scores of the rows around a long document, by its own: (1, 1, length or 1, n)."""
-        if reach not in self.windows:
-            self.windows[reach] = self._window(reach)
-        return self.windows[reach]
-
-    def _window(self, reach: int) -> Tensor:
-        band, mask = whole(self.length, reach), self.own[None]  # (1, 1, 1, n)
+        band = whole(self.length, reach)
         if band is None:
-            return mask
-        mask, first = mask.repeat(1, 1, self.length, 1), self.rows.start - self.around.start
-        own = mask[..., first : first + self.length]
-        for rows, columns, corner in band.corners(self.length, self.length, mask):
-            own[:, :, rows, columns] += corner
-        return mask
+            return self.own[None]
+        if reach not in self.windows:
+            self.windows[reach] = self.own[None].repeat(1, 1, self.length, 1)
+            first = self.rows.start - self.around.start
+            band.hide(self.windows[reach][..., first : first + self.length])
+        return self.windows[reach]
 
 
 def pack(lengths: Sequence[int]) -> Bounds:

@@ -41,17 +41,18 @@ class Band(NamedTuple):
         if rows > 0:
             yield slice(0, rows), slice(self.high, self.high + columns), ahead[:rows, :columns]
 
-    def mask(self, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
-        """What to add to scores, for all heads: (1, 1, queries, keys)."""
-        return _mask(self, queries, keys, dtype)
+    def hide(self, scores: Tensor) -> None:
+        """Adds -inf to what is hidden of scores, (..., queries, keys), in place."""
+        for rows, columns, corner in self.corners(scores.shape[-2], scores.shape[-1], scores):
+            scores[..., rows, columns] += corner
 
 
 # Most blocks of a long document have the same.
 @functools.lru_cache(maxsize=16)
-def _mask(band: Band, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+def mask_of(band: Band, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """What to add to scores, for all heads: (1, 1, queries, keys)."""
     mask = torch.zeros(1, 1, queries, keys, dtype=dtype)
-    for rows, columns, corner in band.corners(queries, keys, mask):
-        mask[:, :, rows, columns] += corner
+    band.hide(mask)
     return mask
 
 
@@ -69,8 +70,8 @@ class Softmax(nn.Module):
         Without a band everyone sees everything.
         """
         scores[..., keys:] = -torch.inf
-        for rows, columns, mask in band.corners(queries, keys, scores) if band is not None else ():
-            scores[:, :, :queries, :keys][:, :, rows, columns] += mask
+        if band is not None:
+            band.hide(scores[:, :, :queries, :keys])
         return torch.softmax(scores, dim=-1, out=scores)
 
 
