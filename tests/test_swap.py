@@ -76,8 +76,10 @@ def followed(background: Background, store: Store) -> Iterator[tuple[Client, Eng
     """A server that follows the store."""
     with opened(background, store.path) as (client, engine):
         watching = follow(background, engine)
-        yield client, engine
-        watching.cancel()
+        try:
+            yield client, engine
+        finally:
+            watching.cancel()
 
 
 def follow(background: Background, engine: Engine) -> Future[None]:
@@ -256,10 +258,10 @@ def test_a_generation_that_is_corrupt_leaves_the_old_one_serving(
         assert client.get_article("new").article.live
 
 
-def encoders() -> int:
-    """How many there are in memory."""
+def encoders() -> set[Encoder]:
+    """Those in memory."""
     gc.collect()
-    return sum(type(one) is Encoder for one in gc.get_objects())
+    return {one for one in gc.get_objects() if type(one) is Encoder}
 
 
 def test_what_cannot_be_served_does_not_stay_in_memory(
@@ -269,10 +271,10 @@ def test_what_cannot_be_served_does_not_stay_in_memory(
     another = replace(Manifest.read(directory).model, fingerprint="f1" * 32)
     name = sealed_again(directory, model=another)
     with followed(background, own) as (client, _):
-        before = encoders()
+        before = encoders()  # those that a test before this one left behind stay, too, while they are named here
         own.activate(name)
         wait_until(lambda: "their vectors cannot be compared" in caplog.text)
-        wait_until(lambda: encoders() == before)
+        wait_until(lambda: encoders() <= before)
         assert served_by(client) == shelf.first
 
 
