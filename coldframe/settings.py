@@ -21,6 +21,7 @@ import io
 import os
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias, cast
 
@@ -178,7 +179,10 @@ def _load(context: typer.Context, path: Path | None) -> None:
     """Make a file's values the defaults of the command at hand; being eager, it runs before they are looked up."""
     if context.resilient_parsing:
         return
-    _refuse_two_variables(cast("Command", context.command))
+    command = cast("Command", context.command)
+    _refuse_two_variables(command)
+    for option in _settings(command):
+        option.get_error_hint = partial(_where_it_stands, option, context)  # type: ignore[method-assign]
     if path is None:
         return
     root = context.find_root()
@@ -186,6 +190,15 @@ def _load(context: typer.Context, path: Path | None) -> None:
     for name in _path(context):
         own = own[name]
     context.default_map = {**(context.default_map or {}), **own}
+
+
+def _where_it_stands(option: TyperOption, context: typer.Context) -> str:
+    """Return what an error calls an option: the flag and, where nobody typed it, the place to look for its value."""
+    flag, source = type(option).get_error_hint(option), context.get_parameter_source(str(option.name))
+    place = "" if source is None else source.name
+    if place == "ENVIRONMENT":
+        return f"{flag}, which is {next(filter(os.environ.get, option.envvar or []))} in the environment"
+    return f"{flag}, which stands in the configuration file" if place == "DEFAULT_MAP" else flag
 
 
 def _path(context: Any) -> list[str]:

@@ -292,6 +292,19 @@ def test_a_fraction_is_not_rounded(run: Run, config: Write) -> None:
     assert "2.5" in err or "max-batch" in err
 
 
+def test_an_error_says_where_the_value_stands(run: Run, config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*args: str) -> str:
+        code, _, err = run(single(), "--store", "s", *args)
+        assert code == 2
+        return " ".join(re.sub(r"[^\w'.,:-]", " ", err).split())  # in a frame, and broken into lines
+
+    path = config("max-batch = 0")
+    assert "'--max-batch', which stands in the configuration file: " in told("--config", path)
+    monkeypatch.setenv("PROGRAM_MAX_BATCH", "many")
+    assert "'--max-batch', which is PROGRAM_MAX_BATCH in the environment: " in told("--config", path)
+    assert "'--max-batch': " in told("--config", path, "--max-batch", "some")
+
+
 def test_a_missing_file_and_bytes_that_are_no_text(run: Run, tmp_path: Path) -> None:
     code, _, err = run(single(), "--config", str(tmp_path / "none.toml"))
     assert (code, err) == (2, f"error: configuration file {tmp_path / 'none.toml'}: No such file or directory.\n")
