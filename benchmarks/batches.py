@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.encoder import Documents, random_base, timed
 from benchmarks.machine import Peak, describe
 from coldframe import models
-from coldframe.encoder import Encoder, Precision
+from coldframe.encoder import Encoder
 from coldframe.text import article_text
 from indexer.cache import Cache, Space
 from indexer.corpus import Article, Columns, find_sources, read
@@ -32,6 +32,8 @@ from indexer.spool import Spool, fill
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from coldframe.precision import Precision
 
 PARTS = ("mixed", "memory", "file")
 

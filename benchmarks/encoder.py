@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,10 +22,13 @@ import transformers
 
 from benchmarks.machine import Peak, describe, gemm_ceiling, in_precisions
 from coldframe import models
-from coldframe.encoder import Encoder, Precision
+from coldframe.encoder import Encoder
 from coldframe.recipe import RECIPES
 from coldframe.text import article_text
 from indexer.corpus import Article, Columns, find_sources, read
+
+if TYPE_CHECKING:
+    from coldframe.precision import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 LATENCY_LENGTHS = (8, 20, 60, 300, 1000, 4096)

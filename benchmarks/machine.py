@@ -14,8 +14,8 @@ from coldframe import Encoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from coldframe.encoder import Precision
     from coldframe.models import Model
+    from coldframe.precision import Precision
     from coldframe.recipe import Recipe
 
 _ROWS = (512, 2048)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from coldframe.encoder import Precision
+    from coldframe.precision import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 NEIGHBOURS = 10

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from coldframe import models
 from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.linear import multiplies_bf16, prepare, runs
 from coldframe.packing import SHORT
+from coldframe.precision import Device, Precision
 from coldframe.recipe import Recipe, named, unit
 from coldframe.reference import from_reference
 from coldframe.text import MAX_TEXT_CHARS
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-Precision = Literal["auto", "fp32", "bf16", "int8"]
-Device = Literal["auto", "cpu", "cuda"]
 
 # Tokens computed together: what lies between two layers stays in the processor's cache, and reading the weights once
 # more for every batch costs a hundredth.

@@ -17,6 +17,7 @@ import typer
 
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.flags import spread
+from coldframe.precision import Device, Precision
 from indexer.corpus_flags import PANEL, CorpusFlags
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ _Recipe = Annotated[
         _MODEL, "seed, mean, first, lead, lead-words, and more that `evaluate` compares; without it the model's own."
     ),
 ]
-_Precision = Annotated[str, _flag(_MODEL, "auto, fp32, bf16 or int8.")]
-_Device = Annotated[str, _flag(_MODEL, "auto, cpu or cuda.")]
+_Precision = Annotated[Precision, _flag(_MODEL, "In what to compute; auto takes the fastest that is exact enough.")]
+_Device = Annotated[Device, _flag(_MODEL, "On what; auto takes a GPU where there is one.")]
 
 _Clusters = Annotated[
     int | None, _flag(_INDEX, "How many; without it about the square root of the texts, or as many as before.")

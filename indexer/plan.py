@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import coldframe
-from coldframe.encoder import Device, Encoder, Precision
+from coldframe.encoder import Encoder
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE
 from coldframe.store import Store
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldframe.generation import Generation
+    from coldframe.precision import Device, Precision
     from indexer.corpus import Article, CorpusConfig, Reject, Source
     from indexer.progress import Reporter
 

@@ -111,8 +111,8 @@ def _serve(
     engine = Engine(
         store,
         model=config.model,
-        precision=config.precision,  # type: ignore[arg-type]  # checked there
-        device=config.device,  # type: ignore[arg-type]
+        precision=config.precision,
+        device=config.device,
         latest=Latest(place),
         presence=None if place is None else Presence(place),
         max_searches=config.max_searches,

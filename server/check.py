@@ -93,12 +93,7 @@ def _model(config: Config) -> Iterator[tuple[str, str]]:
     if manifest is None:
         yield "note", "nothing says yet which model the store needs"
         return
-    encoder = Encoder.load(
-        config.model or manifest.source,
-        manifest.model.recipe,
-        config.precision,  # type: ignore[arg-type]  # checked there
-        config.device,  # type: ignore[arg-type]
-    )
+    encoder = Encoder.load(config.model or manifest.source, manifest.model.recipe, config.precision, config.device)
     if encoder.fingerprint != manifest.model.fingerprint:
         raise InvalidArgument(
             f"{manifest.model.name} at {config.model or manifest.source} is not the model that built the generation "

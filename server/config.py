@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from coldframe.errors import InvalidArgument
+from coldframe.precision import Device, Precision  # noqa: TC001 - Typer reads them
 from server.admission import MAX_SEARCHES
 from server.place import MOST_WORKERS
 from server.security import audit
@@ -40,8 +41,10 @@ class Config:
     ] = None
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "localhost:50051"
     model: Annotated[str | None, typer.Option(help="Where the model is, if no longer where the build found it.")] = None
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto"
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    precision: Annotated[
+        Precision, typer.Option(help="In what to compute; auto takes the fastest that is exact enough.")
+    ] = "auto"
+    device: Annotated[Device, typer.Option(help="On what; auto takes a GPU where there is one.")] = "auto"
     grace: Annotated[
         float, typer.Option(min=0.0, help="Seconds that calls under way have to finish when the server stops.")
     ] = 10.0

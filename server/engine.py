@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from coldframe.encoder import Device, Precision, Tokens
+    from coldframe.encoder import Tokens
+    from coldframe.precision import Device, Precision
     from coldframe.store import Store
     from server.place import Presence
     from server.view import View

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from coldframe.encoder import Device, Encoder, Precision
+from coldframe.encoder import Encoder
 from coldframe.errors import FailedPrecondition
 from coldframe.generation import Generation, Manifest
 from coldframe.live import Embedded, Upsert
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from coldframe.live import Entry, LiveStore
+    from coldframe.precision import Device, Precision
     from coldframe.store import Store
     from server.cores import Cores
 

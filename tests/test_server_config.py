@@ -136,6 +136,16 @@ def test_a_number_that_no_server_could_start_with_is_refused_before_one_does(
         assert f"--{flag}" in error
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--precision", "fp3"), ("--device", "gpu")])
+def test_what_no_encoder_knows_is_refused_also_before_there_is_a_generation(
+    say: Say, tmp_path: Path, flag: str, value: str
+) -> None:
+    code, _, error = say("check", "--store", tmp_path, flag, value)
+    assert code == 2
+    assert flag in error
+    assert f"'{value}' is not one of 'auto'," in error
+
+
 def test_the_largest_numbers_that_are_allowed_are_numbers_to_grpc(background: Background) -> None:
     config = Config(
         max_message_mib=1_024,
