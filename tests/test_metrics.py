@@ -17,6 +17,7 @@ from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 from server.admission import MAX_SEARCHES
 from server.observe.drift import Drift
 from server.observe.witness import Witness
+from server.security.limits import Limits
 from server.tally import Histogram
 from server.wire.requests import MAX_DELETES
 from server.writer import MAX_WAITING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from coldframe.v1.search_service_pb2 import SearchRequest
     from tests.conftest import Background
     from tests.test_observe import Observed
 
@@ -91,6 +93,28 @@ def test_a_call_that_is_late_is_counted_as_its_caller_was_told(server: Observed,
     dropped = server.samples()["coldframe_dropped_total"]
     assert dropped[labels(queue="search", reason="deadline")] == 3
     assert dropped[labels(queue="search", reason="gone")] == 1
+
+
+def test_open_calls_and_streams_are_told_and_how_many_there_may_be(server: Observed) -> None:
+    def opened(of: str = "") -> dict[str, float]:
+        return {dict(key)["pool"]: count for key, count in server.samples()[f"coldframe_open_calls{of}"].items()}
+
+    none = dict.fromkeys(("call", "stream", "keyless", "keyless stream"), 0)
+    assert opened() == none
+    most, limits = opened("_limit"), Limits()
+    assert (most["call"], most["stream"]) == (limits.calls, limits.streams)
+    ended = threading.Event()
+
+    def requests() -> Iterator[SearchRequest]:
+        yield search_request(article_id="001")
+        ended.wait()
+
+    replies = server.client.stream_search(requests())
+    next(replies)
+    assert opened() == none | {"call": 1, "stream": 1}
+    ended.set()
+    assert [*replies] == []
+    wait_until(lambda: opened() == none)
 
 
 def test_no_series_is_told_twice_where_reflection_is_asked_in_both_versions(server: Observed) -> None:

@@ -37,6 +37,7 @@ from server.observe.metrics import Pulse, ServerCollector, registry
 from server.observe.port import SILENT_S, Port
 from server.observe.traces import Tracer
 from server.observe.witness import Witness
+from server.security.guard import Guard
 from tests.newsroom import words
 from tests.test_server_process import Process
 from tests.waiting import wait_until
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from server.security.guard import Guard
     from tests.conftest import Background
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
@@ -73,10 +73,10 @@ def get(port: int, path: str) -> tuple[int, str]:
 class Observed:
     """A server whose calls are noted, and what is told of them."""
 
-    def __init__(self, engine: Engine, witness: Witness, client: Client) -> None:
+    def __init__(self, engine: Engine, witness: Witness, client: Client, guard: Guard) -> None:
         self.engine, self.witness, self.client = engine, witness, client
         self.pulse = Pulse()
-        self._registry = registry(ServerCollector(engine, witness, self.pulse))
+        self._registry = registry(ServerCollector(engine, witness, self.pulse, guard))
         self.ready = True
         self.port = Port(Address("127.0.0.1", 0), self._registry, self.pulse, lambda: self.ready)
 
@@ -89,7 +89,7 @@ class Observed:
 def observed(background: Background, store: Path, witness: Witness, guard: Guard | None = None) -> Iterator[Observed]:
     from server.app import Server
 
-    engine = Engine(Store(store), precision="fp32")
+    engine, guard = Engine(Store(store), precision="fp32"), guard or Guard()
     engine.load()
 
     async def start() -> tuple[Server, Address]:
@@ -98,7 +98,7 @@ def observed(background: Background, store: Path, witness: Witness, guard: Guard
 
     server, address = background.run(start())
     with Client(str(address), timeout=60) as client:
-        of = Observed(engine, witness, client)
+        of = Observed(engine, witness, client, guard)
         yield of
         of.port.close()
     background.run(server.stop(1))

@@ -51,6 +51,7 @@ class ServerCollector(Collector):
         yield from self._lines()
         yield from self._process()
         if self._guard is not None:
+            yield from _open_calls(self._guard)
             yield from _files(self._guard)
         served = self._engine.served() if self._engine.ready else None
         yield _gauge("coldframe_ready", "1 where there is an index to answer from.", float(served is not None))
@@ -156,6 +157,15 @@ def _calls(methods: Sequence[MethodTally]) -> Iterator[Metric]:
             if any(histogram.counts):
                 _add(stages, [name, stage], histogram)
     yield from (requests, items, seconds, stages)
+
+
+def _open_calls(guard: Guard) -> Iterator[Metric]:
+    calls = GaugeMetricFamily("coldframe_open_calls", "Calls that are open; streams are calls, too.", labels=["pool"])
+    limit = GaugeMetricFamily("coldframe_open_calls_limit", "Where one more is refused.", labels=["pool"])
+    for pool, (count, most) in guard.gate.pools.items():
+        calls.add_metric([pool], count)
+        limit.add_metric([pool], most)
+    yield from (calls, limit)
 
 
 def _files(guard: Guard) -> Iterator[Metric]:

@@ -69,6 +69,11 @@ class Gate(grpc.aio.ServerInterceptor):
         """Calls that are open at this moment."""
         return self._meter.open
 
+    @property
+    def pools(self) -> dict[str, tuple[int, int]]:
+        """By pool, the calls that are open, and how many there may be; see `Meter.enter`."""
+        return self._meter.pools
+
     async def intercept_service(  # noqa: D102
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],

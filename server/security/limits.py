@@ -164,13 +164,20 @@ class Meter:
         """Calls that are open at this moment."""
         return self._open.total()
 
+    @property
+    def pools(self) -> dict[str, tuple[int, int]]:
+        """By pool, the calls that are open, and how many there may be. Streams count as calls, too."""
+        return {pool: (self._taken(pool), most) for pool, most in self._most.items()}
+
+    def _taken(self, pool: str) -> int:
+        return self._open[pool] + (self._open["stream"] if pool == "call" else 0)
+
     def enter(self, pool: str, key: Key | None) -> None:
         """Counts a call. Raises Overloaded where there are too many.
 
         pool: "stream" or "call"; "keyless" or "keyless stream", which starve no one who has a key.
         """
-        most = self._most[pool]
-        taken = self._open[pool] + (self._open["stream"] if pool == "call" else 0)
+        most, taken = self._most[pool], self._taken(pool)
         if taken >= most:
             kind = "streams" if pool.endswith("stream") else "calls"
             raise Overloaded(f"{taken:,} {kind} are open, which is as many as this server takes", retry_after_s=_WAIT_S)
