@@ -194,6 +194,11 @@ def test_compose_fits_the_specification() -> None:
     assert set(COMPOSE["services"]) == {"server", "indexer", "prometheus"}
 
 
+def test_compose_asks_for_no_variable() -> None:
+    """It fills in all services, whichever are asked for: one that must be set would be asked of `down` and `logs`."""
+    assert "${" not in (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+
+
 def test_compose_runs_nobody_on_a_disk_that_cannot_be_written() -> None:
     for name in ("server", "indexer"):
         service = COMPOSE["services"][name]
