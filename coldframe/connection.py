@@ -56,6 +56,10 @@ _RETRY_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
 """A token for each call that failed, a tenth of one back for each that did not; without half of them nothing is tried
 again (gRFC A6): a burst comes through, and a server that has too much to do is not asked for more."""
 
+_PING_MS, _ANSWER_MS = 15_000, 20_000
+"""While a call waits its server is pinged so often, and given up where it has not answered by then: one that is gone
+without a word would be asked for a quarter of an hour, and its streams never end. Servers permit a ping in 10 s."""
+
 _STREAMS = {
     "coldframe.v1.ArticleService": "StreamUpsertArticles",
     "coldframe.v1.EmbeddingService": "StreamEmbed",
@@ -294,6 +298,7 @@ def _channel_options(
         # As quick as the retries: otherwise all of them meet the connection's first pause of one second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        *_pings(),
         ("grpc.service_config", _service_config(attempts, connections)),
         # Otherwise all channels of a process to one address are one connection.
         ("grpc.use_local_subchannel_pool", int(connections > 1)),
@@ -303,6 +308,15 @@ def _channel_options(
         # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
         options.append(("grpc.enable_http_proxy", 0))
     return options
+
+
+def _pings() -> list[tuple[str, int]]:
+    return [
+        ("grpc.keepalive_time_ms", _PING_MS),
+        ("grpc.keepalive_timeout_ms", _ANSWER_MS),
+        ("grpc.http2.ping_timeout_ms", _ANSWER_MS),  # a minute unless told, whatever the one above says
+        ("grpc.http2.max_pings_without_data", 0),  # after two, else, it waits for something to send
+    ]
 
 
 def _service_config(attempts: int, connections: int = 1) -> str:

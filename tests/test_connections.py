@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
-from coldframe import AsyncClient, Client, search_request
-from coldframe.errors import FailedPrecondition, InvalidArgument
+from coldframe import AsyncClient, Client, connection, search_request
+from coldframe.errors import FailedPrecondition, InvalidArgument, Unavailable
+from server.security.limits import Limits
+from tests.relay import Relay
 from tests.scripted import Server
 from tests.waiting import wait_until
 
@@ -72,6 +75,32 @@ def test_all_servers_of_a_name_are_asked(server: Server) -> None:
                 client.index()
             assert len(set(server.peers)) == len(set(other.peers)) == 2
             assert min(len(server.peers), len(other.peers)) >= 10
+
+
+def test_a_server_that_vanishes_without_a_word_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_PING_MS", 300)
+    monkeypatch.setattr(connection, "_ANSWER_MS", 700)
+    over = threading.Event()
+
+    def texts() -> Iterator[str]:
+        yield "storm"
+        over.wait(60)
+
+    with Server("127.0.0.1:0") as other, Relay(server.target) as relay:
+        with Client(f"ipv4:{relay.target},127.0.0.1:{other.target.partition(':')[2]}") as client:
+            answers = client.stream_embed(texts(), timeout=20)
+            assert next(answers).correlation_id == "0"
+            relay.fall_silent()
+            client.index(timeout=20)
+            assert other.requests
+            with pytest.raises(Unavailable):
+                next(answers)
+        over.set()
+
+
+def test_the_client_pings_no_more_often_than_the_server_permits() -> None:
+    permitted_ms = dict(Limits().options(keys=False))["grpc.http2.min_ping_interval_without_data_ms"]
+    assert 1.2 * permitted_ms <= connection._PING_MS
 
 
 @pytest.mark.parametrize("connections", [0, -1, 65])
