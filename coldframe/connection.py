@@ -353,6 +353,11 @@ def error_of(item: ItemError) -> ColdframeError:
 
 
 _NO_GRPC = re.compile(r"Received http2 header with status: \d+|Failed parsing HTTP/2")
+# What gRPC says of a connection that stood; of one that could not be made it says so first, and why behind it.
+_BROKEN = re.compile(
+    r"(?:Stream removed \()?((?:Socket closed|recvmsg|sendmsg|Broken pipe|Connection reset|ping timeout|GOAWAY"
+    r"|Cancelling all calls|max connection age)[^()\n]*)"
+)
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 
@@ -399,6 +404,11 @@ def _message_too_large(size: int, limit: int) -> InvalidArgument:
 
 def _explained(kind: type[ColdframeError], message: str, target: str, timeout: float | None, secured: bool) -> str:
     """Say what a person can do about an error that gRPC raised on its own."""
+    if kind is Unavailable and (broken := _BROKEN.match(message)) is not None:
+        return (
+            f"the connection to {target} broke off before all was answered ({broken[1].rstrip()}); what has no answer "
+            f"may have been done or not: ask again."
+        )
     if kind is Unavailable:
         return _unreached(message, target, secured)
     if kind is DeadlineExceeded and timeout is not None:

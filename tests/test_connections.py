@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,6 +97,29 @@ def test_a_server_that_vanishes_without_a_word_is_given_up(server: Server, monke
             with pytest.raises(Unavailable):
                 next(answers)
         over.set()
+
+
+@pytest.mark.parametrize("asked", ["call", "stream"])
+def test_a_connection_that_breaks_is_told_from_one_that_was_not_made(server: Server, asked: str) -> None:
+    server.stalled = True
+    with Relay(server.target) as relay, Client(relay.target, attempts=1) as client, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(client.index if asked == "call" else lambda: list(client.stream_embed(["storm"])))
+        wait_until(lambda: bool(server.requests))
+        relay.cut()
+        with pytest.raises(Unavailable, match=r"broke off before all was answered .*may have been done or not"):
+            told.result(20)
+    server.stalled = False
+
+
+@pytest.mark.parametrize("said", ["Socket closed", "recvmsg:Connection reset by peer", "max connection age"])
+def test_so_it_is_whichever_way_grpc_says_it(said: str) -> None:
+    def told(message: str) -> str:
+        return connection._explained(Unavailable, message, "news:1", None, False)
+
+    for message in (said, f"Stream removed ({said} (104))"):
+        assert f"broke off before all was answered ({said});" in told(message)
+    never = told(f"failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:1: {said}")
+    assert never.startswith("no Coldframe server answers at news:1 (")
 
 
 def test_the_client_pings_no_more_often_than_the_server_permits() -> None:
