@@ -14,6 +14,7 @@ import typer
 from coldframe import tables
 from coldframe.article_lines import read_articles
 from coldframe.client import error_of
+from coldframe.connection import broke_off
 from coldframe.errors import ColdframeError, InvalidArgument
 from coldframe.flags import ServerFlags, nothing_piped, read_lines
 from coldframe.printing import document, print_json, show
@@ -154,16 +155,16 @@ class _Progress:
             if self.refusal is not None:
                 raise self.refusal
         except ColdframeError as error:
-            told = f"{error.message.rstrip('.')}. {self._so_far()}"
+            told = f"{error.message.rstrip('.')}. {self._so_far(unsure=broke_off(error))}"
             raise type(error)(told) from error
 
-    def _so_far(self) -> str:
-        verb = "checked" if self.validate_only else "upserted"
+    def _so_far(self, *, unsure: bool) -> str:
+        verb, again = "checked" if self.validate_only else "upserted", "sending them again does no harm"
         if not self.done:
-            return f"Nothing was {verb}."
+            return f"No line is known to be {verb}, some may be; {again}." if unsure else f"Nothing was {verb}."
         spans = ", ".join(f"{self.lines[first]} to {self.lines[last]}" for first, last in self.done)
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
-        return f"Lines {spans} were {verb} ({counts}); sending them again does no harm."
+        return f"Lines {spans} were {verb} ({counts}){', and others may be' if unsure else ''}; {again}."
 
 
 def delete(

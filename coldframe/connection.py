@@ -352,6 +352,12 @@ def error_of(item: ItemError) -> ColdframeError:
     return _rebuilt(_BY_CODE.get(item.code, ColdframeError), item.message, {"coldframe-field": item.field})
 
 
+def broke_off(error: ColdframeError) -> bool:
+    """Return whether a connection ended in the middle of what raised this: more may be done than was answered."""
+    cause = error.__cause__
+    return isinstance(cause, grpc.RpcError) and _BROKEN.match(cause.details() or "") is not None
+
+
 _NO_GRPC = re.compile(r"Received http2 header with status: \d+|Failed parsing HTTP/2")
 # What gRPC says of a connection that stood; of one that could not be made it says so first, and why behind it.
 _BROKEN = re.compile(

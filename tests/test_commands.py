@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ from indexer.corpus import Article as BuiltArticle
 from indexer.corpus import Columns
 from indexer.corpus.articles import Parser
 from indexer.dates import parse_date
+from tests.relay import Relay
 from tests.scripted import Failure, Server
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,8 +42,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def ask(server: Server) -> Ask:
-    def run(*args: str, stdin: str | bytes | None = None) -> str:
-        done = CliRunner().invoke(commands.app, [*args, "--server", server.target], input=stdin)
+    def run(*args: str, stdin: str | bytes | None = None, target: str = server.target) -> str:
+        done = CliRunner().invoke(commands.app, [*args, "--server", target], input=stdin)
         if isinstance(done.exception, ColdframeError):
             raise done.exception
         assert done.exit_code == 0, done.output
@@ -366,6 +369,16 @@ def test_a_stream_that_breaks_says_what_was_done(server: Server, ask: Ask) -> No
     with pytest.raises(Unavailable, match="Nothing was upserted"):
         ask("upsert", stdin=numbered(1))
     assert len(server.requests) == 1
+
+
+def test_a_connection_that_breaks_leaves_open_what_was_done(server: Server, ask: Ask) -> None:
+    server.stalled = True
+    with Relay(server.target) as relay, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(ask, "upsert", "--group", "2", stdin=numbered(1, 2, 3), target=relay.target)
+        wait_until(lambda: bool(server.requests))
+        relay.cut()
+        with pytest.raises(Unavailable, match=r"broke off .* No line is known to be upserted, some may be; sending"):
+            done.result(20)
 
 
 # ---------------------------------------------------------------------------------------------------- delete, get
