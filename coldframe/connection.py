@@ -298,6 +298,8 @@ def _channel_options(
         # As quick as the retries: otherwise all of them meet the connection's first pause of one second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # A name is asked again where none of its servers answers, at most once in half a minute unless told.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
         *_pings(),
         ("grpc.service_config", _service_config(attempts, connections)),
         # Otherwise all channels of a process to one address are one connection.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -125,6 +128,41 @@ def test_so_it_is_whichever_way_grpc_says_it(said: str) -> None:
 def test_the_client_pings_no_more_often_than_the_server_permits() -> None:
     permitted_ms = dict(Limits().options(keys=False))["grpc.http2.min_ping_interval_without_data_ms"]
     assert 1.2 * permitted_ms <= connection._PING_MS
+
+
+class Names:
+    """A name server that says 127.0.0.1 of every name."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def _answer(self) -> None:
+        while True:
+            question, caller = self._socket.recvfrom(512)
+            end = question.index(b"\0", 12) + 5
+            found = question[end - 4 : end - 2] == b"\0\1"  # an address of IPv4, and no other
+            self.asked += found
+            head = question[:2] + struct.pack(">5H", 0x8180, 1, found, 0, 0) + question[12:end]
+            address = struct.pack(">3HIH4B", 0xC00C, 1, 1, 5, 4, 127, 0, 0, 1) if found else b""
+            self._socket.sendto(head + address, caller)
+
+
+def test_a_name_is_asked_again_soon_where_its_server_is_gone(server: Server) -> None:
+    names, port = Names(), server.target.rpartition(":")[2]
+    with Client(f"dns://127.0.0.1:{names.port}/news.test:{port}", timeout=5, attempts=1) as client:
+        client.index()
+        assert names.asked == 1
+        server.__exit__()
+        until = time.monotonic() + 15
+        while names.asked == 1 and time.monotonic() < until:
+            with pytest.raises(Unavailable):
+                client.index()
+            time.sleep(0.1)
+    assert names.asked > 1
 
 
 @pytest.mark.parametrize("connections", [0, -1, 65])
