@@ -306,8 +306,9 @@ def _channel_options(
         ("grpc.use_local_subchannel_pool", int(connections > 1)),
         *more,
     ]
-    if is_local(target):
-        # gRPC obeys http_proxy even for this machine itself, which no proxy can reach.
+    if is_local(target) or "," in target:
+        # gRPC obeys http_proxy even for this machine itself, which no proxy can reach, and names it a list of addresses
+        # as though that were one host.
         options.append(("grpc.enable_http_proxy", 0))
     return options
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     Metadata = Sequence[tuple[str, str | bytes]]
 
 _KEY = re.compile(r"[!-~]{1,1024}")
-_LOCAL = re.compile(
-    r"(dns:///|ipv4:|ipv6:)?(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d+)?|unix(-abstract)?:.+"
-)
+_HERE = r"(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d+)?"
+_LOCAL = re.compile(rf"(dns:(///)?|ipv4:|ipv6:)?{_HERE}(,{_HERE})*|unix(-abstract)?:.+")
 
 
 class SecurityOptions(TypedDict, total=False):

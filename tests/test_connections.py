@@ -130,6 +130,20 @@ def test_the_client_pings_no_more_often_than_the_server_permits() -> None:
     assert 1.2 * permitted_ms <= connection._PING_MS
 
 
+@pytest.mark.parametrize("scheme", ["", "ipv4:", "dns:", "dns:///"])
+def test_no_proxy_is_asked_for_this_machine(server: Server, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with Client(f"{scheme}{server.target}", attempts=1) as client:
+        client.index()
+
+
+def test_no_proxy_is_asked_for_a_list_of_addresses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for other, key in (("127.0.0.1:1", "cfk_of_this_machine"), ("192.0.2.1:1", None)):
+        with Client(f"ipv4:{server.target},{other}", attempts=1, timeout=10, api_key=key) as client:
+            client.index()
+
+
 class Names:
     """A name server that says 127.0.0.1 of every name."""
 
