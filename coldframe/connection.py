@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from copy import deepcopy
 from functools import cached_property
@@ -51,6 +52,9 @@ _LONGEST_TIMEOUT_S = 1e9
 
 _LAST_PORT = 65_535
 _PORT = re.compile(r"(?!unix).*:(\d{1,9})")
+
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables of the environment in which gRPC looks for a proxy, whatever a target's kind: the first one holds."""
 
 _RETRY_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
 """A token for each call that failed, a tenth of one back for each that did not; without half of them nothing is tried
@@ -453,6 +457,9 @@ def _unreached(message: str, target: str, secured: bool) -> str:
         own = "ask for the client's own certificate, of an authority that it believes: tls_cert, tls_key"
         hint = own if secured else "speak TLS: tls, tls_ca"
         cause += f"; it may {hint}"
+    proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
+    if proxy is not None and not is_local(target) and "," not in target:
+        cause += f"; it was asked by way of {proxy}, unless no_proxy names it"
     listen = f" --listen {target}" if _PORT.fullmatch(target) and "/" not in target else ""
     return f"no Coldframe server answers at {target} ({cause}); start one with: python -m server --store DIR{listen}"
 

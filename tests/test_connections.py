@@ -144,6 +144,13 @@ def test_no_proxy_is_asked_for_a_list_of_addresses(server: Server, monkeypatch: 
             client.index()
 
 
+def test_a_proxy_that_was_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    with Client("news.internal:50051", attempts=1, timeout=10) as client, pytest.raises(Unavailable) as caught:
+        client.index()
+    assert "; it was asked by way of https_proxy, unless no_proxy names it)" in caught.value.message
+
+
 class Names:
     """A name server that says 127.0.0.1 of every name."""
 
