@@ -435,7 +435,7 @@ def _unreached(message: str, target: str, secured: bool) -> str:
             f"{target} was not asked, for the files of tls_ca, tls_cert and tls_key cannot be used: give certificates "
             f"in PEM, and as tls_key the key of tls_cert, without a password."
         )
-    if "Hostname Verification" in message:
+    if "Hostname Verification" in message or "is not in peer certificate" in message:
         return (
             f"the certificate of {target} is for another name; ask by one that is in it, or give that one as "
             f"tls_server_name (--tls-server-name)."

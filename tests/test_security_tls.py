@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from coldframe import Client
+from coldframe import Client, connection
 from coldframe.credentials import is_local
 from coldframe.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from server.observe.metrics import Pulse, ServerCollector, registry
@@ -132,6 +132,16 @@ def test_a_client_believes_only_its_authority(server: Guarded, tmp_path: Path) -
     assert "--tls-server-name" in raised.value.message
     with Client(server.target, tls_server_name="localhost", **options) as client:
         client.index()
+
+
+def test_a_certificate_for_another_name_is_told_as_such_by_every_grpc() -> None:
+    for said in (
+        "Custom verification check failed with error: UNAUTHENTICATED: Hostname Verification Check failed.",
+        "Peer name news.internal is not in peer certificate",  # 1.72
+    ):
+        message = f"failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:1: {said}"
+        told = connection._explained(Unavailable, message, "news.internal:1", None, True)
+        assert told.startswith("the certificate of news.internal:1 is for another name; ")
 
 
 def test_tls_to_a_plain_port_says_so(target: str, tmp_path: Path) -> None:
