@@ -52,6 +52,8 @@ _LONGEST_TIMEOUT_S = 1e9
 
 _LAST_PORT = 65_535
 _PORT = re.compile(r"(?!unix).*:(\d{1,9})")
+_ONE_PLACE = re.compile(r"([^:/,]+|\[[^\]]+\]):\d+")
+"""A target that a server can be told to listen on: no list, and no scheme of gRPC's."""
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables of the environment in which gRPC looks for a proxy, whatever a target's kind: the first one holds."""
@@ -460,7 +462,7 @@ def _unreached(message: str, target: str, secured: bool) -> str:
     proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
     if proxy is not None and not is_local(target) and "," not in target:
         cause += f"; it was asked by way of {proxy}, unless no_proxy names it"
-    listen = f" --listen {target}" if _PORT.fullmatch(target) and "/" not in target else ""
+    listen = f" --listen {target}" if _ONE_PLACE.fullmatch(target) else ""
     return f"no Coldframe server answers at {target} ({cause}); start one with: python -m server --store DIR{listen}"
 
 

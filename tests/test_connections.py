@@ -151,6 +151,16 @@ def test_a_proxy_that_was_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "; it was asked by way of https_proxy, unless no_proxy names it)" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("target", "listen"),
+    [("[::1]:1", " --listen [::1]:1"), ("ipv4:127.0.0.1:1", ""), ("ipv4:127.0.0.1:1,127.0.0.1:2", "")],
+)
+def test_no_server_is_told_to_listen_on_what_is_no_address_of_one(target: str, listen: str) -> None:
+    with Client(target, attempts=1, timeout=10) as client, pytest.raises(Unavailable) as caught:
+        client.index()
+    assert caught.value.message.endswith(f"start one with: python -m server --store DIR{listen}")
+
+
 class Names:
     """A name server that says 127.0.0.1 of every name."""
 
