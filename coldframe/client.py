@@ -80,7 +80,8 @@ class Client:
     timeout: seconds that a call may take, its retries included; None waits for ever. Each call can say otherwise.
     attempts: 1 to 5. A call that finds the server UNAVAILABLE, or that gRPC turned away before the server saw it, is
     made so often in all, unless most calls fail; nothing else is retried, and streams are not. Upserts and deletes may
-    be: done twice they are the same as done once.
+    be: done twice they are the same as done once. The answer is that of the last try, to which an article that an
+    earlier one put is unchanged, and one that it removed is missing.
     connections: 1 to 64, asked in turns, to each address of the target where there is more than one; a single one goes
     to one address. A connection stays with one of a server's workers (`--workers`), or with one server behind a load
     balancer: whoever asks much by one client takes twice as many as there are of those.
