@@ -80,6 +80,7 @@ class Limits:
             # A caller that vanished without a word holds its streams no longer than this.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.ping_timeout_ms", 20_000),  # a minute unless told, whatever the one above says
             # Whoever pings more often is cut off: each ping is answered. Where pings without a call were not permitted,
             # one in two hours would be too many on an idle connection.
             ("grpc.keepalive_permit_without_calls", 1),
