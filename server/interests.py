@@ -48,7 +48,7 @@ def group(
     np.fill_diagonal(cosines, 1.0)
     shares = weights / weights.sum()
     found = [_interest(members, cosines, shares) for members in _linked(cosines, similarity, most)]
-    return sorted(found, key=lambda interest: (-round(interest.weight, _DIGITS), interest.seeds[0]))
+    return sorted(found, key=lambda interest: (_fall(interest.weight), interest.seeds[0]))
 
 
 def _linked(cosines: NDArray[np.float64], similarity: float, most: int) -> list[list[int]]:
@@ -71,8 +71,13 @@ def _linked(cosines: NDArray[np.float64], similarity: float, most: int) -> list[
 
 def _interest(members: list[int], cosines: NDArray[np.float64], shares: NDArray[np.float64]) -> Interest:
     weight = shares[members]
-    likeness = cosines[np.ix_(members, members)] @ weight  # (members,)
+    likeness = cosines[np.ix_(members, members)] @ (weight / weight.sum())  # (members,)
     return Interest(members, members[int(likeness.round(_DIGITS).argmax())], float(weight.sum()))
+
+
+def _fall(number: float) -> float:
+    """A key by which the greatest number comes first. Of logarithms, so that it is as fine for small ones."""
+    return -round(log(number), _DIGITS)
 
 
 class Turns:
@@ -89,8 +94,8 @@ class Turns:
         heapify(self._heap)
 
     def _key(self, number: int, divisor: int) -> float:
-        """The least is the highest average. Of logarithms, so that it is as fine for small weights."""
-        return -round(log(self._weights[number] / divisor), _DIGITS)
+        """The least is the highest average."""
+        return _fall(self._weights[number] / divisor)
 
     def next(self) -> int | None:
         """The number whose turn it is, which stays so until `had` or `left`; None where all have left."""

@@ -46,6 +46,18 @@ def test_groups_are_those_of_average_linkage(seed: int, n: int, similarity: floa
     assert [i.weight for i in found] == sorted((i.weight for i in found), reverse=True)
 
 
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(2, 24), similarity=st.floats(-0.5, 0.95), span=st.integers(0, 40))
+def test_light_interests_go_by_their_weights_as_heavy_ones_do(seed: int, n: int, similarity: float, span: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors, weights = unit_rows(random, n), 10.0 ** -random.uniform(0, span, n)  # such as fall with their age
+    found = group(vectors, weights, similarity=similarity, most=n)
+    for interest in found:
+        alone = group(vectors[interest.seeds], weights[interest.seeds], similarity=-1, most=1)
+        assert interest.medoid == interest.seeds[alone[0].medoid]
+    assert [i.weight for i in found] == sorted((i.weight for i in found), reverse=True)
+
+
 AXES = np.eye(4, dtype=np.float32)
 
 
