@@ -66,6 +66,8 @@ class Ask:
     """The place of the page's first hit."""
     first: int = 0
     """The limit of the first page, by whose steps all pages go down; 0: this is the first."""
+    largest: float | None = None
+    """What popularity was held against on the first page, or the order of all would be another one by now."""
     last: pages.Last | None = None
     """The hit that the page comes after, wherever that stands by now; without it the page begins at `start`."""
 
@@ -416,7 +418,7 @@ def _candidates(view: View, found: Tiers, ask: Ask, hunt: _Hunt) -> Candidates:
     rows, prior = found.rows, found.prior
     if ask.popularity is not None:
         key, weight = ask.popularity
-        prior = prior + (weight * view.popularity(rows, key)).astype(np.float32)
+        prior = prior + (weight * view.popularity(rows, key, ask.largest)).astype(np.float32)
     first = view.vectors(rows[found.tier == 0]) if ask.options.diversity > 0 else None
     return Candidates(
         rows=rows,

@@ -235,15 +235,18 @@ class View:
         """When they were published, since 1970, (n,); UNDATED where that is not known."""
         return self._pick(rows, self.base.columns.microseconds, self.overlay.columns.microseconds)
 
-    def popularity(self, rows: Rows, key: str) -> NDArray[np.float64]:
-        """log(1 + n) of an attribute that holds a number, over the largest of the index, (n,), 0 to 1; 0 without."""
+    def popularity(self, rows: Rows, key: str, largest: float | None = None) -> NDArray[np.float64]:
+        """log(1 + n) of an attribute that holds a number, over that of the largest, (n,), 0 to 1; 0 without.
+
+        largest: None for that of the index.
+        """
         numbers = self._pick(
             rows, _numbers(self.base.columns.attribute(key)), _numbers(self.overlay.columns.attribute(key))
         )
-        largest = self._largest(key)
-        return np.log1p(np.maximum(numbers, 0)) / np.log1p(largest) if largest > 0 else np.zeros(len(rows))
+        most = self.largest(key) if largest is None else largest
+        return np.log1p(np.clip(numbers, 0, most)) / np.log1p(most) if most > 0 else np.zeros(len(rows))
 
-    def _largest(self, key: str) -> float:
+    def largest(self, key: str) -> float:
         """The largest number that an attribute of an article that is there says; 0 where none says one above."""
         found = self._most.get(key)
         if found is None:
@@ -257,7 +260,7 @@ class View:
 
     @cached_property
     def _most(self) -> dict[str, float]:
-        """What `_largest` found, by attribute."""
+        """What `largest` found, by attribute."""
         return {}
 
     def stories(self, rows: Rows) -> NDArray[np.int64]:

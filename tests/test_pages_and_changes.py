@@ -29,6 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "floor": {"min_score": -1.0},
     "recency": {"half_life": timedelta(days=30), "as_of": datetime(2026, 3, 1, tzinfo=UTC)},
     "priors": {"priors": {"003": 0.1, "004": -0.1}},
+    "popularity": {"popularity_attribute": "views", "popularity_weight": 0.5},
 }
 
 
@@ -62,7 +63,21 @@ def the_last_goes_up(client: Client, hits: list[Hit]) -> set[str]:
     return {hits[-1].article.id}
 
 
-CHANGES = [more_come_than_a_page_has, the_first_goes, the_last_goes, the_last_goes_down, the_last_goes_up]
+def one_comes_that_more_have_read(client: Client, hits: list[Hit]) -> set[str]:
+    """And all others are less popular by now."""
+    read = 10 ** (6 + client.index().index.live_count)
+    client.upsert([piece(f"read-{read}", FAR, attributes={"views": str(read)})])
+    return {f"read-{read}"}
+
+
+CHANGES = [
+    one_comes_that_more_have_read,
+    more_come_than_a_page_has,
+    the_first_goes,
+    the_last_goes,
+    the_last_goes_down,
+    the_last_goes_up,
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -166,7 +181,7 @@ def test_tokens_of_equal_calls_are_equal_where_no_age_counts(client: Client, mon
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "place", [f"{2**40}:10:0:-9.5:gone", "1:1:0:-9.5:gone", "1:1:0::gone", "1:1:0:9.5:000", "0:1:0::"]
+    "place", [f"{2**40}:10:0::-9.5:gone", "1:1:0::-9.5:gone", "1:1:0:::gone", "1:1:0:7:9.5:000", "0:1:0:::"]
 )
 def test_a_token_that_somebody_made_ends_in_a_page(client: Client, way: str, place: str) -> None:
     asked: dict[str, Any] = {"limit": 5, **EVERY, **WAYS[way]}

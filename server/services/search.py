@@ -165,7 +165,10 @@ def _after(view: View, asked: Ask, found: Found, expansion: Expansion | None = N
     """Where the page after this one begins."""
     last = Last(view.id_of(int(found.rows[-1])), None if found.late else float(found.ranked.score[-1]))
     ages = asked.options.half_life_s is not None or (expansion is not None and expansion.max_age_s is not None)
-    return paging.Place(found.end, asked.first or asked.limit, int(asked.options.as_of_s) if ages else 0, last)
+    moment, largest = int(asked.options.as_of_s) if ages else 0, asked.largest
+    if asked.popularity is not None and largest is None:
+        largest = view.largest(asked.popularity[0])
+    return paging.Place(found.end, asked.first or asked.limit, moment, largest, last)
 
 
 def _nearest(

@@ -37,6 +37,8 @@ class Place(NamedTuple):
     """How many hits the first page was asked for; 0: this is the first."""
     moment: int = 0
     """That its ages were counted to, in seconds since 1970; 0: now, or no age counts."""
+    largest: float | None = None
+    """That its popularity was held against; None where popularity does not count."""
     last: Last | None = None
     """The hit that the page comes after; `start` is what it is where nothing changed since, and holds without it."""
 
@@ -87,17 +89,18 @@ class Asked:
     def at(self, place: Place) -> str:
         """The token of the page that begins at a place."""
         last_id, score = place.last or ("", None)
+        numbers = place.start, place.first, place.moment, place.largest, score
         # The id comes last: it may hold any character.
-        return self._token(f"{place.start}:{place.first}:{place.moment}:{'' if score is None else score}:{last_id}")
+        return self._token(":".join(["" if number is None else str(number) for number in numbers] + [last_id]))
 
     def place(self, token: str) -> Place:
         """The place that a token names; of the first page for an empty one."""
         if not token:
             return _FIRST
         try:
-            start, first, moment, score, last_id = self._said(token).split(":", 4)
+            start, first, moment, largest, score, last_id = self._said(token).split(":", 5)
             last = Last(last_id, float(score) if score else None) if last_id else None
-            place = Place(int(start), int(first), int(moment), last)
+            place = Place(int(start), int(first), int(moment), float(largest) if largest else None, last)
         except ValueError as error:
             raise _unknown() from error
         if not _possible(place):
@@ -143,9 +146,10 @@ _FIRST = Place()
 
 
 def _possible(place: Place) -> bool:
-    last = place.last
+    last, largest = place.last, place.largest or 0.0
     numbers = 0 <= place.start <= _MOST and 0 <= place.first <= MAX_LIMIT and abs(place.moment) <= _MOST
-    return numbers and (last is None or (len(last.id) <= MAX_ID_CHARS and math.isfinite(last.score or 0.0)))
+    known = last is None or (len(last.id) <= MAX_ID_CHARS and math.isfinite(last.score or 0.0))
+    return numbers and known and 0 <= largest < math.inf
 
 
 def _unknown() -> InvalidArgument:

@@ -55,6 +55,7 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, place: Place, 
         margin=margin,
         start=place.start,
         first=place.first,
+        largest=place.largest,
         last=place.last,
     )
 
