@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # To so many digits what is equal by the book is equal, whatever the order of a sum and the total that shares are of.
 _DIGITS = 9
+# A vector of unit length in fp32 has a cosine to itself that is so near to 1.
+_FP32_NOISE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def _linked(cosines: NDArray[np.float64], similarity: float, most: int) -> list[
         means = sums / np.outer(sizes, sizes)
         means[np.tril_indices(len(groups))] = -np.inf
         first, second = divmod(int(means.argmax()), len(groups))  # of equal ones the first: first < second
-        if len(groups) <= most and means[first, second] < similarity:
+        if len(groups) <= most and means[first, second] < similarity - _FP32_NOISE:
             break
         groups[first] = sorted(groups[first] + groups.pop(second))
         sums[first] += sums[second]

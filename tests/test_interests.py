@@ -58,6 +58,21 @@ def test_light_interests_go_by_their_weights_as_heavy_ones_do(seed: int, n: int,
     assert [i.weight for i in found] == sorted((i.weight for i in found), reverse=True)
 
 
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 12), twice=st.integers(0, 11))
+def test_a_seed_that_comes_twice_is_one_interest_of_twice_the_weight(seed: int, n: int, twice: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors, weights = unit_rows(random, n), random.uniform(0.1, 3, n)
+    found = group(
+        np.append(vectors, vectors[[twice % n]], 0), np.append(weights, weights[twice % n]), similarity=1, most=n + 1
+    )
+    weights[twice % n] *= 2
+    once = group(vectors, weights, similarity=1, most=n)
+    assert [(interest.medoid, interest.weight) for interest in found] == [
+        (interest.medoid, pytest.approx(interest.weight)) for interest in once
+    ]
+
+
 AXES = np.eye(4, dtype=np.float32)
 
 
