@@ -34,8 +34,8 @@ class SearchRequest(google.protobuf.message.Message):
     may find, as more of the index is visited for it, articles that score above what was answered already: they come
     after all others. EFFORT_EXACT has none of these.
     A page goes on after the last hit of the one before, also where articles came or went in between: one that came in
-    above is passed over. With diversity, several interests or less than EFFORT_EXACT, and where an article itself was
-    replaced, such a change may still bring one twice or leave one out.
+    above is passed over. With diversity, several interests, an expansion or less than EFFORT_EXACT, and where an
+    article itself was replaced, such a change may still bring one twice or leave one out.
     """
     @property
     def seed(self) -> coldframe.v1.types_pb2.Seed: ...
