@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextSeed:
-    """Any text; `article_id` is the id of the article that it is, if it is one."""
+    """Any text."""
 
     text: str
-    article_id: str = ""
+    article_id: str | None = None
+    """The id of the article that it is, which may be empty; None where it is no article."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Point:
     usage: ArticleRow | Embedded | None = None
     """What says how much of it was read, where it was a text."""
     text: bool = False
-    """Whether it was a text, and not an article of the index or a place in it."""
+    """Whether it was a text, and not an article or a place in the index."""
 
 
 async def resolve(engine: Engine, served: Served, seeds: Sequence[Seed], timing: Timing) -> list[Point | None]:
@@ -79,7 +80,7 @@ async def resolve(engine: Engine, served: Served, seeds: Sequence[Seed], timing:
         texts = [seed.text for n in new if isinstance(seed := seeds[n], TextSeed)]
         embedded = await engine.embed(served, texts, timing)
         for n, vector, of in zip(new, placed(served, embedded), embedded, strict=True):
-            points[n] = Point(vector, _itself(served, seeds[n]), of, text=True)
+            points[n] = Point(vector, _itself(served, seeds[n]), of, text=_is_text(seeds[n]))
     return points
 
 
@@ -103,7 +104,11 @@ def _known(served: Served, seed: Seed) -> Point | None:
     known = view.row_of_text(text_digest(seed.text))
     if known is None:
         return None
-    return Point(view.vector(known), _itself(served, seed), view.article(known), text=True)
+    return Point(view.vector(known), _itself(served, seed), view.article(known), text=_is_text(seed))
+
+
+def _is_text(seed: Seed) -> bool:
+    return isinstance(seed, TextSeed) and seed.article_id is None
 
 
 def _itself(served: Served, seed: Seed) -> int | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from coldframe import expansion, seed
+from coldframe import article, expansion, seed
 from coldframe.errors import InvalidArgument
 from coldframe.filters import cluster
 from coldframe.recipe import unit
@@ -213,7 +213,12 @@ def test_expansion_moves_texts_towards_the_articles_and_nothing_else(client: Cli
         wanted = client.recommend([seed(vector=moved.tolist())], effort="exact", max_per_story=0)
         assert ids(reply.hits) == ids(wanted.hits)
         assert [hit.score for hit in reply.hits] == pytest.approx([hit.score for hit in wanted.hits], abs=1e-5)
-    for still in (seed(article_id="010"), seed(vector=plain.tolist()), seed(cluster_id="c0000")):
+    known = client.get_article("010").article
+    for still in (
+        *(seed(article_id="010"), seed(article=piece("010", known.excerpt, title=known.title))),
+        *(seed(article=piece("never seen")), seed(article=article(title="q", content="z z"))),
+        *(seed(vector=plain.tolist()), seed(cluster_id="c0000")),
+    ):
         assert client.recommend([still], expansion=expansion()).hits == client.recommend([still]).hits
 
 

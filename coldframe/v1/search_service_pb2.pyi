@@ -298,7 +298,7 @@ global___RecommendRequest = RecommendRequest
 @typing.final
 class Expansion(google.protobuf.message.Message):
     """A text of a few words lies beside the articles, not among them: mixes in the articles nearest to it (pseudo-relevance
-    feedback; Rocchio 1971).
+    feedback; Rocchio 1971). Seeds of other kinds, whole articles too, stay where they are.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
