@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# By so much scores differ that are equal by the book: (1 - d) x relevance - d x likeness is 0 for all that follows what
+# the seed itself is, where d is a half.
+_FP32_NOISE = 1e-6
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -389,7 +392,8 @@ class _Unlike:
     def next(self, interest: int, allowed: _Allowed) -> int | None:
         order = self._orders[interest]
         scores = (self._open - self._weight * (self._merit + self._likeness))[order]
-        while len(order) and scores[best := int(scores.argmax())] > -inf:  # of equal ones the first: the most relevant
+        while len(order) and (most := scores.max()) > -inf:
+            best = int((scores >= most - _FP32_NOISE).argmax())  # of equal ones the first: the most relevant
             place = int(self._first[order[best]])
             if allowed(place):
                 return place

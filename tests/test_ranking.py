@@ -222,6 +222,19 @@ def test_diversity_prefers_what_is_unlike_what_stands_before() -> None:
     np.testing.assert_allclose(ranked.diversity, [-0.45, -0.3, -0.25, -0.75, -0.9], atol=1e-6)
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32), count=st.integers(2, 40))
+def test_after_the_seed_itself_comes_what_is_most_like_it_where_half_a_diversity_makes_all_equal(
+    seed: int, count: int
+) -> None:
+    drawn = np.random.default_rng(seed).standard_normal((count, 48)) + 0.3  # all of them somewhat alike
+    vectors = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    similarity = vectors.astype(np.float64) @ vectors[0].astype(np.float64)
+    nearest = np.argsort(-similarity)
+    found = candidates(similarity[nearest].tolist(), vectors=vectors[nearest])
+    assert rank(found, Options(diversity=0.5), 2).place.tolist() == [0, 1]
+
+
 def test_with_full_diversity_the_first_is_the_most_relevant_and_the_rest_are_unlike_it() -> None:
     assert order(Options(max_per_story=0, diversity=1.0)) == [0, 3, 4, 2, 1]
 

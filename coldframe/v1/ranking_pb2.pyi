@@ -243,7 +243,8 @@ class Ranking(google.protobuf.message.Message):
     """1 to 1,000; 0 for no limit. Default 0."""
     diversity: builtins.float
     """Maximal marginal relevance (Carbonell and Goldstein 1998): 0, the order of relevance, to 1, unlike all before it.
-    Ranks the nearest 1,000; what comes behind them does so by relevance. Default 0.
+    Of scores that are equal but for rounding, less than 0.000001 apart, the more relevant one comes first. Ranks the
+    nearest 1,000; what comes behind them does so by relevance. Default 0.
     """
     recency_weight: builtins.float
     """In units of cosine, 0 to 2. Default 0.2."""
