@@ -103,32 +103,6 @@ def test_short_articles_overtake_long_ones_and_nobody_waits_for_ever(lines: Line
     assert lines.encoder.order == [4_096, 300, 300, 300, 4_096]
 
 
-def test_a_long_article_is_computed_while_seed_texts_never_end(lines: Lines) -> None:
-    async def endless(stop: asyncio.Event) -> int:
-        count = 0
-        while not stop.is_set():
-            await asyncio.gather(*(lines.embed(100) for _ in range(4)))
-            count += 1
-        return count
-
-    async def run() -> tuple[float, int]:
-        stop = asyncio.Event()
-        seeds = asyncio.create_task(endless(stop))
-        await asyncio.sleep(0.05)
-        took = await lines.embed(4_096)
-        stop.set()
-        return took, await seeds
-
-    took, count = asyncio.run(run())
-    assert took < 0.41 * 4 * 2, "a quarter of the time is its own"
-    assert count > 5, "and the others did not wait for it"
-
-
-def test_where_both_lines_wait_they_take_turns(lines: Lines) -> None:
-    lines.queue.quick.texts = lines.queue.bulk.texts = 1
-    assert [lines.queue._next_line().name for _ in range(4)] == ["quick", "bulk", "quick", "bulk"]
-
-
 def test_a_small_article_that_is_to_be_kept_waits_behind_seed_texts(lines: Lines) -> None:
     async def run() -> None:
         first = asyncio.create_task(lines.embed(200))
@@ -202,19 +176,29 @@ def test_a_text_that_is_late_or_given_up_is_dropped_counted_and_makes_room(lines
     assert lines.queue.quick.texts == 0
 
 
-def test_texts_that_are_nearly_here_are_computed_together(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.embed_queue._WAIT_S", 10.0)
+def test_texts_that_are_nearly_here_are_computed_together_and_who_is_alone_waits_for_nobody(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.embed_queue._WAIT_S", 600.0)
+
+    async def together() -> None:
+        with lines.queue.expecting(["another text"]):
+            with lines.queue.expecting(["and a third one"]):
+                first = asyncio.create_task(lines.embed(20))
+                await asyncio.sleep(0.01)
+            second = asyncio.create_task(lines.embed(30))
+            await asyncio.sleep(0.01)
+        await lines.embed(40)
+        await asyncio.gather(first, second)
 
     async def run() -> None:
-        with lines.queue.expecting(["another text"]):
-            first = asyncio.create_task(lines.embed(20))
-            await asyncio.sleep(0.0005)
-        await lines.embed(30)
-        await first
+        for _ in range(2):
+            await together()
+            await lines.embed(10)
 
-    asyncio.run(run())
-    assert lines.queue.batches.tokens.counts[2] == 1, "one batch of 50 tokens"
-    assert lines.queue.batches.texts == 2
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert lines.queue.batches.texts == 8
+    assert sum(lines.queue.batches.tokens.counts) == 4, "of 90 tokens, and of 10"
 
 
 def test_a_bound_is_above_what_one_call_may_have() -> None:
