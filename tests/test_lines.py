@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from server.admission import SearchLine
 from server.embed_queue import Line
+from server.threads import Threads
 
 
 def test_who_comes_has_less_room_while_much_is_computed_but_some_always() -> None:
@@ -68,3 +72,46 @@ def test_a_search_line_that_refuses_is_kept_short_until_nobody_was_refused_for_a
     assert (full(63), full(8), full(7)) == (True, True, False)
     now += 0.3
     assert (full(63), full(64)) == (False, True)
+
+
+def test_searches_count_as_going_on_for_a_second_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, line, pool = 100.0, SearchLine(64), Threads(1, "test", lambda: None)
+    monkeypatch.setattr("server.admission.time", SimpleNamespace(monotonic=lambda: now))
+    found = [line.busy()]
+
+    async def ask() -> None:
+        search = line.through(pool, lambda: None)
+        found.append(line.busy())
+        await search
+
+    asyncio.run(ask())
+    for later in 0.9, 0.2:
+        found.append(line.busy())
+        now += later
+    found.append(line.busy())
+    pool.shutdown()
+    assert found == [False, True, True, True, False]
+
+
+def test_a_search_that_was_begun_is_not_counted_as_dropped_when_its_caller_goes() -> None:
+    line, pool, begun, free = SearchLine(64), Threads(1, "test", lambda: None), threading.Event(), threading.Event()
+
+    async def ask() -> None:
+        search = asyncio.ensure_future(line.through(pool, lambda: begun.set() or free.wait(60)))
+        behind = asyncio.ensure_future(line.through(pool, lambda: None))
+        assert begun.wait(60)
+        search.cancel()
+        behind.cancel()
+        free.set()
+        await asyncio.wait([search, behind])
+
+    asyncio.run(ask())
+    pool.shutdown()
+    assert line.counts.dropped == {"deadline": 0, "gone": 1}
+
+
+def test_a_line_of_few_searches_still_takes_those_of_one_batch_while_it_refuses() -> None:
+    line = SearchLine(10)
+    line.refuse()
+    line.waiting = 3
+    assert not line.full
