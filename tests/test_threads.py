@@ -33,7 +33,9 @@ def test_each_caller_gets_what_its_own_work_came_to() -> None:
     assert isinstance(error, KeyError)
 
 
-def test_what_was_cancelled_before_its_turn_is_not_done_and_nobody_else_notices() -> None:
+def test_what_was_cancelled_before_its_turn_is_not_done_and_nobody_else_notices(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     done: list[str] = []
 
     async def ask() -> None:
@@ -59,6 +61,7 @@ def test_what_was_cancelled_before_its_turn_is_not_done_and_nobody_else_notices(
     asyncio.run(ask())
     pool.shutdown()
     assert done == ["first", "third"]
+    assert caplog.records == []
 
 
 def test_shutting_down_waits_for_all_that_is_in_line() -> None:
@@ -126,6 +129,45 @@ def test_long_works_are_shared() -> None:
 
     pool = threads(3)
     assert set(asyncio.run(ask())) == {"test_0", "test_1", "test_2"}
+    pool.shutdown()
+
+
+def test_works_that_were_long_of_late_are_shared_at_once_and_short_ones_after_them_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.threads._LOOK_S", 60.0)  # nobody sees how long they take but by those before
+
+    async def ask() -> tuple[set[str], set[str]]:
+        await pool.run(lambda: spin(0.05))
+        long = await asyncio.gather(*(pool.run(lambda: spin(0.02)) for _ in range(20)))
+        for _ in range(100):
+            await pool.run(lambda: None)
+        return set(long), set(await asyncio.gather(*(pool.run(lambda: spin(0)) for _ in range(200))))
+
+    pool = threads(3)
+    assert asyncio.run(ask()) == ({"test_0", "test_1", "test_2"}, {"test_0"})
+    pool.shutdown()
+
+
+def test_nobody_looks_after_threads_that_have_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.threads._LOOK_S", 0.0)
+    looks: list[object] = []
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        later = loop.call_later
+        monkeypatch.setattr(loop, "call_later", lambda *what: looks.append(what) or later(*what))
+        await asyncio.gather(*(pool.run(lambda: spin(0)) for _ in range(9)))
+        for _ in range(9):
+            await asyncio.sleep(0)  # until it was seen that none is left
+        seen = len(looks)
+        assert seen
+        for _ in range(9):
+            await asyncio.sleep(0)
+        assert len(looks) == seen
+
+    pool = threads(2)
+    asyncio.run(ask())
     pool.shutdown()
 
 
