@@ -99,6 +99,18 @@ def test_equals_are_told_apart_by_the_lowest_seed() -> None:
     assert share_places([0.6, 0.2, 0.2], [9, 9, 9], 3) == [0, 0, 1]
     assert [interest.seeds for interest in group(AXES, np.ones(4), similarity=0.5, most=2)] == [[0, 1, 2], [3]]
     assert group(np.empty((0, 4), np.float32), np.empty(0), similarity=0.5, most=2) == []
+    assert [interest.seeds for interest in group(AXES, np.ones(4), similarity=0.0, most=4)] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("n", range(2, 8))
+def test_of_seeds_that_are_all_as_like_each_other_the_lowest_stands_for_them(n: int) -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        common, weights = np.sqrt(random.random()), np.full(n, random.random())
+        equal = np.hstack([np.full((n, 1), common), np.sqrt(1 - common**2) * np.eye(n)]).astype(np.float32)
+        assert group(equal, weights, similarity=-1, most=1)[0].medoid == 0
+    # Of two each is as like the other, though neither is quite of unit length.
+    assert [group(unit_rows(random, 2), np.ones(2), similarity=-1, most=1)[0].medoid for _ in range(20)] == [0] * 20
 
 
 @settings(max_examples=200, deadline=None)
@@ -119,6 +131,7 @@ def test_places_are_shared_by_the_highest_average(numbers: list[tuple[int, int]]
 
 def test_the_smaller_interest_does_not_wait_for_its_whole_share() -> None:
     assert share_places([7, 2, 1], [99, 99, 99], 10) == [0, 0, 1, 0, 0, 2, 0, 1, 0, 0]
+    assert share_places([1e-12, 3e-12], [99, 99], 4) == [1, 0, 1, 1], "however small"
 
 
 def test_turns_end_when_all_have_left() -> None:
