@@ -89,6 +89,11 @@ def test_a_few_cells_may_be_uneven(sizes: list[int]) -> None:
     assert judge(replace(GOOD, sizes=sizes, empty=0), LIMITS) == []
 
 
+def test_an_even_share_is_one_of_all_cells_those_without_an_article_too() -> None:
+    facts = replace(GOOD, sizes=[90, 5, 5], empty=37)
+    assert [breach.gate for breach in judge(facts, replace(LIMITS, max_empty_share=1.0))] == ["cell"]
+
+
 def test_a_corpus_of_no_cells_is_judged_by_the_rest() -> None:
     assert judge(replace(GOOD, sizes=[], empty=0), LIMITS) == []
 
