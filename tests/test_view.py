@@ -139,6 +139,24 @@ def test_few_live_rows_are_all_looked_at_however_few_lists_are_visited(base: Bas
         assert rows.tolist() == list(range(200))
 
 
+def test_a_filter_has_as_many_lists_visited_as_hold_enough_of_what_it_keeps() -> None:
+    """As in the generation: four times as many, none of them empty, and until there are as many rows as in those."""
+    overlay, vector, rows = Overlay(DIM), np.zeros(DIM, np.float32), np.arange(9_000)
+    clusters = np.where(rows < 1_000, 10, rows % 50)  # 160 in each, and many more in one
+    for n, cluster in enumerate(clusters.tolist()):
+        overlay.append(LiveRow(row(f"live-{n:04}", cluster=cluster), vector, WORDS))
+
+    def visited(allowed: NDArray[np.bool_], wanted: int = 5) -> list[int]:
+        found = overlay.candidates(np.arange(50), 1, wanted, allowed, filtered=True)
+        assert allowed[found].all()
+        return sorted(set(clusters[found].tolist()))
+
+    assert visited(clusters >= 10) == [*range(10, 14)]
+    assert visited(clusters >= 11) == [*range(11, 16)], "which hold 720"
+    assert visited((clusters >= 11) & (rows % 4 < 2)) == [*range(11, 20)]
+    assert visited(clusters >= 11, wanted=1_000) == [*range(11, 18)]
+
+
 def test_live_rows_of_all_lists_within_the_margin_are_looked_at(base: Base) -> None:
     """As those of the generation are: to a short text most clusters are about as near."""
     view, articles, index = View.of(base), of_base(base), base.generation.index
@@ -197,7 +215,7 @@ def test_what_is_tried_out_goes_its_own_way_from_where_it_began(base: Base) -> N
     assert {name for name in articles if tried.row_of(name) is None} == set()
     assert [tried.row_of(name) for name in ("n2", "n10", "later")] == [None] * 3
     assert tried.row_of_text(row("n17").text_digest) == tried.row_of("n17")
-    assert tried.row_of_text(row("later").text_digest) is None
+    assert [tried.row_of_text(row(name).text_digest) for name in ("n10", "later")] == [None] * 2
     again = tried.apart().with_article(live(base, "n2", vectors[2]), 22)
     assert (again.row_of("n2"), tried.row_of("n2")) == (ROWS + 20, None)
     for query in random_units(4, 13):
@@ -246,6 +264,11 @@ def test_rows_of_a_change_that_failed_half_way_are_not_there_and_others_have_the
     assert [later.id_of(row) for row in (later.row_of("one") or 0, later.row_of("two") or 0)] == ["one", "two"]
     assert later.row_of("stray") is None
     assert found(later, vector, 100) == slow(later, there, vector)
+    tried = view.apart().with_article(live(base, "two", vector), 2)
+    place = tried.row_of("two") or 0
+    assert (tried.id_of(place), tried.row_of("stray")) == ("two", None)
+    assert tried.clusters(np.array([place])).tolist() == [tried.article(place).cluster]
+    assert found(tried, vector, 100) == slow(tried, there, vector)
 
 
 def test_threads_that_ask_for_ever_other_attributes_at_once_fill_no_memory(base: Base) -> None:
