@@ -100,6 +100,26 @@ def test_with_priors_alone_the_order_is_that_of_the_scores_to_the_end(view: View
     assert list(zip((-found.ranked.score).tolist(), ids(view, found), strict=True)) == true
 
 
+def test_of_a_small_index_all_are_answered_those_whose_prior_puts_them_last_too(view: View) -> None:
+    small, vector = View.of(view.base), question()
+    ranked = by_similarity(small, vector)
+    priors = {name: -3.0 + n / 10 for n, (name, _) in enumerate(ranked[::3])}
+    found = search(small, Point(vector), asked(2 * ROWS, priors=priors, max_per_story=0))
+    true = sorted((-(score + np.float32(priors.get(name, 0))), name) for name, score in ranked)
+    assert ids(small, found) == [name for _, name in true]
+
+
+def test_a_threshold_and_priors_of_many_leave_out_nobody_in_between(view: View) -> None:
+    vector = question()
+    ranked = by_similarity(view, vector)
+    priors = {name: 2.0 for name, _ in ranked[2_000:2_400]}  # and the nearest are no longer all of the first tier
+    least = ranked[700][1]
+    reached = [name for name, score in ranked if score >= least or name in priors]
+    stories = view.stories(np.array([view.row_of(name) for name in reached]))
+    found = search(view, Point(vector), asked(1_000, priors=priors, min_score=float(least)))
+    assert len(found.rows) == len({*stories.tolist()})
+
+
 # ------------------------------------------------------------------------------------- answers are as long as can be
 
 SHORT: dict[str, dict[str, Any]] = {
