@@ -96,8 +96,12 @@ def test_searches_count_as_going_on_for_a_second_after_the_last(monkeypatch: pyt
 def test_a_search_that_was_begun_is_not_counted_as_dropped_when_its_caller_goes() -> None:
     line, pool, begun, free = SearchLine(64), Threads(1, "test", lambda: None), threading.Event(), threading.Event()
 
+    def wait() -> None:
+        begun.set()
+        free.wait(60)
+
     async def ask() -> None:
-        search = asyncio.ensure_future(line.through(pool, lambda: begun.set() or free.wait(60)))
+        search = asyncio.ensure_future(line.through(pool, wait))
         behind = asyncio.ensure_future(line.through(pool, lambda: None))
         assert begun.wait(60)
         search.cancel()

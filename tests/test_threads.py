@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -155,8 +156,13 @@ def test_nobody_looks_after_threads_that_have_nothing_to_do(monkeypatch: pytest.
 
     async def ask() -> None:
         loop = asyncio.get_running_loop()
-        later = loop.call_later
-        monkeypatch.setattr(loop, "call_later", lambda *what: looks.append(what) or later(*what))
+        call_later = loop.call_later
+
+        def counted(*what: Any) -> object:
+            looks.append(what)
+            return call_later(*what)
+
+        monkeypatch.setattr(loop, "call_later", counted)
         await asyncio.gather(*(pool.run(lambda: spin(0)) for _ in range(9)))
         for _ in range(9):
             await asyncio.sleep(0)  # until it was seen that none is left
