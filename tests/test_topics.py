@@ -99,6 +99,19 @@ def test_the_same_clusters_in_another_order_keep_their_topics() -> None:
     assert [after.id_of(int(place[old])) for old in range(6)] == [before.id_of(old) for old in range(6)]
 
 
+@pytest.mark.parametrize("turn", range(4))
+def test_of_groupings_that_are_all_as_good_the_one_before_stays(turn: int) -> None:
+    angles = np.arange(12) * np.pi / 6
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    topic = [f"t{(number + turn) % 12 // 4:04}" for number in range(12)]  # of each cluster: four neighbours have one
+    before = [
+        Topic(name, "", [], [own for own, home in zip(numbered(12), topic, strict=True) if home == name], 4)
+        for name in sorted(set(topic))
+    ]
+    after = group_clusters(vectors, np.arange(12), named(numbered(12), before), 3)
+    assert [after.id_of(number) for number in range(12)] == topic
+
+
 def test_a_cluster_that_is_new_joins_the_topic_it_is_like() -> None:
     vectors, assignment = family([0, 1, 2, 1, 0])
     before = [
@@ -117,6 +130,15 @@ def test_of_a_topic_that_splits_the_larger_part_keeps_the_name() -> None:
     after = group_clusters(vectors, assignment, named(numbered(5), before), 3)
     assert [after.id_of(number) for number in range(5)] == ["t0007", "t0100", "t0007", "t0003", "t0003"]
     assert after.next_number == 101
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_topic_made_of_equal_parts_of_others_is_a_new_one(parts: int) -> None:
+    vectors, assignment = family([0] * parts + [1, 1])
+    ids = numbered(parts + 2)
+    before = [Topic(f"t{n:04}", "", [], [ids[n]], 6) for n in range(parts)] + [Topic("t0009", "", [], ids[parts:], 12)]
+    after = group_clusters(vectors, assignment, named(ids, before), 2)
+    assert [after.id_of(number) for number in range(parts + 2)] == ["t0100"] * parts + ["t0009"] * 2
 
 
 def test_topics_all_of_whose_clusters_are_gone_are_gone() -> None:
