@@ -22,6 +22,7 @@ from indexer.evaluate.baselines import InDegree, Vectors, near_duplicates, neare
 from indexer.evaluate.bootstrap import Interval, resampled_means
 from indexer.evaluate.command import evaluate_command
 from indexer.evaluate.corpus import Corpus, add_links, add_sessions, load
+from indexer.evaluate.run import _clustering
 from indexer.evaluate.tasks import label_task, link_task, session_tasks, v_measure
 from tests.builds import build
 
@@ -152,6 +153,13 @@ def test_intervals_hold_the_mean_and_narrow_with_the_items() -> None:
         assert interval.low < interval.value < interval.high
         widths.append((interval.high - interval.low) / (2 * 1.96 * values.std() / np.sqrt(items)))
     assert widths == pytest.approx([1, 1], abs=0.1)
+
+
+def test_a_clustering_lies_within_its_own_interval() -> None:
+    rng = np.random.default_rng(4)
+    vectors = unit(rng.standard_normal((120, 8)).astype(np.float32))
+    result = _clustering("mean", vectors, [*"abcdefgh"] * 15, 0).result  # labels that tell nothing
+    assert result.low < result.value < result.high < result.value + 0.1
 
 
 def test_near_duplicates_stand_behind_the_first() -> None:
