@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
+from coldframe import article
 from coldframe.errors import DeadlineExceeded, Overloaded, UnknownArticle
 from coldframe.requests import search_request
 from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
@@ -221,6 +222,24 @@ def test_an_article_that_changed_is_counted_once_whatever_became_of_it(server: O
     assert server.samples()[changed][()] == pytest.approx(12 / 120), "another, and one that came"
     client.delete(["fresh"])
     assert server.samples()[changed][()] == pytest.approx(11 / 120), "and went"
+
+
+def test_an_article_that_was_removed_and_came_back_as_it_was_is_no_change(server: Observed) -> None:
+    client, changed = server.client, "coldframe_changed_ratio"
+    view = server.engine.served().view
+    known = [view.article(row) for row in range(30)]  # so short that excerpts are all of them
+    client.delete([one.id for one in known])
+    assert server.samples()["coldframe_rebuild_advised"][()] == 1
+    client.upsert(
+        article(one.id, title=one.title, content=one.excerpt, published_at=one.published_at, attributes=one.attributes)
+        for one in known[:28]
+    )
+    found = server.samples()
+    assert found["coldframe_live_articles"][()] == 28
+    assert found[changed][()] == pytest.approx(2 / 120), "a build of them would find nothing to do"
+    assert found["coldframe_rebuild_advised"][()] == 0
+    client.upsert([article(known[0].id, title="another", content=known[0].excerpt)])
+    assert server.samples()[changed][()] == pytest.approx(3 / 120)
 
 
 def test_a_histogram_counts_each_value_in_one_range() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from coldframe.articles import ArticleRow
     from server.view import View
 
 MOST_CHANGED = 0.2
@@ -25,7 +26,7 @@ _SPARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """live: articles that came since the build. changed: share of articles that came, went or were replaced.
+    """live: articles that came since the build. changed: share of articles that came, went or are not as they were.
 
     outliers: share of the live articles that are outliers of their clusters; built: the same of the generation's.
     """
@@ -48,10 +49,23 @@ def drift(view: View) -> Drift:
     live = [view.overlay.rows[row].article for row in np.flatnonzero(view.alive).tolist()]
     clusters, size = view.base.generation.clusters, len(view.base)
     # By id: one that was replaced is a live article, and one of the generation's that is hidden.
-    changed = {article.id for article in live} | {view.id_of(row) for row in view.replaced.tolist()}
+    came = {article.id: article for article in live}
+    hidden = {view.id_of(row): row for row in view.replaced.tolist()}
+    back = {name for name, row in hidden.items() if name in came and _is_the_same(came[name], view.article(row))}
+    changed = (came.keys() | hidden.keys()) - back
     return Drift(
         live=len(live),
         changed=len(changed) / max(size, 1),
         outliers=sum(article.outlier for article in live) / max(len(live), 1),
         built=sum(cluster.outliers for cluster in clusters) / max(size, 1),
+    )
+
+
+def _is_the_same(article: ArticleRow, built: ArticleRow) -> bool:
+    """Whether an article was removed and came back as it was: a build of it makes nothing new, and none is due."""
+    return (article.text_digest, article.title, article.published_at, article.attributes) == (
+        built.text_digest,
+        built.title,
+        built.published_at,
+        built.attributes,
     )
