@@ -37,14 +37,14 @@ def choose_clusters(distinct: int, wanted: int | None, previous: int | None) -> 
 
     About sqrt(n): lists and the articles in a list then cost a search alike, and people can read the clusters. The
     `previous` generation's number is kept while it is within a quarter of that, so that a corpus that grows a little
-    every day does not lose names every day. What the user `wanted` is taken as it is.
+    every day does not lose names every day; then it goes no farther than to that quarter, so that it does not lose a
+    fifth of them in one night. What the user `wanted` is taken as it is.
     """
     if wanted is not None:
         return wanted
     fitting = max(1, round(math.sqrt(distinct)))
-    if previous is not None and previous / _SLACK <= fitting <= previous * _SLACK:
-        return min(previous, max(1, distinct))
-    return fitting
+    least, most = math.ceil(fitting / _SLACK), math.floor(fitting * _SLACK)
+    return min(max(fitting if previous is None else previous, least), most, max(1, distinct))
 
 
 def train(vectors: Floats, clusters: int, seed: int, start: Floats | None = None) -> Floats:

@@ -57,15 +57,17 @@ def test_the_number_that_is_wanted_is_taken(previous: int | None) -> None:
     [
         (2_225, 46, 46),
         (3_000, 47, 47),  # 55 would fit: near enough
-        (3_500, 47, 59),
+        (3_500, 47, 48),  # 59 would fit: no nearer than need be
         (2_225, 58, 58),
-        (2_225, 60, 47),
+        (2_225, 60, 58),
+        (450, 16, 17),
+        (40_000, 16, 160),
         (14, 5, 5),
         (10, 4, 3),
         (1, 1, 1),
     ],
 )
-def test_the_number_stays_while_it_is_near(texts: int, previous: int, clusters: int) -> None:
+def test_the_number_stays_while_it_is_near_and_goes_no_farther(texts: int, previous: int, clusters: int) -> None:
     assert choose_clusters(texts, None, previous) == clusters
 
 
