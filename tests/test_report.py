@@ -183,6 +183,7 @@ def test_it_says_where_clusters_come_from(page: str) -> None:
     assert "split c0001" in said
     assert "no cluster" not in said
     assert re.search(r"c0099 gone, .* 7 c0002 word2, term2, name2", said)
+    assert "of its articles, those still there are in" in said, "few of them, maybe"
     assert "ids kept 95.1%" in said
     assert "drift 0.031" in said
 
