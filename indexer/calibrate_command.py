@@ -149,7 +149,8 @@ def _table(calibration: Calibration) -> object:
     cosines = [pair.cosine for pair in calibration.same]
     steps = {calibration.threshold}
     if cosines:
-        steps |= {float(np.quantile(cosines, 1 - share, method="lower")) for share in _SHARES_KEPT}
+        lowest = [float(np.quantile(cosines, 1 - share, method="lower")) for share in _SHARES_KEPT]
+        steps |= {math.floor(1_000 * step) / 1_000 for step in lowest}  # as they are printed, and copied
     names = ("threshold", "same words: kept", "compared in vain, per 100 texts")
     table = Table(*(Column(name, justify="right") for name in names), "", box=None)
     for step in sorted(steps):

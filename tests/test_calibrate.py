@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from coldframe.store import Store
 from coldframe.text import text_digest
 from indexer.calibrate import LEAST_PAIRS, USUAL_THRESHOLD, Calibration, Near, Pair, calibrate, propose
-from indexer.calibrate_command import calibrate_command
+from indexer.calibrate_command import _table, calibrate_command
 from indexer.spool import UNDATED
 from indexer.stories import DAY_S
 from tests.conftest import Sample, write_corpus
@@ -198,3 +200,13 @@ def test_columns_of_other_names_are_read(store_path: Path, tmp_path: Path, artic
 def test_a_pair_says_whether_its_words_agree() -> None:
     assert Pair(0, 1, 0.9, None, 0.6).same
     assert not Pair(0, 1, 0.9, None, 0.59).same
+
+
+def test_a_threshold_of_the_table_keeps_what_stands_beside_it_as_it_is_printed() -> None:
+    cosines = np.sort(np.random.default_rng(0).uniform(0.8, 0.99, 60))[::-1]
+    pairs = [Pair(n, n + 1, float(cosine), 1.0, 1.0) for n, cosine in enumerate(cosines)]
+    found, printed = Calibration(0.8, True, pairs, 100), io.StringIO()
+    Console(file=printed, width=120).print(_table(found))
+    rows = [line.split() for line in printed.getvalue().splitlines()[1:]]
+    assert len(rows) > 3
+    assert [kept for _, kept, *_ in rows] == [f"{found.kept(float(threshold)):.1%}" for threshold, *_ in rows]
