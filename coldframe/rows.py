@@ -50,3 +50,9 @@ class RowSet:
         np.bitwise_and.at(bits, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
         np.subtract.at(per_cluster, assignment[rows], 1)
         return type(self)(bits, per_cluster)
+
+    def common(self, other: Self, assignment: NDArray[np.int32]) -> Self:
+        """The rows that are in another set of the same index, too. Where many are not, `without` takes far longer."""
+        gone = np.flatnonzero(np.unpackbits(self.bits & ~other.bits, bitorder="little"))
+        per_cluster = self.per_cluster - np.bincount(assignment[gone], minlength=len(self.per_cluster))
+        return type(self)(self.bits & other.bits, per_cluster)

@@ -332,12 +332,14 @@ class View:
             live = live.copy()
             live[of_live - len(self.base)] = False
         of_base = out[out < len(self.base)]
-        hidden = np.union1d(self.replaced, of_base)
-        plain = frozenset(hidden.tolist()) if condition is None and len(hidden) <= _FEW_HIDDEN else None
+        few = condition is None and len(self.replaced) + len(of_base) <= _FEW_HIDDEN
+        plain = frozenset([*self.replaced.tolist(), *of_base.tolist()]) if few else None
+        base, clusters = self.base_rows, self.base.columns.clusters
         if condition is not None:
-            base = self.base.matching(condition).without(hidden, self.base.columns.clusters)
-        else:
-            base = self.base_rows.without(of_base, self.base.columns.clusters) if len(of_base) else self.base_rows
+            matching = self.base.matching(condition)
+            base = matching.common(base, clusters) if len(self.replaced) else matching
+        if len(of_base):
+            base = base.without(of_base, clusters)
         return Allowed(base, live, plain)
 
     def lets(self, allowed: Allowed, rows: Rows) -> NDArray[np.bool_]:

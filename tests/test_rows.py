@@ -41,6 +41,9 @@ def test_a_row_set_is_a_set(mask: list[bool], gone: set[int]) -> None:
     assert less.rows().tolist() == sorted(rows - gone)
     assert less.per_cluster.tolist() == [len([row for row in rows - gone if row % 3 == n]) for n in range(3)]
     assert some.rows().tolist() == sorted(rows), "the first set is as it was"
+    others = RowSet.of(~np.isin(np.arange(len(mask)), sorted(gone)), assignment, 3)
+    both = some.common(others, assignment)
+    assert (both.rows().tolist(), both.per_cluster.tolist()) == (less.rows().tolist(), less.per_cluster.tolist())
 
 
 @pytest.mark.parametrize("storage", ["flat", "fp16", "sq8"])

@@ -112,6 +112,28 @@ def test_any_changes_and_any_limit_agree_with_brute_force_in_every_older_view_to
                 assert found(then, query, limit) == slow(then, there, query)[:limit]
 
 
+class Many:
+    """Rows that were replaced, so many that nobody may look at them for each search."""
+
+    def __len__(self) -> int:
+        return 50_000
+
+
+def test_what_a_search_may_answer_is_told_without_a_look_at_all_that_were_replaced(base: Base) -> None:
+    view = View.of(base)
+    for number in range(0, ROWS, 2):
+        view = view.without_article(base.generation.articles.id_of(number), number + 1)
+    view = replace(view, replaced=Many())  # type: ignore[arg-type]
+    message = Filter()
+    message.attribute.key, message.attribute.exists = "author", True
+    for condition in (None, filters.compile(message, base.generation.numbers)):
+        matching = set(range(ROWS) if condition is None else base.matching(condition).rows().tolist())
+        allowed = view.allow(condition, [3])
+        assert set(allowed.base.rows().tolist()) == (matching & set(range(1, ROWS, 2))) - {3}
+        assert len(allowed) == len(allowed.base.rows())
+        assert allowed.plain is None, "more than can be fetched and dropped"
+
+
 def test_many_live_rows_are_searched_by_cluster_and_still_fill_the_limit(base: Base) -> None:
     vectors = random_units(2_500, 2)
     view, articles = View.of(base), of_base(base)
