@@ -94,17 +94,21 @@ class _Log:
 
     def __init__(self, console: Console, articles: int, chars: int) -> None:
         self._console, self._articles, self._chars = console, articles, chars
-        self._start = self._last = time.perf_counter()
+        self._start = time.perf_counter()
         self._done_chars = 0
+        self._before: tuple[float, int] | None = None
+        """When the last line was written, and how many characters were done by then."""
 
     def advance(self, articles: int, tokens: int, chars: int) -> None:
         self._done_chars += chars
         now = time.perf_counter()
-        if now - self._last < _LOG_EVERY_S and self._done_chars < self._chars:
+        # Time left goes by the pace since then: until the first texts are done most is compiling, which is done once.
+        at, done = self._before = self._before or (now, self._done_chars)
+        if now - at < _LOG_EVERY_S and self._done_chars < self._chars:
             return
-        self._last = now
+        self._before = now, self._done_chars
         elapsed = now - self._start
-        left = elapsed * (self._chars - self._done_chars) / max(self._done_chars, 1)
+        left = (now - at) * (self._chars - self._done_chars) / max(self._done_chars - done, 1)
         self._console.print(
             f"embedding {articles:,}/{self._articles:,} articles, {tokens / elapsed:,.0f} tokens/s, {left:,.0f} s left",
             highlight=False,

@@ -240,9 +240,9 @@ class View:
 
         largest: None for that of the index.
         """
-        numbers = self._pick(
-            rows, _numbers(self.base.columns.attribute(key)), _numbers(self.overlay.columns.attribute(key))
-        )
+        live, numbers = rows >= len(self.base), np.empty(len(rows))
+        numbers[~live] = _numbers_of(self.base.columns.attribute(key), rows[~live])
+        numbers[live] = _numbers_of(self.overlay.columns.attribute(key), rows[live] - len(self.base))
         most = self.largest(key) if largest is None else largest
         return np.log1p(np.clip(numbers, 0, most)) / np.log1p(most) if most > 0 else np.zeros(len(rows))
 
@@ -406,6 +406,14 @@ def _numbers(attribute: Attribute) -> NDArray[np.float64]:
     """What an attribute says as a number, (rows,); 0 where it says none."""
     known = np.append(np.nan_to_num(attribute.numbers), 0.0)  # code -1, absent, is the last place
     return known[attribute.codes]
+
+
+def _numbers_of(attribute: Attribute, rows: Rows) -> NDArray[np.float64]:
+    """The same of some rows, (n,), without a look at all others."""
+    codes, numbers = attribute.codes[rows], np.zeros(len(rows))
+    known = codes >= 0
+    numbers[known] = np.nan_to_num(attribute.numbers[codes[known]])
+    return numbers
 
 
 def rows_of(view: View, ids: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -14,7 +14,7 @@ from coldframe.recipe import unit
 from coldframe.store import Store
 from coldframe.v1.ranking_pb2 import Filter
 from server import filters
-from server.columns import MAX_ATTRIBUTES
+from server.columns import MAX_ATTRIBUTES, Attribute
 from server.overlay import LiveRow, Overlay
 from server.view import Base, View
 from tests.generations import DIM, LISTS, ROWS, publish, row
@@ -305,6 +305,24 @@ def test_threads_that_ask_for_ever_other_attributes_at_once_fill_no_memory(base:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(ask, range(4)))
         assert len(view._most) < MAX_ATTRIBUTES + 4
+
+
+class Codes:
+    """Those of an attribute of very many rows, of which nobody may read all for each search."""
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        assert len(rows) <= 2
+        return np.where(rows == 1, 0, -1).astype(np.int32)
+
+
+def test_popularity_is_read_of_the_rows_that_are_asked_about_and_no_others(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = View.of(base)
+    view._most["reads"] = 7.0  # the largest of all is looked for once
+    reads = Attribute(Codes(), ["3"], np.array([3.0]), {"3": 0})  # type: ignore[arg-type]
+    monkeypatch.setattr(base.columns, "attribute", lambda _key: reads)
+    assert view.popularity(np.array([1, 2]), "reads").tolist() == [np.log1p(3) / np.log1p(7), 0.0]
 
 
 def test_filters_that_come_again_are_kept_and_others_fill_no_memory(
