@@ -44,6 +44,7 @@ _FEW_ROWS = 512
 # all that it keeps, where lists and codes tell less well what is nearest than for questions like the articles, by which
 # they were measured.
 WIDER = 4
+_NEARLY_ALL = 0.9  # rows that are allowed: then no wider than without a filter
 # With a margin so many times as many lists may be visited as without one. Articles need twice as many; to short texts,
 # which are far from all articles, most centroids are about as near.
 REACH = 8
@@ -206,13 +207,14 @@ class ClusterIndex:
         return rows[:limit], scores[:limit]
 
     def search_among(
-        self, vector: NDArray[np.float32], limit: int, probes: int, allowed: RowSet
+        self, vector: NDArray[np.float32], limit: int, probes: int, allowed: RowSet, margin: float | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """`search` among some rows only: at most `limit` of them, best first, with their similarities.
 
         The fewer rows are allowed, the farther away the nearest ones lie: lists are visited, the nearest first, until
         several times as many allowed rows were seen as an unfiltered search of `probes` lists sees rows, and as many
-        such lists; rows that are not allowed are passed over unread. With all lists visited it is exact.
+        such lists; rows that are not allowed are passed over unread. Where nearly all are allowed the nearest lie where
+        they do without a filter, and so do the lists, `margin` heeded. With all lists visited it is exact.
         """
         wanted = min(limit, len(allowed))
         if wanted == 0:
@@ -220,8 +222,7 @@ class ClusterIndex:
         exact = probes >= self.clusters
         if len(allowed) <= max(_FEW_ROWS, 4 * limit) or (exact and self.storage != "flat"):
             return self._best_of(allowed.rows(), vector, wanted)
-        fetch = WIDER * self._overfetch * limit + _SPARE_ROWS
-        lists, coarse = self._lists_for(vector, probes, allowed, fetch)
+        lists, coarse, fetch = self._lists_among(vector, limit, probes, allowed, margin)
         selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
         parameters = kinds.parameters(self.storage, len(lists), selector)
         while True:
@@ -231,16 +232,33 @@ class ClusterIndex:
                 return rows[:wanted], scores[:wanted]
             fetch *= 4
 
+    def _lists_among(
+        self, vector: NDArray[np.float32], limit: int, probes: int, allowed: RowSet, margin: float | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+        """The lists that `search_among` visits, the similarities of their centroids, and how many rows are proposed."""
+        fetch, wider = self._overfetch * limit + _SPARE_ROWS, WIDER * probes
+        if len(allowed) >= _NEARLY_ALL * len(self):
+            if margin is None or probes >= self.clusters:
+                lists, coarse = self._nearest_lists(vector, min(probes, self.clusters))
+            else:
+                lists, coarse = self._within(vector, probes, margin)
+            if allowed.per_cluster[lists].sum() >= fetch:
+                return lists, coarse, fetch
+            wider = max(wider, len(lists))  # who asks for more finds what he found, too
+        fetch = WIDER * self._overfetch * limit + _SPARE_ROWS
+        return *self._lists_for(vector, wider, allowed, fetch), fetch
+
     def _lists_for(
         self, vector: NDArray[np.float32], probes: int, allowed: RowSet, fetch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The lists that `search_among` visits, the nearest first, and the similarities of their centroids."""
+        """So many lists, the nearest that hold allowed rows, or more until enough were seen; and the similarities of
+        their centroids.
+        """
         similarities = self.centroids @ vector  # (clusters,)
         held = allowed.per_cluster
         order = np.argsort(-similarities, kind="stable")
         order = order[held[order] > 0]
         seen = np.cumsum(held[order])
-        probes *= WIDER
         enough = max(fetch, len(self) * probes // self.clusters)
         count = max(probes, int(np.searchsorted(seen, enough)) + 1)
         return order[:count], similarities[order[:count]]

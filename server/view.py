@@ -354,14 +354,14 @@ class View:
         """The nearest allowed rows, best first, equal ones by id: at most `limit`, with their cosine similarities.
 
         vector: (dim,), of unit length. probes: lists that are visited, of the generation's clusters and of the live
-        rows' alike; with all of them the answer is exact. margin: `ClusterIndex.search`, where there is no filter; of
-        the live rows those of all lists within it are looked at.
+        rows' alike; with all of them the answer is exact. margin: `ClusterIndex.search`, where no filter hides more
+        than a few rows; without any, of the live rows those of all lists within it are looked at.
         """
         index = self.base.generation.index
         if allowed.plain is not None:
             rows, scores = index.search(vector, limit, probes, allowed.plain, margin)
         else:
-            rows, scores = index.search_among(vector, limit, probes, allowed.base)
+            rows, scores = index.search_among(vector, limit, probes, allowed.base, margin)
         if not allowed.live.any():
             return rows, scores
         live, live_scores = self._search_live(vector, limit, probes, allowed, margin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -56,6 +56,31 @@ def test_an_exact_search_among_rows_equals_numpy(storage: str, share: float) -> 
         rows, scores = index.search_among(query, 10, index.clusters, allowed)
         assert rows.tolist() == oracle(index, query, 10, mask)
         assert scores.tolist() == index.similarities(rows, query).tolist()
+
+
+@pytest.mark.parametrize("margin", [None, 0.2])
+def test_where_nearly_all_rows_are_allowed_as_much_is_read_as_without_a_filter(
+    margin: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, assignment = clustered(20_000, 100)
+    gone = np.random.default_rng(2).choice(len(index), 100, replace=False)
+    allowed = RowSet.of(~np.isin(np.arange(len(index)), gone), assignment, index.clusters)
+    visit, visited = ClusterIndex._visit, []
+
+    def counting(self: ClusterIndex, *given: Any) -> Any:
+        visited.append(given[1].tolist())
+        return visit(self, *given)
+
+    monkeypatch.setattr(ClusterIndex, "_visit", counting)
+    for query in index.vectors[:20]:
+        visited.clear()
+        without, _ = index.search(query, 10, 8, margin=margin)
+        rows, _ = index.search_among(query, 10, 8, allowed, margin)
+        assert visited[0] == visited[-1]
+        assert set(without.tolist()) - set(gone.tolist()) <= set(rows.tolist())
+        more, _ = index.search_among(query, 1_900, 8, allowed, margin)
+        assert len(more) == 1_900, "of more lists, where those hold fewer"
+        assert set(rows.tolist()) <= set(more.tolist())
 
 
 def test_a_narrow_filter_still_fills_the_list_and_finds_the_nearest() -> None:
