@@ -90,7 +90,7 @@ def read(build: Build, say: Say) -> Record:
     with Spool(build.draft.path / SPOOL) as spool, LiveStore(job.live, read_only=True) as live:
         stats = fill(
             spool,
-            job.read(),
+            job.reporter.reading(job.read(), job.share_read),
             config.rejects_path,
             max_reject_share=config.max_reject_share,
         )

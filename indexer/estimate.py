@@ -29,12 +29,12 @@ from indexer.progress import forget_peak_memory, peak_memory_mib
 from indexer.train import choose_clusters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from rich.console import Console
 
     from coldframe.store import Store
-    from indexer.corpus import Reject, Source
+    from indexer.corpus import Reject
     from indexer.draft import Build
     from indexer.plan import BuildConfig, Job
     from indexer.progress import Reporter
@@ -255,20 +255,10 @@ def look(job: Job) -> Sample:
     for row in job.read():
         sample.add(row, kept)
         if time.perf_counter() - start > _READ_S:
-            sample.share = _share(job.sources, row.source)
+            sample.share = job.share_read(row)
             break
     sample.seconds = time.perf_counter() - start
     return sample
-
-
-def _share(sources: Sequence[Source], last: str) -> float | None:
-    """How much of the corpus has been read when the last row was of the source with this name."""
-    at = [source.name for source in sources].index(last)
-    sizes, here = [source.size for source in sources], sources[at].position()
-    known = [size for size in sizes if size is not None]
-    if here is None or len(known) < len(sizes):
-        return None
-    return min((sum(known[:at]) + here) / sum(known), 1.0)
 
 
 def probe(job: Job, sample: Sample) -> tuple[float, float]:

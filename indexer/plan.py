@@ -128,6 +128,15 @@ class Job:
         """The corpus, from its beginning."""
         return self.config.corpus.read(self.sources)
 
+    def share_read(self, last: Article | Reject) -> float | None:
+        """How much of the corpus has been read when this was the last row, by bytes; None where nobody knows."""
+        at = [source.name for source in self.sources].index(last.source)
+        sizes, here = [source.size for source in self.sources], self.sources[at].position()
+        known = [size for size in sizes if size is not None]
+        if here is None or len(known) < len(sizes):
+            return None
+        return min((sum(known[:at]) + here) / sum(known), 1.0)
+
     def requested(self) -> dict[str, Any]:
         """What decides, beside the corpus and the previous generation, what is built; by the names of the flags."""
         config = self.config

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -15,11 +15,12 @@ from rich.text import Text
 from coldframe.encoder import give_back_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import Console
     from rich.progress import Task
 
+Row = TypeVar("Row")
 _LOG_EVERY_S = 15.0
 
 
@@ -50,6 +51,17 @@ class Reporter:
         line = Text(f"{name:<9}", style="bold")
         line.append(f"{self.seconds[name]:8.1f} s  ", style="dim")
         self.console.print(line.append("; ".join(outcome), style="not bold"), soft_wrap=True)
+
+    def reading(self, rows: Iterable[Row], share: Callable[[Row], float | None]) -> Iterator[Row]:
+        """The same rows; says now and then how many have passed, and which share of the corpus the last one ends."""
+        said = time.perf_counter()
+        for count, row in enumerate(rows, 1):
+            yield row
+            if (now := time.perf_counter()) - said < _LOG_EVERY_S:
+                continue
+            said, known = now, share(row)
+            part = "" if known is None else f", {known:.0%} of the corpus"
+            self.console.print(f"reading: {count:,} rows{part}", highlight=False)
 
     @contextmanager
     def embedding(self, articles: int, chars: int) -> Iterator[Callable[[int, int, int], None]]:
