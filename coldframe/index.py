@@ -44,7 +44,8 @@ _FEW_ROWS = 512
 # all that it keeps, where lists and codes tell less well what is nearest than for questions like the articles, by which
 # they were measured.
 WIDER = 4
-_NEARLY_ALL = 0.9  # rows that are allowed: then no wider than without a filter
+# Of the index's rows, and of each list near the question, so many are allowed: then no wider than without a filter.
+_NEARLY_ALL = 0.95
 # With a margin so many times as many lists may be visited as without one. Articles need twice as many; to short texts,
 # which are far from all articles, most centroids are about as near.
 REACH = 8
@@ -64,6 +65,7 @@ class ClusterIndex:
         self._count = int(ivf.ntotal)
         self.clusters = int(ivf.nlist)
         """How many lists there are."""
+        self._sizes = np.array([_lists(ivf).list_size(number) for number in range(self.clusters)])
         self.dim = int(ivf.d)
         """Length of every vector."""
         self._rotation = kinds.rotation(storage, ivf.d)
@@ -242,7 +244,8 @@ class ClusterIndex:
                 lists, coarse = self._nearest_lists(vector, min(probes, self.clusters))
             else:
                 lists, coarse = self._within(vector, probes, margin)
-            if allowed.per_cluster[lists].sum() >= fetch:
+            held = allowed.per_cluster[lists]
+            if held.sum() >= fetch and (held >= _NEARLY_ALL * self._sizes[lists]).all():
                 return lists, coarse, fetch
             wider = max(wider, len(lists))  # who asks for more finds what he found, too
         fetch = WIDER * self._overfetch * limit + _SPARE_ROWS

@@ -83,6 +83,18 @@ def test_where_nearly_all_rows_are_allowed_as_much_is_read_as_without_a_filter(
         assert set(rows.tolist()) <= set(more.tolist())
 
 
+@pytest.mark.parametrize("hidden", [70, 250, 800])
+def test_what_is_hidden_around_a_question_has_it_look_farther(hidden: int) -> None:
+    index, assignment = clustered(20_000, 100)
+    everything, found = np.ones(len(index), bool), 0
+    for query in index.vectors[:40]:
+        mask = everything.copy()
+        mask[oracle(index, query, hidden, everything)] = False
+        rows, _ = index.search_among(query, 10, 10, RowSet.of(mask, assignment, index.clusters), 0.2)
+        found += len(set(rows.tolist()) & set(oracle(index, query, 10, mask)))
+    assert found >= 0.95 * 400
+
+
 def test_a_narrow_filter_still_fills_the_list_and_finds_the_nearest() -> None:
     index, assignment = clustered(20_000, 100)
     rng = np.random.default_rng(2)
