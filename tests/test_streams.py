@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -15,6 +16,7 @@ from coldframe.requests import search_request
 from coldframe.v1.embedding_service_pb2 import StreamEmbedRequest
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from server.streaming import IN_FLIGHT
+from server.wire.ranking import ask
 from tests.newsroom import Barrier, opened
 from tests.waiting import wait_until
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from coldframe import Client
     from server.engine import Engine
+    from server.search import Ask
     from tests.conftest import Background
 
 
@@ -84,6 +87,34 @@ def test_a_batch_of_searches_is_each_of_them(served: tuple[Client, Engine]) -> N
     assert first.response.hits == client.search(article_id="009", limit=3).hits
     assert [result.error.code for result in (second, third)] == ["NOT_FOUND", "INVALID_ARGUMENT"]
     assert third.error.field == "limit"
+
+
+def test_large_searches_of_a_batch_are_read_in_turns_of_the_loop_and_small_ones_at_once(
+    served: tuple[Client, Engine], background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, read = 0, []
+
+    async def tick() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def noting(*given: Any) -> Ask:
+        read.append(turn)
+        return ask(*given)
+
+    monkeypatch.setattr("server.services.search.ask", noting)
+    ticking = asyncio.run_coroutine_threadsafe(tick(), background.loop)
+    try:
+        for ids, turns in ((400, 8), (1, 1)):
+            out = [f"{n:0200}" for n in range(ids)]
+            asked = [search_request(article_id=f"{n:03}", exclude_ids=out) for n in range(8)]
+            assert all(one.HasField("response") for one in served[0].batch_search(asked).results)
+            assert (len(read), len(set(read))) == (8, turns)
+            read.clear()
+    finally:
+        ticking.cancel()
 
 
 def test_packed_vectors_are_the_repeated_ones(served: tuple[Client, Engine]) -> None:

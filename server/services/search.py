@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 
+_MUCH = 65_536
+"""Bytes of a search, such as thousands of ids, that take milliseconds to be read: those of a batch are read in turns of
+the event loop, or all other callers would wait for 64 of them."""
+
+
 class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     """Search, recommendations, nearest clusters."""
 
@@ -47,13 +52,19 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         clock, served = Timing(), self._engine.served()
         requests.entries(request.requests, requests.MAX_SEARCHES, "requests")
         # At the same time, so that their texts are embedded together, and all from one state of the index.
-        results = await asyncio.gather(*(self._search_within(served, one) for one in request.requests))
+        turns = asyncio.Lock()
+        results = await asyncio.gather(*(self._search_within(served, one, turns) for one in request.requests))
         attribution = paging.attribution(served, request)
         return pb.BatchSearchResponse(
             results=results, served_by=replies.served_by(served, attribution), timing=replies.timing(clock)
         )
 
-    async def _search_within(self, served: Served, request: pb.SearchRequest) -> pb.BatchSearchResult:
+    async def _search_within(
+        self, served: Served, request: pb.SearchRequest, turns: asyncio.Lock
+    ) -> pb.BatchSearchResult:
+        if request.ByteSize() > _MUCH:
+            async with turns:
+                await asyncio.sleep(0)
         try:
             return pb.BatchSearchResult(response=await self._search(request, served))
         except ColdframeError as error:
