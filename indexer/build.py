@@ -211,6 +211,8 @@ def describe_clusters(build: Build, say: Say) -> Record:
         write_articles(build.out / ARTICLES, _article_rows(build, spool, table, stories))
     outliers = sum(cluster.outliers for cluster in table.clusters)
     say(f"{said['stories']:,} stories, {outliers:,} outliers")
+    if build.previous is not None and build.ancestor is None:
+        say("all ids of clusters and topics are new: the generation before is of another model or recipe")
     return {"stories": said, "lineage": _lineage(table, naming), "outliers": outliers}
 
 

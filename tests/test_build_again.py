@@ -208,9 +208,10 @@ def test_a_cache_that_is_lost_or_damaged_costs_time_and_nothing_else(
 
 def test_ids_of_another_encoders_clusters_are_never_used_again(desk: Path, store: Path) -> None:
     before = Store(store).open()
-    after = build(store, desk / "articles.csv", model=str(desk / "other-model"))
+    after, said = build_aloud(store, desk / "articles.csv", model=str(desk / "other-model"))
     opened = Store(store).open()
     assert not {*opened.numbers} & {*before.numbers}
+    assert "all ids of clusters and topics are new" in said
     assert opened.table.next_number > before.table.next_number
     assert after.report["lineage"]["survived"] is None
     assert after.report["drift"] is None
@@ -219,7 +220,8 @@ def test_ids_of_another_encoders_clusters_are_never_used_again(desk: Path, store
 def test_a_number_is_used_once_though_the_store_was_rolled_back(desk: Path, store: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": str(desk / "model"), "min_cluster_similarity": 1.0}
     first = Store(store).open()
-    build(store, write(tmp_path / "other.csv", letters(110, seed=5)), **options)
+    _, said = build_aloud(store, write(tmp_path / "other.csv", letters(110, seed=5)), **options)
+    assert "all ids" not in said
     second = Store(store).open()
     assert second.table.next_number > first.table.next_number
     Store(store).activate(first.name)
