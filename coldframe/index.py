@@ -287,9 +287,7 @@ class ClusterIndex:
         self, rows: NDArray[np.int64], vector: NDArray[np.float32], wanted: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest of some rows, ascending, each of which is looked at."""
-        guesses = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), _BLOCK):
-            guesses[start : start + _BLOCK] = self.vectors[rows[start : start + _BLOCK]] @ vector
+        guesses = products(self._plain, rows, vector)
         last = np.partition(guesses, -wanted)[-wanted] if wanted < len(rows) else -np.inf
         near = guesses >= last - _FP32_NOISE
         rows, scores, _ = self._rescored(rows[near], guesses[near], vector, wanted)
@@ -338,7 +336,7 @@ class ClusterIndex:
         more = 0 < wanted < len(found)
         many = more and (self._overfetch > 1 or _FEW_MORE * wanted < len(found))
         if many:
-            guesses = self._guesses(found, vector)
+            guesses = products(self._plain, found, vector)
             least = np.partition(guesses, -wanted)[-wanted]
             unsure = self._doubtful(least - last, proposed - guesses)
             near = guesses >= least - _FP32_NOISE
@@ -356,13 +354,6 @@ class ClusterIndex:
         whose score is so far `ahead` of what was proposed last.
         """
         return bool(ahead < self._sure * math.sqrt(errors @ errors / len(errors)))
-
-    def _guesses(self, rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Products of some rows in fp32, (n,): those in fp64 take twice as long, and a copy of each."""
-        guesses, query = np.empty(len(rows), np.float32), np.ascontiguousarray(vector)
-        arrays = [faiss.swig_ptr(array) for array in (guesses, query, self._plain, rows)]
-        faiss.fvec_inner_products_by_idx(*arrays, self.dim, 1, len(rows))  # type: ignore[attr-defined]
-        return guesses
 
     def _propose(
         self, vector: NDArray[np.float32], fetch: int, probes: int
@@ -439,6 +430,18 @@ def _reserve(ivf: faiss.IndexIVF, sizes: NDArray[np.int64]) -> None:
     for cluster, size in enumerate(sizes.tolist()):
         lists.resize(cluster, size)
         lists.resize(cluster, 0)
+
+
+def products(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inner products of some rows in fp32, (n,), where they lie and on this thread alone.
+
+    Those in fp64 take twice as long. numpy would copy the rows, and share a thousand out among all cores: beside one
+    that is busy that took ten times as long.
+    """
+    found, query = np.empty(len(rows), np.float32), np.ascontiguousarray(vector)
+    arrays = [faiss.swig_ptr(array) for array in (found, query, vectors, rows)]
+    faiss.fvec_inner_products_by_idx(*arrays, vectors.shape[1], 1, len(rows))  # type: ignore[attr-defined]
+    return found
 
 
 def dots(vectors: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -66,6 +66,8 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     # Before torch is there. A thread of a team that is done looks for more for some milliseconds, by default, and keeps
     # the core from whoever is to answer; so many looks, a tenth of a millisecond, outlast the time between two layers.
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    # Before numpy is. It would share out products of a thousand rows among all cores, and wait for those that are busy.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logs.begin(config.log_format)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
     announce = announce or _say

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coldframe.index import WIDER
+from coldframe.index import WIDER, products
 from server.columns import LiveColumns
 
 if TYPE_CHECKING:
@@ -78,6 +78,16 @@ class Overlay:
         found = np.empty((len(rows), self._vectors.shape[1]), np.float32)
         own = rows >= self._first
         found[own], found[~own] = self._vectors[rows[own] - self._first], self._below.vectors(rows[~own])
+        return found
+
+    def products(self, rows: NDArray[np.int64], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Inner products of some rows with a vector, (n,), in fp32."""
+        if self._below is None:
+            return products(self._vectors, rows, vector)
+        found = np.empty(len(rows), np.float32)
+        own = rows >= self._first
+        found[own] = products(self._vectors, rows[own] - self._first, vector)
+        found[~own] = self._below.products(rows[~own], vector)
         return found
 
     def row_of(self, article_id: str, alive: NDArray[np.bool_]) -> int | None:

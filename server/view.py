@@ -380,11 +380,10 @@ class View:
         rows = self.overlay.candidates(nearest, probes, limit, allowed.live, filtered=allowed.plain is None)
         if not len(rows):
             return rows, np.empty(0, np.float32)
-        vectors = self.overlay.vectors(rows)  # (rows, dim)
-        guesses = vectors @ vector  # (rows,)
+        guesses = self.overlay.products(rows, vector)
         last = np.partition(guesses, -limit)[-limit] if limit < len(rows) else -np.inf
-        near = np.flatnonzero(guesses >= last - _FP32_NOISE)
-        return rows[near], dots(vectors, near, vector)
+        near = rows[guesses >= last - _FP32_NOISE]
+        return near, dots(self.overlay.vectors(near), np.arange(len(near)), vector)
 
     def order_of_ids(self, rows: Rows) -> NDArray[np.int64]:
         """The place of each row among them in the order of article ids, (n,)."""
