@@ -146,7 +146,6 @@ def test_a_failed_build_is_one_sentence_on_stderr(tmp_path: Path) -> None:
         (("--corpus", "https://news.example/a.csv"), 2, "cannot be read"),
         (("--seed", "-1"), 2, "--seed is -1"),
         (("--recipe", "soup"), 2, "'soup'"),
-        (("--precision", "int7"), 2, "'int7'"),
         (("--target-recall", "2"), 2, "--target-recall is 2.0"),
         (("--model", "no-such-model"), 1, "'no-such-model'"),
         (("--config", "none.toml"), 2, "none.toml"),
@@ -181,6 +180,8 @@ def test_a_build_that_cannot_start_exits_with_the_code_of_its_error(
         (("--store", "b"), "give --corpus a file"),
         (("--corpus", "a", "--store", "b", "--clusters", "c"), "--clusters"),
         (("--corpus", "a", "--store", "b", "--date-order", "ymd"), "--date-order"),
+        (("--corpus", "a", "--store", "b", "--precision", "int7"), "'int7' is not one of"),
+        (("--corpus", "a", "--store", "b", "--device", "gpu"), "'gpu' is not one of"),
     ],
 )
 def test_a_usage_error_exits_with_2(ask: Ask, args: tuple[str, ...], said: str) -> None:
