@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Relay:
@@ -16,16 +19,22 @@ class Relay:
         self._server = host, int(port)
         self._silent = threading.Event()
         self._ends: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._begin(self._accept)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.close()
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for a connection, as close does not
+        self._threads[0].join()
         self.cut()
+        for thread in self._threads[1:]:
+            thread.join()
+        for one in (self._listener, *self._ends):
+            one.close()
 
     def fall_silent(self) -> None:
         """Lets nothing through from now on."""
@@ -37,13 +46,17 @@ class Relay:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def _begin(self, work: Callable[..., None], *args: socket.socket) -> None:
+        self._threads.append(threading.Thread(target=work, args=args))
+        self._threads[-1].start()
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, server = self._listener.accept()[0], socket.create_connection(self._server)
-                self._ends += client, server
-                for ends in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass, args=ends, daemon=True).start()
+                self._ends.append(client := self._listener.accept()[0])
+                self._ends.append(server := socket.create_connection(self._server))
+                self._begin(self._pass, client, server)
+                self._begin(self._pass, server, client)
 
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
