@@ -312,11 +312,16 @@ def _channel_options(
         ("grpc.use_local_subchannel_pool", int(connections > 1)),
         *more,
     ]
-    if is_local(target) or "," in target:
-        # gRPC obeys http_proxy even for this machine itself, which no proxy can reach, and names it a list of addresses
-        # as though that were one host.
+    if not _may_need_proxy(target):
         options.append(("grpc.enable_http_proxy", 0))
     return options
+
+
+def _may_need_proxy(target: str) -> bool:
+    """GRPC obeys http_proxy even for this machine itself, which no proxy can reach, and names it a list of addresses as
+    though that were one host.
+    """
+    return not is_local(target) and "," not in target
 
 
 def _pings() -> list[tuple[str, int]]:
@@ -460,7 +465,7 @@ def _unreached(message: str, target: str, secured: bool) -> str:
         hint = own if secured else "speak TLS: tls, tls_ca"
         cause += f"; it may {hint}"
     proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
-    if proxy is not None and not is_local(target) and "," not in target:
+    if proxy is not None and _may_need_proxy(target):
         cause += f"; it was asked by way of {proxy}, unless no_proxy names it"
     listen = f" --listen {target}" if _ONE_PLACE.fullmatch(target) else ""
     return f"no Coldframe server answers at {target} ({cause}); start one with: python -m server --store DIR{listen}"

@@ -65,7 +65,8 @@ class ClusterIndex:
         self._count = int(ivf.ntotal)
         self.clusters = int(ivf.nlist)
         """How many lists there are."""
-        self._sizes = np.array([_lists(ivf).list_size(number) for number in range(self.clusters)])
+        self.sizes = np.array([_lists(ivf).list_size(number) for number in range(self.clusters)])
+        """Rows of each list, (clusters,)."""
         self.dim = int(ivf.d)
         """Length of every vector."""
         self._rotation = kinds.rotation(storage, ivf.d)
@@ -142,7 +143,7 @@ class ClusterIndex:
         kinds.touch(self._plain)
         lists = _lists(self._ivf)
         for number in range(self.clusters):
-            if size := lists.list_size(number):
+            if size := int(self.sizes[number]):
                 kinds.touch(faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size))
 
     def __len__(self) -> int:
@@ -245,7 +246,7 @@ class ClusterIndex:
             else:
                 lists, coarse = self._within(vector, probes, margin)
             held = allowed.per_cluster[lists]
-            if held.sum() >= fetch and (held >= _NEARLY_ALL * self._sizes[lists]).all():
+            if held.sum() >= fetch and (held >= _NEARLY_ALL * self.sizes[lists]).all():
                 return lists, coarse, fetch
             wider = max(wider, len(lists))  # who asks for more finds what he found, too
         fetch = WIDER * self._overfetch * limit + _SPARE_ROWS

@@ -99,7 +99,7 @@ def _with_margin(index: ClusterIndex, questions: list[_Question], fixed: Measure
     margin = most / _STEPS
     lists, similarities = index.nearest_clusters(np.stack([one.vector for one in questions]), REACH * fixed.probes)
     within = similarities >= similarities[:, :1] - margin  # (questions, lists)
-    sizes = np.array([len(index.members(number)) for number in range(index.clusters)])[lists]
+    sizes = index.sizes[lists]
     if found[most][0] < fixed.recall or (sizes * within).sum() >= sizes[:, : fixed.probes].sum():
         return fixed
     visited = round(float(within.sum(axis=1).mean()), 2)

@@ -241,8 +241,8 @@ class View:
         largest: None for that of the index.
         """
         live, numbers = rows >= len(self.base), np.empty(len(rows))
-        numbers[~live] = _numbers_of(self.base.columns.attribute(key), rows[~live])
-        numbers[live] = _numbers_of(self.overlay.columns.attribute(key), rows[live] - len(self.base))
+        numbers[~live] = _numbers(self.base.columns.attribute(key), rows[~live])
+        numbers[live] = _numbers(self.overlay.columns.attribute(key), rows[live] - len(self.base))
         most = self.largest(key) if largest is None else largest
         return np.log1p(np.clip(numbers, 0, most)) / np.log1p(most) if most > 0 else np.zeros(len(rows))
 
@@ -401,16 +401,10 @@ class View:
         return np.array(keyed, np.int64)
 
 
-def _numbers(attribute: Attribute) -> NDArray[np.float64]:
-    """What an attribute says as a number, (rows,); 0 where it says none."""
-    known = np.append(np.nan_to_num(attribute.numbers), 0.0)  # code -1, absent, is the last place
-    return known[attribute.codes]
-
-
-def _numbers_of(attribute: Attribute, rows: Rows) -> NDArray[np.float64]:
-    """The same of some rows, (n,), without a look at all others."""
-    codes, numbers = attribute.codes[rows], np.zeros(len(rows))
-    known = codes >= 0
+def _numbers(attribute: Attribute, rows: Rows | slice = slice(None)) -> NDArray[np.float64]:
+    """What an attribute says of some rows as a number, (n,), without a look at all others; 0 where it says none."""
+    codes = attribute.codes[rows]
+    numbers, known = np.zeros(len(codes)), codes >= 0
     numbers[known] = np.nan_to_num(attribute.numbers[codes[known]])
     return numbers
 

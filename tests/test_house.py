@@ -49,9 +49,11 @@ def test_a_program_that_imports_coldframe_loads_neither_torch_nor_faiss() -> Non
     assert out.stdout.strip() == "[]"
 
 
-def test_the_help_of_the_rebuild_job_waits_for_nothing_heavy() -> None:
+@pytest.mark.parametrize("program", ["indexer", "server"])
+def test_the_help_of_a_program_waits_for_nothing_heavy(program: str) -> None:
+    """And a server can still tell numpy and torch how many threads to have."""
     heavy = ["torch", "faiss", "numpy", "pyarrow", "duckdb", "sqlalchemy", "sklearn", "matplotlib"]
-    code = f"import sys, indexer.__main__; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, {program}.__main__; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
