@@ -8,7 +8,8 @@ Torch never runs on the event loop; one thread computes, batch after batch, each
 
 Quick ones overtake: they are computed between two bulk batches, and also in the middle of one, which is interrupted
 after every 384 tokens of a layer. They get three quarters of the time at most while bulk waits, so neither starves.
-While the server is `busy` searching, long batches go `aside`, to a thread that is nobody's equal, on half of the cores.
+While the server is `busy` searching, long batches go `aside`, to a thread that is nobody's equal, on half of the cores
+(`server.aside`), and come back where it does not get on.
 Texts of several callers at once are computed on half of them, too (`server.cores`).
 A full line says so at once instead of growing; a text whose caller has gone, or whose deadline has passed, is dropped.
 """
@@ -31,6 +32,7 @@ from coldframe.encoder import TOKENS_PER_BATCH
 from coldframe.errors import DeadlineExceeded, Overloaded
 from coldframe.longformer import ROWS
 from server.admission import CALL, TOO_LATE, Call, Counts, admitted
+from server.aside import GivenBack
 from server.cores import Cores
 from server.door import stopping
 from server.tally import TOKENS, Histogram
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from coldframe.encoder import Encoder, Tokens
+    from server.aside import Aside
 
 QUICK_TOKENS = 256
 MAX_QUICK_TOKENS = 2_048
@@ -199,7 +202,7 @@ class EmbedQueue:
         *,
         max_quick_tokens: int = MAX_QUICK_TOKENS,
         max_bulk_tokens: int = MAX_BULK_TOKENS,
-        aside: Executor | None = None,
+        aside: Aside | None = None,
         busy: Callable[[], bool] = lambda: False,
         cores: Cores | None = None,
         stopping: threading.Event | None = None,
@@ -208,6 +211,7 @@ class EmbedQueue:
         self._stopping = stopping or threading.Event()
         self._aside_thread, self._busy = aside, busy
         self._aside: asyncio.Task[None] | None = None
+        self._given_back: list[_Waiting] = []
         self._cores = cores or Cores()
         self._encoder = encoder
         self._thread = thread
@@ -318,20 +322,25 @@ class EmbedQueue:
 
     async def _work(self) -> None:
         """Computes until nobody waits."""
-        while self.quick.texts or (self.bulk.texts and self._aside is None):
+        while self.quick.texts or self._given_back or (self.bulk.texts and self._aside is None):
+            if self._given_back:
+                batch, self._given_back = self._given_back, []
+                await self._loop.run_in_executor(self._thread, self._embed_long, batch)
+                continue
             await self._wait_for_more()
             line = self._next_line()
             if not (batch := self._take(line)):
                 continue
             long = line is self.bulk and sum(len(item.ids) for item in batch) > ROWS
-            if long and self._aside_thread is not None and self._busy():
-                self._aside = asyncio.create_task(self._compute_aside(self._aside_thread, batch))
+            if long and (aside := self._aside_thread) is not None and aside.ready and self._busy():
+                self._aside = asyncio.create_task(self._compute_aside(aside, batch))
                 continue
             run = self._embed_long if long else self._embed_short
             await self._loop.run_in_executor(self._thread, run, batch)
 
-    async def _compute_aside(self, thread: Executor, batch: list[_Waiting]) -> None:
-        await self._loop.run_in_executor(thread, self._embed_aside, batch)
+    async def _compute_aside(self, aside: Aside, batch: list[_Waiting]) -> None:
+        if not await aside.does(lambda go_on: self._embed_aside(batch, go_on)):
+            self._given_back = batch
         self._aside = None
         self._wake()
 
@@ -360,10 +369,14 @@ class EmbedQueue:
             self._loop.call_soon_threadsafe(_refuse, late)
         return batch
 
-    def _embed_aside(self, batch: list[_Waiting]) -> None:
+    def _embed_aside(self, batch: list[_Waiting], go_on: Callable[[], None]) -> None:
         self._cores.half()
-        # Several texts together are short, and cores that share them out must not be asked one by one.
-        self._embed(batch, *([self._go_on] if len(batch) == 1 else []))
+
+        def between() -> None:
+            self._go_on()
+            go_on()
+
+        self._embed(batch, between)
 
     def _embed_short(self, batch: list[_Waiting]) -> None:
         """Computes a batch, and quick texts that came in the meantime. Runs on the computing thread, as what follows.
@@ -410,11 +423,13 @@ class EmbedQueue:
         started = time.perf_counter()
         try:
             vectors = self._encoder.embed_ids([item.ids for item in batch], *between)
+        except GivenBack:  # who does it now counts it
+            raise
         except Exception as error:  # noqa: BLE001, RUF100  # whatever it is, the callers must hear of it
+            line.computing = line.running = 0
             self._loop.call_soon_threadsafe(_fail, batch, error)
             return
-        finally:
-            line.computing = line.running = 0
+        line.computing = line.running = 0
         finished = time.perf_counter()
         self.batches.tokens.observe(tokens)
         self.batches.texts += len(batch)

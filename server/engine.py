@@ -17,12 +17,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
-import os
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,7 +31,8 @@ from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE, Embedded, LiveStore
 from coldframe.text import text_digest
 from server.admission import CALL, MAX_SEARCHES, SearchLine
-from server.cores import Cores, go_to
+from server.aside import Aside
+from server.cores import Cores
 from server.exchange import Exchange
 from server.place import Latest
 from server.serving import Loader, Served
@@ -119,13 +118,13 @@ class Engine:
         self._latest, self._presence = latest or Latest(), presence
         self._refusal: ColdframeError = NoGeneration(NO_GENERATION)
         self._compute = ThreadPoolExecutor(1, "compute", initializer=_be_on_time)
-        self._aside = ThreadPoolExecutor(1, "compute-aside", initializer=_stand_back)
+        self._aside = Aside()
         self._tokenize = ThreadPoolExecutor(1, "tokenize")
-        self._tokenize_bulk = ThreadPoolExecutor(1, "tokenize-bulk", initializer=_stand_back)
+        self._tokenize_bulk = ThreadPoolExecutor(1, "tokenize-bulk")
         self._search = Threads(threads, "search", lambda: faiss.omp_set_num_threads(1))
         self._write = ThreadPoolExecutor(1, "write", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self._load = ThreadPoolExecutor(1, "load", initializer=faiss.omp_set_num_threads, initargs=(1,))
-        self._pools = self._load, self._write, self._tokenize, self._tokenize_bulk, self._compute, self._aside
+        self._pools = self._load, self._write, self._tokenize, self._tokenize_bulk, self._compute
         for pool in self._pools:
             pool.submit(int)  # begins its thread, which may not be had when it is wanted
         self._loader = Loader(
@@ -341,7 +340,7 @@ class Engine:
         await self.writer.drain()
         if self._served is not None:
             await self._served.queue.drain()
-        for pool in (*self._pools, self._search):
+        for pool in (*self._pools, self._aside, self._search):
             pool.shutdown()
         self._live.close()
         if self._writable is not None:
@@ -359,15 +358,3 @@ def _be_on_time() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-
-
-def _stand_back() -> None:
-    """Lets the system prefer every other thread to this one and to those that it starts, and keeps them to half of the
-    cores: where they go about, whoever wakes on their core may wait for the next tick of the clock, of 4 ms. A sandbox
-    may forbid it; then it works like any other.
-    """
-    if sys.platform == "linux":
-        cores = sorted(os.sched_getaffinity(0))
-        with suppress(OSError):  # gVisor knows no other priority than the usual one
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        go_to(cores[len(cores) // 2 :])

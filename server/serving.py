@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from coldframe.live import Entry, LiveStore
     from coldframe.precision import Device, Precision
     from coldframe.store import Store
+    from server.aside import Aside
     from server.cores import Cores
 
 _log = logging.getLogger("coldframe.server")
@@ -63,7 +67,7 @@ class Loader:
     model: str | None
     precision: Precision
     device: Device
-    aside: Executor
+    aside: Aside
     """Where long texts are computed while searches need the cores, too."""
     busy: Callable[[], bool]
     """Whether they do."""
@@ -157,13 +161,22 @@ class Loader:
         for entry, text in zip(stale, tokens, strict=True):
             if self.stopping.is_set():
                 raise stopping()
-            # One by one, and aside while there are searches, whose own texts wait for the same thread.
-            thread = self.aside if self.busy() else self.compute
-            vector = thread.submit(encoder.embed_ids, [text.ids]).result()[0]
+            vector = self._embed_one(encoder, text.ids)
             embedded = Embedded(vector, encoder.fingerprint, encoder.precision, text.seen, text.used)
             self._keep(entry, embedded)
             anew[entry.sequence] = replace(entry, embedded=embedded)
         return [anew.get(entry.sequence, entry) for entry in entries]
+
+    def _embed_one(self, encoder: Encoder, ids: list[int]) -> NDArray[np.float32]:
+        """Aside while there are searches, whose own texts wait for the thread that computes."""
+        found: list[NDArray[np.float32]] = []
+
+        def embed(*between: Callable[[], None]) -> None:
+            found.append(encoder.embed_ids([ids], *between)[0])
+
+        if not (self.busy() and self.aside.ready and self.aside.does_blocking(embed)):
+            self.compute.submit(embed).result()
+        return found[0]
 
     def _keep(self, entry: Entry, embedded: Embedded) -> None:
         """So that it need not be computed again when the server starts the next time."""

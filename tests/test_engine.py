@@ -18,6 +18,7 @@ from coldframe.live import LIVE, Delete, LiveStore
 from coldframe.longformer import Longformer
 from coldframe.store import Store
 from coldframe.v1.article_service_pb2 import UPSERT_OUTCOME_REPLACED
+from server.aside import Aside
 from server.engine import Engine, Timing
 from tests.disks import mount
 from tests.newsroom import Barrier, opened, piece, words
@@ -74,6 +75,7 @@ def test_long_texts_beside_searches_are_computed_where_nobody_else_wants_the_cor
         return forward(self, *asked)
 
     monkeypatch.setattr(Longformer, "forward", spied)
+    monkeypatch.setattr(Aside, "look_s", 60)  # whatever else the machine does
     engine = Engine(Store(store_path), precision="fp32")
     cores = sorted(os.sched_getaffinity(0))
 
@@ -107,7 +109,7 @@ def test_long_texts_are_computed_where_threads_may_not_stand_back(
 
     async def ask() -> None:
         await asyncio.to_thread(engine.load)
-        for text in ("storm " * 700, "flood " * 750):  # the second is turned into tokens on a thread that stands back
+        for text in ("storm " * 700, "flood " * 750):
             await engine.searching(lambda: None)
             await asyncio.wait_for(engine.embed(engine.served(), [text], Timing(), bulk=True), 60)
         await engine.close()

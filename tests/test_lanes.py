@@ -13,6 +13,7 @@ import pytest
 from coldframe.encoder import Tokens
 from coldframe.errors import Overloaded
 from server.admission import CALL, Call, Company, SearchLine
+from server.aside import Aside
 from server.embed_queue import EmbedQueue
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ class Lanes:
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.busy = clock, False
-        self._pools = [ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("compute", "aside")]
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.aside = Aside()
+        self.aside.look_s = 60  # it waits for the loop here, which says nothing of how it gets on
         self.queue = EmbedQueue(
             self,  # type: ignore[arg-type]
-            self._pools[0],
-            aside=self._pools[1],
+            self._compute,
+            aside=self.aside,
             busy=lambda: self.busy,
             cores=self,  # type: ignore[arg-type]
         )
@@ -71,7 +74,9 @@ class Lanes:
         self, documents: Sequence[Sequence[int]], between: Callable[[], None] | None = None
     ) -> NDArray[np.float32]:
         self.batches.append([len(document) for document in documents])
-        self.places.append((threading.current_thread().name.partition("_")[0], self._cores.name))
+        self.places.append(
+            (threading.current_thread().name.partition("_")[0].removeprefix("compute-"), self._cores.name)
+        )
         for document in documents:
             for start in range(0, len(document), STEP):
                 self.clock.now += TOKEN_S * min(STEP, len(document) - start)
@@ -130,7 +135,7 @@ class Lanes:
 
     def close(self) -> None:
         """Ends the threads."""
-        for pool in self._pools:
+        for pool in (self._compute, self.aside):
             pool.shutdown()
 
 
@@ -426,6 +431,29 @@ def test_while_searches_run_a_long_article_goes_aside_seed_texts_go_on_and_the_n
     lanes.run(work)
     assert lanes.batches == [[600], [100], [100], [700]]
     assert lanes.places == [("aside", "half"), *[("compute", "half")] * 2, ("compute", "all")]
+
+
+def test_what_does_not_get_on_aside_comes_back_and_seed_texts_pass_it_there(lanes: Lanes) -> None:
+    async def stand_still() -> None:
+        lanes.meanwhile = seed
+        while lanes.aside.ready:
+            await asyncio.sleep(0.001)
+
+    async def seed() -> None:
+        lanes.meanwhile = lanes.nobody
+        await lanes.come(100)
+
+    async def work() -> None:
+        lanes.busy, lanes.aside.look_s = True, 0.05
+        lanes.meanwhile = stand_still
+        await (await lanes.come(600))
+        await (await lanes.come(700))
+
+    lanes.run(work)
+    assert lanes.batches == [[600], [600], [100], [700]]
+    assert lanes.places == [("aside", "half"), ("compute", "all"), ("compute", "all"), ("compute", "all")]
+    assert lanes.queue.batches.texts == 3
+    assert lanes.queue.bulk.running == 0
 
 
 def test_short_articles_do_not_go_aside_and_long_ones_only_while_searches_run(lanes: Lanes) -> None:

@@ -1,0 +1,104 @@
+"""The thread that stands back: what it does, and what it gives back beside processes that leave it no core."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.aside import Aside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from server.aside import Work
+
+    Does = Callable[[Work], bool]
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a priority")
+
+
+@pytest.fixture
+def aside() -> Iterator[Aside]:
+    thread = Aside()
+    yield thread
+    thread.shutdown()
+
+
+@contextmanager
+def busy_neighbours() -> Iterator[None]:
+    """Two processes on every core that do nothing but compute."""
+    command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    processes = []
+    try:
+        for core in sorted(os.sched_getaffinity(0)) * 2:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE)
+            os.sched_setaffinity(process.pid, [core])
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+class Computing:
+    """Computes for some seconds of its thread's time, asking on the way whether to go on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.ended = False
+
+    def __call__(self, go_on: Callable[[], None]) -> None:
+        until = time.thread_time() + self._seconds
+        while time.thread_time() < until:
+            go_on()
+        self.ended = True
+
+
+@pytest.fixture(params=["on the loop", "on a thread"])
+def does(request: pytest.FixtureRequest, aside: Aside) -> Does:
+    """Has a work done, and waits for it there."""
+    return aside.does_blocking if request.param == "on a thread" else lambda work: asyncio.run(aside.does(work))
+
+
+def test_what_gets_on_is_done(does: Does, aside: Aside) -> None:
+    aside.look_s = 60  # whatever else the machine does
+    work = Computing(0.01)
+    assert does(work)
+    assert work.ended
+    assert aside.ready
+
+
+def test_who_waits_hears_what_went_wrong(does: Does) -> None:
+    def fail(go_on: Callable[[], None]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        does(fail)
+
+
+@linux
+def test_beside_processes_that_leave_it_no_core_work_comes_back_and_the_thread_rests(does: Does, aside: Aside) -> None:
+    aside.rest_s = 0.5
+    work = Computing(2)
+    with busy_neighbours():
+        begun = time.monotonic()
+        assert not does(work)
+        assert time.monotonic() - begun < 5
+        rests_at_first = not aside.ready
+    until = time.monotonic() + 60
+    while not aside.ready:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert rests_at_first
+    assert not work.ended
