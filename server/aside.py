@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import sys
 import threading
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     Work = Callable[[Callable[[], None]], object]
     """Is called with what it calls on the way, which raises GivenBack where it need not go on."""
 
-_LEAST_SHARE = 0.1
-"""Of a core; who has less does not get on."""
+_log = logging.getLogger("coldframe.server")
+_LEAST_SHARE = 0.02
+"""Of a core; who has less does not get on. Beside one process that computes it is 0.003; the server's own searches, as
+many as it can answer, leave a tenth and more."""
 
 
 class GivenBack(Exception):  # noqa: N818  # no error: somebody else goes on
@@ -39,7 +42,7 @@ class Aside:
     a start beside busy processes would wait for it.
     """
 
-    look_s = 0.1
+    look_s = 0.25
     """From one look to the next."""
     rest_s = 60.0
     """Before it is tried again."""
@@ -85,6 +88,7 @@ class Aside:
     def _begin(self, work: Work) -> _Turn:
         turn = _Turn(self._thread.result())
         turn.future = self._pool.submit(self._do, work, turn)
+        turn.look()  # at the clock of a thread that is there: or it would have refused the work
         return turn
 
     def _do(self, work: Work, turn: _Turn) -> None:
@@ -95,10 +99,11 @@ class Aside:
             work(turn.go_on)
 
     def _gives_back(self, turn: _Turn) -> bool:
-        if turn.gets_on():
+        if turn.look() >= _LEAST_SHARE:
             return False
         self._given_back, self._rests_until = turn, time.monotonic() + self.rest_s
         turn.give_back()
+        _log.info("other processes leave no core to what stands back: for a while long texts go among all others")
         return True
 
 
@@ -110,13 +115,16 @@ class _Turn:
     def __init__(self, thread: int) -> None:
         self._thread = thread
         self._given_back = False
-        self._ran_s, self._looked_at = self._ran(), time.monotonic()
+        self._ran_s = self._looked_at = 0.0
 
-    def gets_on(self) -> bool:
-        ran_s, now = self._ran(), time.monotonic()
+    def look(self) -> float:
+        """What the thread had of a core since the last look."""
+        ran_s = now = time.monotonic()
+        if sys.platform == "linux":  # which alone has the priority, and tells the time of another thread
+            ran_s = time.clock_gettime(time.pthread_getcpuclockid(self._thread))
         share = (ran_s - self._ran_s) / (now - self._looked_at)
         self._ran_s, self._looked_at = ran_s, now
-        return share >= _LEAST_SHARE or sys.platform != "linux"
+        return share
 
     def give_back(self) -> None:
         self._given_back = True
@@ -125,10 +133,6 @@ class _Turn:
     def go_on(self) -> None:
         if self._given_back:
             raise GivenBack
-
-    def _ran(self) -> float:
-        """Seconds that the thread had of a core, ever."""
-        return time.clock_gettime(time.pthread_getcpuclockid(self._thread)) if sys.platform == "linux" else 0.0
 
 
 def _stand_back() -> None:

@@ -393,7 +393,7 @@ class EmbedQueue:
 
     def _embed_long(self, batch: list[_Waiting]) -> None:
         """Computes a batch, and lets quick texts past on the way."""
-        self._cores.all()
+        (self._cores.half if self._busy() else self._cores.all)()
         begun, past = time.perf_counter(), 0.0
 
         def between() -> None:

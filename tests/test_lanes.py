@@ -451,7 +451,7 @@ def test_what_does_not_get_on_aside_comes_back_and_seed_texts_pass_it_there(lane
 
     lanes.run(work)
     assert lanes.batches == [[600], [600], [100], [700]]
-    assert lanes.places == [("aside", "half"), ("compute", "all"), ("compute", "all"), ("compute", "all")]
+    assert lanes.places == [("aside", "half"), *[("compute", "half")] * 3]
     assert lanes.queue.batches.texts == 3
     assert lanes.queue.bulk.running == 0
 
