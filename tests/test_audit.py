@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,6 +16,7 @@ import pytest
 from coldframe.errors import InvalidArgument, Overloaded, PermissionDenied, Unauthenticated, UnknownGeneration
 from server.admission import SearchLine
 from server.security import audit
+from tests.disks import files_of_at_most
 from tests.guarded import guarded
 from tests.newsroom import piece, words
 from tests.test_security import endless
@@ -22,7 +25,6 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conftest import Background
     from tests.guarded import Guarded
@@ -79,6 +81,38 @@ def test_calls_are_answered_where_the_audit_log_cannot_be_written_and_their_line
     wait_until(path.exists)
     wait_until(lambda: path.read_text().count("\n") == 1)
     assert len(lines(caplog)) == 4
+
+
+def written(path: Path) -> list[str]:
+    return [json.loads(line)["method"] for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def test_a_file_that_filled_its_disk_is_let_go_when_it_is_moved_away(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit.to_file(path)
+    audit.note(audit.Call("/a.B/First", "call", audited=True))
+    with files_of_at_most(path.stat().st_size + 100):
+        for _ in range(50):  # more than a buffer holds
+            audit.note(audit.Call("/a.B/Lost", "call", audited=True))
+        path.rename(path.with_suffix(".1"))
+        audit.note(audit.Call("/a.B/Anew", "call", audited=True))
+        opened = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+        assert not [name for name in opened if name.startswith(str(path.with_suffix(".1")))]
+    assert written(path) == ["/a.B/Anew"]
+    assert written(path.with_suffix(".1")) == ["/a.B/First"]
+    assert [line["method"] for line in lines(caplog)] == 50 * ["/a.B/Lost"]
+
+
+def test_a_line_of_which_the_disk_took_a_part_damages_no_other(path: Path) -> None:
+    audit.to_file(path)
+    audit.note(audit.Call("/a.B/First", "call", audited=True))
+    with files_of_at_most(path.stat().st_size + 100):
+        audit.note(audit.Call("/a.B/Lost", "call", audited=True))
+    for _ in range(2):
+        audit.note(audit.Call("/a.B/Last", "call", audited=True))
+    assert written(path) == ["/a.B/First", "/a.B/Last", "/a.B/Last"]
+    assert path.read_text().count("\n") == 4
 
 
 def test_every_write_and_every_administrative_call_leaves_a_line(

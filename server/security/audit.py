@@ -9,21 +9,23 @@ A stream has a line when it opens ("begin"), too. No line has a text, an id or a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
+import stat
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from server.security.keys import Key
 
 LOGGER = "coldframe.audit"
@@ -93,16 +95,38 @@ class _File(WatchedFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.reopenIfNeeded()
-            self.stream = self.stream or self._open()  # closed where it could not be begun anew
-            self.stream.write(self.format(record) + self.terminator)
+            self.stream = self.stream or self._open()
+            begin = self.terminator if _is_torn(Path(self.baseFilename)) else ""
+            self.stream.write(begin + self.format(record) + self.terminator)
             self.flush()
         except OSError as error:
+            self._let_go()
             if self._said != (said := str(error)):
                 _server.error("the audit log cannot be written: %s; its lines stand here until it can", said)
             self._said = said
             logging.getLogger().handle(record)
         else:
             self._said = ""
+
+    def _let_go(self) -> None:
+        """Closes the file, without what it did not take. One that is kept open is kept on the disk: where it was moved
+        away or removed because it had filled that, the disk stayed full. A pipe stays: to open it waits for a reader.
+        """
+        stream = self.stream
+        if stream is not None and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            self.stream = None
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file ends within a line, of which a full disk took no more from this process or another worker."""
+    with contextlib.suppress(OSError):  # an empty one has no last byte
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) != b"\n"
+    return False
 
 
 def to_file(path: Path) -> None:
