@@ -12,6 +12,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from coldframe import article
+from coldframe.articles import Articles
 from coldframe.errors import DeadlineExceeded, Overloaded, UnknownArticle
 from coldframe.requests import search_request
 from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from coldframe.articles import ArticleRow
     from coldframe.v1.search_service_pb2 import SearchRequest
     from tests.conftest import Background
     from tests.test_observe import Observed
@@ -240,6 +242,27 @@ def test_an_article_that_was_removed_and_came_back_as_it_was_is_no_change(server
     assert found["coldframe_rebuild_advised"][()] == 0
     client.upsert([article(known[0].id, title="another", content=known[0].excerpt)])
     assert server.samples()[changed][()] == pytest.approx(3 / 120)
+
+
+def test_each_scrape_reads_only_what_changed_since_the_last(server: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, read_row, rows = server.client, Articles.__getitem__, list[int]()
+
+    def noted(articles: Articles, row: int) -> ArticleRow:
+        rows.append(row)
+        return read_row(articles, row)
+
+    monkeypatch.setattr(Articles, "__getitem__", noted)
+
+    def drift_reads() -> int:
+        rows.clear()
+        assert server.samples()["coldframe_changed_ratio"][()] == pytest.approx(20 / 120)
+        return len(rows)
+
+    client.upsert([piece(f"{n:03}", words(f"new {n}")) for n in range(20)])
+    assert drift_reads() == 20
+    client.upsert([piece("000", words("newer"))])
+    assert drift_reads() == 1
+    assert drift_reads() == 0
 
 
 def test_a_histogram_counts_each_value_in_one_range() -> None:

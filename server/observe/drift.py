@@ -6,6 +6,7 @@ where many are outliers of theirs, the news has turned to what no cluster is abo
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,21 +45,49 @@ class Drift:
         return self.live >= LEAST_LIVE and self.outliers > max(MOST_OUTLIERS * self.built, self.built + _SPARE)
 
 
-def drift(view: View) -> Drift:
-    """Looks at all live articles."""
-    live = [view.overlay.rows[row].article for row in np.flatnonzero(view.alive).tolist()]
-    clusters, size = view.base.generation.clusters, len(view.base)
-    # By id: one that was replaced is a live article, and one of the generation's that is hidden.
-    came = {article.id: article for article in live}
-    hidden = {view.id_of(row): row for row in view.replaced.tolist()}
-    back = {name for name, row in hidden.items() if name in came and _is_the_same(came[name], view.article(row))}
-    changed = (came.keys() | hidden.keys()) - back
-    return Drift(
-        live=len(live),
-        changed=len(changed) / max(size, 1),
-        outliers=sum(article.outlier for article in live) / max(len(live), 1),
-        built=sum(cluster.outliers for cluster in clusters) / max(size, 1),
-    )
+class Drifts:
+    """Tells the drift of the newest of views that follow each other, to whoever asks, on any thread.
+
+    To read what the build had of an article takes longer than all else. So it is read once for each that came in its
+    place: where articles come all the time, each scrape has a view of its own, and kept searches waiting otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: tuple[View, Drift] | None = None
+        self._same: dict[str, tuple[ArticleRow, bool]] = {}
+        """By id, the live article that stands for one of the build, and whether it is as that was."""
+
+    def of(self, view: View) -> Drift:
+        """Looks at all live articles, once for each view."""
+        with self._lock:
+            if self._last is None or self._last[0] is not view:
+                if self._last is not None and self._last[0].base is not view.base:
+                    self._same = {}
+                self._last = view, self._look(view)
+            return self._last[1]
+
+    def _look(self, view: View) -> Drift:
+        live = [view.overlay.rows[row].article for row in np.flatnonzero(view.alive).tolist()]
+        clusters, size = view.base.generation.clusters, len(view.base)
+        # By id: one that was replaced is a live article, and one of the generation's that is hidden.
+        came = {article.id: article for article in live}
+        hidden = {view.id_of(row): row for row in view.replaced.tolist()}
+        self._same = {name: self._compared(view, row, came[name]) for name, row in hidden.items() if name in came}
+        back = {name for name, (_, same) in self._same.items() if same}
+        changed = (came.keys() | hidden.keys()) - back
+        return Drift(
+            live=len(live),
+            changed=len(changed) / max(size, 1),
+            outliers=sum(article.outlier for article in live) / max(len(live), 1),
+            built=sum(cluster.outliers for cluster in clusters) / max(size, 1),
+        )
+
+    def _compared(self, view: View, row: int, article: ArticleRow) -> tuple[ArticleRow, bool]:
+        known = self._same.get(article.id)
+        if known is not None and known[0] is article:
+            return known
+        return article, _is_the_same(article, view.article(row))
 
 
 def _is_the_same(article: ArticleRow, built: ArticleRow) -> bool:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from server.observe.drift import Drift, drift
+from server.observe.drift import Drifts
 from server.tally import STAGES
 from server.writer import MAX_WAITING
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from server.security.guard import Guard
     from server.serving import Served
     from server.tally import Histogram
-    from server.view import View
 
 _OURS = "coldframe.v1."
 """Of our methods only service and name are told. Of others all: reflection has the same ones in two versions."""
@@ -42,7 +41,7 @@ class ServerCollector(Collector):
 
     def __init__(self, engine: Engine, witness: Witness, pulse: Pulse, guard: Guard | None = None) -> None:
         self._engine, self._witness, self._pulse, self._guard = engine, witness, pulse, guard
-        self._drift: tuple[View, Drift] | None = None
+        self._drifts = Drifts()
 
     def collect(self) -> Iterator[Metric]:
         """All families; those of the index only where there is one."""
@@ -83,9 +82,7 @@ class ServerCollector(Collector):
 
     def _index(self, served: Served) -> Iterator[Metric]:
         view, manifest = served.view, served.generation.manifest
-        if self._drift is None or self._drift[0] is not view:
-            self._drift = view, drift(view)
-        found = self._drift[1]
+        found = self._drifts.of(view)
         created = manifest.created_at.timestamp()
         yield _gauge("coldframe_generation_created_timestamp_seconds", "When the generation was built.", created)
         yield _gauge("coldframe_generation_age_seconds", "Since then.", time.time() - created)
