@@ -42,6 +42,14 @@ def server(background: Background, own_newsroom: Path) -> Iterator[Observed]:
     yield from observed(background, own_newsroom, Witness())
 
 
+@pytest.fixture
+def held(server: Observed) -> Iterator[threading.Event]:
+    """What threads of the server wait for, no longer than a test that fails: it would not stop otherwise."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
 def test_metrics_count_calls_by_status_and_say_where_their_time_went(server: Observed) -> None:
     client = server.client
     for n in range(5):
@@ -71,8 +79,10 @@ def test_metrics_count_calls_by_status_and_say_where_their_time_went(server: Obs
     assert 0 < parts < whole
 
 
-def test_a_call_that_is_late_is_counted_as_its_caller_was_told(server: Observed, background: Background) -> None:
-    held, codes = threading.Event(), {"DEADLINE_EXCEEDED", "CANCELLED"}
+def test_a_call_that_is_late_is_counted_as_its_caller_was_told(
+    server: Observed, background: Background, held: threading.Event
+) -> None:
+    codes = {"DEADLINE_EXCEEDED", "CANCELLED"}
 
     async def hold() -> None:
         for _ in range(2):  # threads that search
@@ -169,8 +179,10 @@ def test_metrics_tell_of_the_index_and_of_what_waits(server: Observed) -> None:
     assert one["process_resident_memory_bytes"] > 1 << 20
 
 
-def test_what_is_computed_or_written_stands_in_its_line_until_it_is_done(server: Observed) -> None:
-    held, client, engine = threading.Event(), server.client, server.engine
+def test_what_is_computed_or_written_stands_in_its_line_until_it_is_done(
+    server: Observed, held: threading.Event
+) -> None:
+    client, engine = server.client, server.engine
 
     def depth() -> dict[str, float]:
         return {dict(key)["queue"]: value for key, value in server.samples()["coldframe_queue_depth"].items()}
@@ -188,8 +200,10 @@ def test_what_is_computed_or_written_stands_in_its_line_until_it_is_done(server:
     assert set(depth().values()) == {0}
 
 
-def test_changes_that_find_the_line_full_or_whose_caller_goes_are_counted(server: Observed) -> None:
-    held, writer, delete = threading.Event(), server.engine.writer, server.client.delete
+def test_changes_that_find_the_line_full_or_whose_caller_goes_are_counted(
+    server: Observed, held: threading.Event
+) -> None:
+    writer, delete = server.engine.writer, server.client.delete
     server.engine._write.submit(held.wait)
     with ThreadPoolExecutor(20) as callers:
         asked = [callers.submit(delete, ["001"])]
