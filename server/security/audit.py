@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 from coldframe.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from server.security.keys import Key
 
 LOGGER = "coldframe.audit"
@@ -96,8 +98,7 @@ class _File(WatchedFileHandler):
         try:
             self.reopenIfNeeded()
             self.stream = self.stream or self._open()
-            begin = self.terminator if _is_torn(Path(self.baseFilename)) else ""
-            self.stream.write(begin + self.format(record) + self.terminator)
+            self.stream.write(self.format(record) + self.terminator)
             self.flush()
         except OSError as error:
             self._let_go()
@@ -108,19 +109,26 @@ class _File(WatchedFileHandler):
         else:
             self._said = ""
 
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        if _is_torn(Path(self.baseFilename)):
+            stream.write(self.terminator)
+        return stream
+
     def _let_go(self) -> None:
         """Closes the file, without what it did not take. One that is kept open is kept on the disk: where it was moved
         away or removed because it had filled that, the disk stayed full. A pipe stays: to open it waits for a reader.
         """
         stream = self.stream
-        if stream is not None and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            self.stream = None
-            with contextlib.suppress(OSError):
-                stream.close()
+        if stream is None or not (stream.closed or stat.S_ISREG(os.fstat(stream.fileno()).st_mode)):
+            return
+        self.stream = None
+        with contextlib.suppress(OSError):
+            stream.close()
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether a file ends within a line, of which a full disk took no more from this process or another worker."""
+    """Whether a file ends within a line, of which a full disk took no more, or which a process was killed in."""
     with contextlib.suppress(OSError):  # an empty one has no last byte
         if path.is_file():
             with path.open("rb") as file:
