@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.aside import Aside
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,3 +104,57 @@ def test_beside_processes_that_leave_it_no_core_work_comes_back_and_the_thread_r
         time.sleep(0.01)
     assert rests_at_first
     assert not work.ended
+
+
+@pytest.fixture
+def core(aside: Aside) -> Iterator[threading.Event]:
+    """What a work waits for that has no core until then; it has one in the end."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@linux
+def test_it_is_worth_a_try_again_when_it_has_rested_and_what_it_gave_back_is_ended(
+    does: Does, aside: Aside, core: threading.Event
+) -> None:
+    aside.look_s, aside.rest_s = 0.01, 0
+    assert not does(lambda go_on: core.wait(60))
+    assert not aside.ready, "another one would stand behind it"
+    core.set()
+    wait_until(lambda: aside.ready)
+    core.clear()
+    aside.rest_s = 3_600
+    assert not does(lambda go_on: core.wait(60))
+    core.set()
+    aside.look_s = 60
+    assert does(lambda go_on: None), "which begins when that has ended"
+    assert not aside.ready, "it rests"
+
+
+@linux
+def test_what_somebody_else_does_is_not_begun_any_more(does: Does, aside: Aside, core: threading.Event) -> None:
+    aside.look_s = 0.01
+    begun: list[bool] = []
+    assert not does(lambda go_on: core.wait(60))
+    assert not does(lambda go_on: begun.append(True))
+    core.set()
+    aside.look_s = 60
+    assert does(lambda go_on: None), "which comes after both"
+    assert not begun
+
+
+@linux
+def test_however_well_it_got_on_it_comes_back_soon_where_it_does_no_longer(
+    does: Does, aside: Aside, core: threading.Event
+) -> None:
+    computed, stopped_at = Computing(1), list[float]()
+
+    def work(go_on: Callable[[], None]) -> None:
+        computed(go_on)
+        stopped_at.append(time.monotonic())
+        core.wait(60)
+
+    assert not does(work)
+    # On a machine that others keep busy it may have been given back before.
+    assert all(time.monotonic() - then < 5 for then in stopped_at)
