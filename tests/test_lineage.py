@@ -168,6 +168,13 @@ def test_of_a_cluster_that_splits_the_larger_part_keeps_the_name(before: Previou
     assert naming.survived == pytest.approx(0.9)
 
 
+def test_articles_that_leave_a_cluster_that_lives_on_with_fresh_ones_alone_were_split_from_it(before: Previous) -> None:
+    naming, _ = name([A, some("x", 100), B, C, D], AXES[[8, 0, 1, 2, 3]], before)
+    assert naming.ids == ["c0004", "c0000", "c0001", "c0002", "c0003"]
+    assert [line.kind for line in naming.lineages] == ["split", "kept", "kept", "kept", "kept"]
+    assert naming.lineages[0].parents == ["c0000"]
+
+
 def test_a_cluster_may_fall_into_pieces_none_of_which_is_like_it(before: Previous) -> None:
     pieces = np.concatenate([AXES[5:7], AXES[1:4]])
     naming, _ = name([A[:50], A[50:], B, C, D], pieces, before)
