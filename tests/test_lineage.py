@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coldframe.generation import CLUSTERS
 from coldframe.recipe import unit
 from coldframe.store import Store
-from indexer.lineage import Naming, Previous, name_clusters
+from indexer.lineage import Naming, Previous, name_clusters, next_number
 from tests.generations import publish
 from tests.mixtures import Day, around, build_day, next_day, random_units, table_of
 
@@ -154,6 +155,22 @@ def test_numbers_are_never_used_again(before: Previous) -> None:
     assert before.table.next_number == 10
 
 
+def test_numbers_begin_where_the_store_says_or_where_the_generation_before_ended(before: Previous) -> None:
+    articles, fresh = ["x", "y"], np.arange(2)
+    for previous, first, wanted in ((None, 7, [7, 8]), (before, 7, [7, 8]), (before, 2, [4, 5])):
+        naming = name_clusters(AXES[8:10], fresh, articles, previous, min_similarity=0.8, first_number=first)
+        assert naming.ids == [f"c{number:04}" for number in wanted]
+        assert naming.next_number == wanted[-1] + 1, "or the next generation gives one of these again"
+
+
+def test_clusters_that_cannot_be_read_keep_no_store_from_giving_numbers(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    path = store.directory(publish(store)) / CLUSTERS
+    assert next_number(store) == 10
+    path.write_bytes(path.read_bytes()[:-2])
+    assert next_number(store) == 0
+
+
 # --- kinds -----------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +190,18 @@ def test_articles_that_leave_a_cluster_that_lives_on_with_fresh_ones_alone_were_
     assert naming.ids == ["c0004", "c0000", "c0001", "c0002", "c0003"]
     assert [line.kind for line in naming.lineages] == ["split", "kept", "kept", "kept", "kept"]
     assert naming.lineages[0].parents == ["c0000"]
+
+
+def test_a_cluster_that_moved_too_far_is_a_new_one_whatever_else_is_new(before: Previous) -> None:
+    naming, _ = name([A, some("x", 100), B, C, D], AXES[[8, 9, 1, 2, 3]], before)
+    assert [line.kind for line in naming.lineages] == ["new", "new", "kept", "kept", "kept"]
+    assert [line.parents for line in naming.lineages[:2]] == [["c0000"], []]
+
+
+def test_a_cluster_that_is_scattered_evenly_over_many_has_all_of_them_for_heirs() -> None:
+    _, before = name([A[:99]], AXES[:1])
+    naming, _ = name([A[start : start + 9] for start in range(0, 99, 9)], AXES[1:], before)
+    assert [gone.into for gone in naming.vanished] == [naming.ids]
 
 
 def test_a_cluster_may_fall_into_pieces_none_of_which_is_like_it(before: Previous) -> None:
@@ -201,6 +230,13 @@ def test_a_cluster_that_takes_another_in_keeps_its_name(before: Previous) -> Non
     assert [(gone.id, gone.into) for gone in naming.vanished] == [("c0001", ["c0000", "c0002"])]
 
 
+def test_a_small_cluster_that_goes_into_a_large_one_is_a_merger() -> None:
+    _, before = name([A, B[:5], C, D], AXES[:4])
+    naming, _ = name([A + B[:5], C, D], AXES[[0, 2, 3]], before)
+    assert [line.kind for line in naming.lineages] == ["merged", "kept", "kept"]
+    assert naming.lineages[0].parents == ["c0000", "c0001"]
+
+
 def test_articles_that_move_between_clusters_that_live_on_make_no_merger(before: Previous) -> None:
     naming, _ = name([A + B[:60], B[60:], C, D], AXES[:4], before)
     assert [line.kind for line in naming.lineages] == ["kept"] * 4
@@ -225,6 +261,8 @@ def test_a_cluster_with_a_little_of_everything_is_new_and_names_its_sources(befo
     assert naming.lineages[0].kind == "split"
     naming, _ = name([A[:30] + B[:25] + C[:20], A[30:], B[25:], C[20:], D], AXES[[9, 0, 1, 2, 3]], before)
     assert (naming.lineages[0].kind, naming.lineages[0].parents) == ("new", ["c0000", "c0001", "c0002"])
+    naming, _ = name([A[:30] + B[:30], A[30:], B[30:], C, D], AXES[[9, 0, 1, 2, 3]], before)
+    assert (naming.lineages[0].kind, naming.lineages[0].parents) == ("new", ["c0000", "c0001"]), "half is not most"
 
 
 def test_what_was_deleted_merged_into_nothing(before: Previous) -> None:

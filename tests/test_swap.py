@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,19 @@ def test_what_is_activated_while_another_is_opened_is_served_and_so_is_the_other
         wait_until(lambda: served_by(client) == shelf.other)
         own.activate(shelf.second)
         wait_until(lambda: served_by(client) == shelf.second)
+
+
+def test_a_generation_whose_folder_has_another_name_is_opened_once(
+    background: Background, own: Store, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "coldframe.server")
+    folder = own.directory(shelf.second)
+    folder.rename(folder.with_name("renamed"))
+    with followed(background, own) as (client, _):
+        (own.path / "CURRENT").write_text("renamed\n")
+        wait_until(lambda: served_by(client) == shelf.second)
+        background.run(asyncio.sleep(1))  # fifty looks
+        assert caplog.text.count(f"serving generation {shelf.second}") == 1
 
 
 def test_a_current_that_names_no_generation_is_said_in_the_log(
@@ -294,10 +308,37 @@ def test_a_generation_that_is_asked_for_is_current_and_served_when_the_answer_co
         assert own.before() == shelf.other, "a rollback goes back to it"
 
 
+def test_what_is_served_and_is_asked_for_is_made_current_where_another_was(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    with opened(background, own.path) as (client, _):  # nobody follows CURRENT here
+        own.activate(shelf.second)
+        reply = client.activate(shelf.first)
+        assert (reply.changed, reply.previous_generation) == (True, shelf.first)
+        assert own.current() == served_by(client) == shelf.first, "or the next start would serve the other one"
+
+
 def test_many_who_ask_for_one_generation_at_once_get_it_once(background: Background, own: Store, shelf: Shelf) -> None:
     with followed(background, own) as (client, _), ThreadPoolExecutor(6) as pool:
         replies = [*pool.map(client.activate, [shelf.second] * 6)]
     assert sorted(reply.changed for reply in replies) == [False] * 5 + [True]
+
+
+def test_what_was_current_while_another_was_asked_for_is_not_served_after_it(
+    background: Background, own: Store, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "coldframe.server")
+    with followed(background, own) as (client, engine), ThreadPoolExecutor(1) as pool:
+        held = Barrier(engine._load)
+        asked = pool.submit(client.activate, shelf.other)
+        wait_until(engine.exchange._one_at_a_time.locked)
+        own.activate(shelf.second)
+        background.run(asyncio.sleep(0.2))  # it is noticed, and waits for its turn to be opened
+        held.open()
+        assert asked.result(60).served_by.generation == shelf.other
+        background.run(asyncio.sleep(0.5))
+        assert own.current() == served_by(client) == shelf.other
+        assert caplog.text.count("serving generation") == 1
 
 
 def test_what_cannot_be_served_changes_nothing_and_says_why(background: Background, own: Store, shelf: Shelf) -> None:

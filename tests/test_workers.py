@@ -409,6 +409,23 @@ def test_a_text_that_is_alone_has_the_cores_of_idle_workers_and_gives_them_back(
     assert found == [all_, own, all_, own, own]
 
 
+def test_a_batch_beside_others_has_half_of_the_cores_and_never_none() -> None:
+    def had(count: int) -> list[int]:
+        torch.set_num_threads(count)
+        cores = Cores()
+        found = []
+        for take in (cores.half, cores.all, cores.half, cores.everybodys):
+            take()
+            found.append(torch.get_num_threads())
+        return found
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        found = [pool.submit(had, count).result() for count in (1, 4)]
+    torch.set_num_threads(before)
+    assert found == [[1, 1, 1, 1], [2, 4, 2, 4]]
+
+
 def test_cores_that_are_there_no_longer_keep_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: int, cores: object) -> None:
         raise OSError(errno.EINVAL, "no such core")
