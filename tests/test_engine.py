@@ -176,6 +176,32 @@ def test_an_article_that_was_there_as_it_comes_and_is_not_when_its_turn_comes_is
         assert client.get_article("x").article.excerpt == words("before")
 
 
+def test_of_two_versions_that_wait_together_the_later_stays_though_the_index_holds_it_before_both(
+    background: Background, own_newsroom: Path
+) -> None:
+    with opened(background, own_newsroom) as (client, engine), ThreadPoolExecutor(3) as pool:
+        client.upsert([piece("x", words("before"))])
+        held = Barrier(engine._write)
+        first = pool.submit(client.delete, ["000"])
+        wait_until(lambda: engine._write._work_queue.qsize() == 1)
+        other = pool.submit(client.upsert, [piece("x", words("meanwhile"))])
+        wait_until(lambda: engine.writer.waiting == 1)
+        same = pool.submit(client.upsert, [piece("x", words("before"))])
+        wait_until(lambda: engine.writer.waiting == 2)
+        held.open()
+        first.result(60)
+        assert [reply.result(60).results[0].outcome for reply in (other, same)] == [UPSERT_OUTCOME_REPLACED] * 2
+        assert client.get_article("x").article.excerpt == words("before")
+
+
+def test_a_title_that_stood_in_the_content_before_is_a_change(background: Background, own_newsroom: Path) -> None:
+    with opened(background, own_newsroom) as (client, _):
+        client.upsert([piece("x", "A headline\na b c")])
+        reply = client.upsert([piece("x", "a b c", title="A headline")])
+        assert reply.results[0].outcome == UPSERT_OUTCOME_REPLACED
+        assert client.get_article("x").article.title == "A headline"
+
+
 def test_so_many_changes_wait_to_be_written_and_the_next_one_is_refused_at_once(
     background: Background, own_newsroom: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

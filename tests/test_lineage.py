@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coldframe.clusters import Topic
 from coldframe.generation import CLUSTERS
 from coldframe.recipe import unit
 from coldframe.store import Store
@@ -77,6 +78,12 @@ def test_the_same_clusters_in_another_order_keep_their_names(before: Previous) -
     assert [line.parents for line in naming.lineages] == [[own] for own in naming.ids]
     assert [line.similarity for line in naming.lineages] == [1.0] * 4
     assert (naming.vanished, naming.next_number, naming.survived) == ([], 4, 1.0)
+
+
+def test_the_topics_before_are_handed_on(before: Previous) -> None:
+    topic = Topic("t0009", "", [], ["c0000", "c0002"], 200)
+    told = replace(before, table=replace(before.table, topics=[topic]))
+    assert name([C, A], AXES[[2, 0]], told)[0].topics == [topic], "or all topics were new"
 
 
 @settings(deadline=None)

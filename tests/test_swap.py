@@ -26,7 +26,7 @@ from coldframe.errors import (
 from coldframe.generation import Manifest
 from coldframe.live import LIVE, LiveStore
 from coldframe.store import Store
-from coldframe.text import text_digest
+from coldframe.text import article_text, text_digest
 from tests.builds import build, letters
 from tests.corpus_files import write
 from tests.newsroom import Barrier, make_store, nearest, opened, piece, sealed_again, settled, words
@@ -197,20 +197,41 @@ def test_a_generation_of_another_encoder_has_the_live_articles_in_its_own_space(
     background: Background, own: Store, shelf: Shelf
 ) -> None:
     with followed(background, own) as (client, engine):
-        client.upsert([piece(f"n{n}") for n in range(70)])
+        client.upsert([piece(f"n{n}", title=words(f"title {n}", 9)) for n in range(70)])
         own.activate(shelf.other)
         wait_until(lambda: served_by(client) == shelf.other)
         served = engine.served()
         for n in (0, 33, 69):
             row = served.view.row_of(f"n{n}")
             assert row is not None
-            own_vector = served.generation.placement(served.encoder.embed([words(f"n{n}")]))[0]
+            text = article_text(words(f"title {n}", 9), words(f"n{n}"))
+            own_vector = served.generation.placement(served.encoder.embed([text]))[0]
             np.testing.assert_allclose(served.view.vector(row), own_vector, atol=1e-5)
         with LiveStore(own.path / LIVE, read_only=True) as kept:
-            held = kept.embedded(text_digest(words("n5")), served.encoder.fingerprint)
+            held = kept.embedded(text_digest(text), served.encoder.fingerprint)
             assert held is not None, "it need not be computed again"
             assert kept.sequence == 70
-        assert client.upsert([piece("n5")]).served_by.live_sequence == 70, "unchanged"
+        assert client.upsert([piece("n5", title=words("title 5", 9))]).served_by.live_sequence == 70, "unchanged"
+
+
+def test_changes_that_a_build_has_looked_at_are_not_laid_over_it_again(
+    background: Background, own: Store, shelf: Shelf
+) -> None:
+    """It may have read a corpus that is newer than they are."""
+
+    def shown(client: Client) -> tuple[Any, ...]:
+        live = [client.get_article(known).article.live for known in ("005", "006", "after")]
+        return served_by(client), client.index().index.article_count, *live
+
+    with followed(background, own) as (client, _):
+        client.upsert([piece("005", title="as it was before the corpus"), piece("gone from the corpus")])
+        client.delete(["006"])
+        name = sealed_again(own.directory(shelf.second), watermark=3)
+        client.activate(name)
+        client.upsert([piece("after")])
+        shown_at_once = shown(client)
+    with followed(background, own) as (client, _):
+        assert shown(client) == shown_at_once == (name, 161, False, False, True)
 
 
 def test_what_was_counted_stays_when_another_encoder_takes_over(
@@ -249,6 +270,25 @@ def test_readers_do_not_wait_while_live_articles_are_embedded_for_another_encode
             client.search(words("reader"))
             longest = max(longest, time.monotonic() - began)
         assert longest < 2, "of the four seconds that all of them take"
+
+
+def test_a_server_that_stops_computes_no_more_live_articles_for_another_encoder(
+    background: Background, own: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_ids, computed = Encoder.embed_ids, list[str]()
+
+    def slow(encoder: Encoder, documents: Any, *between: Any) -> Any:
+        if encoder.recipe.name == "mean" and len(documents) == 1:
+            time.sleep(0.2)
+            computed.append(encoder.recipe.name)
+        return embed_ids(encoder, documents, *between)
+
+    with followed(background, own) as (client, _):
+        client.upsert([piece(f"n{n}") for n in range(60)])
+        monkeypatch.setattr(Encoder, "embed_ids", slow)
+        own.activate(shelf.other)
+        wait_until(lambda: len(computed) > 2)
+    assert len(computed) < 60
 
 
 def test_a_generation_that_is_corrupt_leaves_the_old_one_serving(

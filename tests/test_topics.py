@@ -132,6 +132,20 @@ def test_of_a_topic_that_splits_the_larger_part_keeps_the_name() -> None:
     assert after.next_number == 101
 
 
+def test_of_a_topic_that_splits_the_part_with_most_articles_keeps_the_name_whatever_is_new_beside_it() -> None:
+    vectors, assignment = family([0, 1, 1, 2, 2, 3], each=30)
+    sizes = np.array([20, 5, 5, 8, 8, 30])
+    kept = np.arange(len(assignment)) % 30 < sizes[assignment]
+    before = [Topic("t0007", "", [], ["c0000", "c0001", "c0002"], 30), Topic("t0003", "", [], ["c0003", "c0004"], 16)]
+    after = group_clusters(vectors[kept], assignment[kept], named([*numbered(5), "c0050"], before), 4)
+    assert [after.id_of(number) for number in range(6)] == ["t0007", "t0101", "t0101", "t0003", "t0003", "t0100"]
+    vectors, assignment = family([0, 1, 0], each=30)
+    kept = np.arange(len(assignment)) % 30 < np.array([5, 20, 30])[assignment]
+    before = [Topic("t0007", "", [], ["c0000", "c0001"], 25)]
+    after = group_clusters(vectors[kept], assignment[kept], named([*numbered(2), "c0050"], before), 2)
+    assert [after.id_of(number) for number in range(3)] == ["t0100", "t0007", "t0100"]
+
+
 @pytest.mark.parametrize("parts", [2, 3])
 def test_a_topic_made_of_equal_parts_of_others_is_a_new_one(parts: int) -> None:
     vectors, assignment = family([0] * parts + [1, 1])
