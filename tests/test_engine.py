@@ -179,17 +179,19 @@ def test_an_article_that_was_there_as_it_comes_and_is_not_when_its_turn_comes_is
 def test_of_two_versions_that_wait_together_the_later_stays_though_the_index_holds_it_before_both(
     background: Background, own_newsroom: Path
 ) -> None:
-    with opened(background, own_newsroom) as (client, engine), ThreadPoolExecutor(3) as pool:
+    with opened(background, own_newsroom) as (client, engine), ThreadPoolExecutor(4) as pool:
         client.upsert([piece("x", words("before"))])
         held = Barrier(engine._write)
         first = pool.submit(client.delete, ["000"])
         wait_until(lambda: engine._write._work_queue.qsize() == 1)
         other = pool.submit(client.upsert, [piece("x", words("meanwhile"))])
         wait_until(lambda: engine.writer.waiting == 1)
-        same = pool.submit(client.upsert, [piece("x", words("before"))])
+        between = pool.submit(client.delete, ["001"])
         wait_until(lambda: engine.writer.waiting == 2)
+        same = pool.submit(client.upsert, [piece("x", words("before"))])
+        wait_until(lambda: engine.writer.waiting == 3)
         held.open()
-        first.result(60)
+        assert [[*reply.result(60).deleted_ids] for reply in (first, between)] == [["000"], ["001"]]
         assert [reply.result(60).results[0].outcome for reply in (other, same)] == [UPSERT_OUTCOME_REPLACED] * 2
         assert client.get_article("x").article.excerpt == words("before")
 

@@ -272,7 +272,7 @@ def test_readers_do_not_wait_while_live_articles_are_embedded_for_another_encode
         assert longest < 2, "of the four seconds that all of them take"
 
 
-def test_a_server_that_stops_computes_no_more_live_articles_for_another_encoder(
+def test_live_articles_that_are_embedded_for_another_encoder_keep_no_writer_and_no_stop_waiting(
     background: Background, own: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_ids, computed = Encoder.embed_ids, list[str]()
@@ -288,6 +288,8 @@ def test_a_server_that_stops_computes_no_more_live_articles_for_another_encoder(
         monkeypatch.setattr(Encoder, "embed_ids", slow)
         own.activate(shelf.other)
         wait_until(lambda: len(computed) > 2)
+        client.delete(["000"])
+        assert len(computed) < 60, "who writes does not wait for them"
     assert len(computed) < 60
 
 
