@@ -193,6 +193,12 @@ def test_one_article_of_a_story_unless_said_otherwise() -> None:
     assert order(Options(), stories_taken=[1]) == order(Options(max_per_story=0), stories_taken=[1]) == [2, 3, 4]
 
 
+def test_chance_answers_no_story_that_is_taken() -> None:
+    for seed in range(10):
+        drawn = order(Options(explore_fraction=0.5, explore_seed=seed), stories_taken=[1, 3])
+        assert sorted(drawn) == [2, 4]
+
+
 def test_a_cap_per_cluster_lets_the_next_cluster_through() -> None:
     assert order(Options(max_per_cluster=1)) == [0, 3, 4]
     assert order(Options(max_per_story=0, max_per_cluster=2)) == [0, 1, 3, 4]
