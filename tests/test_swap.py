@@ -256,8 +256,8 @@ def test_readers_do_not_wait_while_live_articles_are_embedded_for_another_encode
     embed_ids = Encoder.embed_ids
 
     def slow(encoder: Encoder, documents: Any, *between: Any) -> Any:
-        if encoder.recipe.name == "mean":
-            time.sleep(0.1 * len(documents))
+        if encoder.recipe.name == "mean" and len(documents) == 1:  # and not the texts that measure its pace
+            time.sleep(0.1)
         return embed_ids(encoder, documents, *between)
 
     with followed(background, own) as (client, _):
