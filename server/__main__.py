@@ -12,6 +12,7 @@ if __name__ == "__main__":
     # And SIGHUP, before there is anything to look at again, would end it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING, Annotated
@@ -121,6 +122,17 @@ def _serve(
     )
     station = config.station(0 if place is None else place.number)
     uvloop.run(serve(engine, address, guard, grace_s=config.grace, announce=announce, place=place, station=station))
+    if engine.stands:
+        _end_now()
+
+
+def _end_now() -> None:
+    """Ends the process in good order, and waits for no thread."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it has gone
+            stream.flush()
+    os._exit(0)
 
 
 @app.command("config")

@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from server.cores import go_to
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -49,7 +47,7 @@ class Aside:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "compute-aside")
-        self._thread = self._pool.submit(threading.get_ident)
+        self._thread = self._pool.submit(lambda: (threading.get_ident(), threading.get_native_id()))
         self._rests_until = 0.0
         self._given_back: _Turn | None = None
         self._stands_back = False
@@ -57,8 +55,12 @@ class Aside:
     @property
     def ready(self) -> bool:
         """Whether it is worth a try: what was given back is ended, and has been for a while."""
-        ended = self._given_back is None or self._given_back.future.done()
-        return ended and time.monotonic() >= self._rests_until
+        return not self.stands and time.monotonic() >= self._rests_until
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is still in the midst of what it gave back, where it may stand for minutes."""
+        return self._given_back is not None and not self._given_back.future.done()
 
     async def does(self, work: Work) -> bool:
         """Has it done here, and raises what it raises; False where it does not get on, and somebody else should."""
@@ -82,27 +84,30 @@ class Aside:
         return True
 
     def shutdown(self) -> None:
-        """Waits for what it does."""
-        self._pool.shutdown()
+        """Waits for what it does, but not for what it gave back: nobody else does."""
+        self._pool.shutdown(wait=not self.stands)
 
     def _begin(self, work: Work) -> _Turn:
-        turn = _Turn(self._thread.result())
+        thread, native = self._thread.result()
+        if not self._stands_back:
+            self._stands_back = True
+            _stand_back(native)
+        turn = _Turn(thread)
         turn.future = self._pool.submit(self._do, work, turn)
         turn.look()  # at the clock of a thread that is there: or it would have refused the work
         return turn
 
-    def _do(self, work: Work, turn: _Turn) -> None:
-        if not self._stands_back:
-            self._stands_back = True
-            _stand_back()
+    @staticmethod
+    def _do(work: Work, turn: _Turn) -> None:
         with suppress(GivenBack):
             work(turn.go_on)
 
     def _gives_back(self, turn: _Turn) -> bool:
         if turn.look() >= _LEAST_SHARE:
             return False
-        self._given_back, self._rests_until = turn, time.monotonic() + self.rest_s
-        turn.give_back()
+        self._rests_until = time.monotonic() + self.rest_s
+        if not turn.give_back():
+            self._given_back = turn
         _log.info("other processes leave no core to what stands back: for a while long texts go among all others")
         return True
 
@@ -126,22 +131,26 @@ class _Turn:
         self._ran_s, self._looked_at = ran_s, now
         return share
 
-    def give_back(self) -> None:
+    def give_back(self) -> bool:
+        """Whether it was not begun, and never is."""
         self._given_back = True
-        self.future.cancel()  # where it was not begun
+        return self.future.cancel()
 
     def go_on(self) -> None:
         if self._given_back:
             raise GivenBack
 
 
-def _stand_back() -> None:
+def _stand_back(thread: int) -> None:
     """Lets the system prefer every other thread to this one and to those that it starts, and keeps them to half of the
     cores: where they go about, whoever wakes on their core may wait for the next tick of the clock, of 4 ms. A sandbox
     may forbid it; then it works like any other.
+
+    To be called by another thread while that one waits: who does it to himself runs Python then, and is stopped there.
     """
     if sys.platform == "linux":
-        cores = sorted(os.sched_getaffinity(0))
+        cores = sorted(os.sched_getaffinity(thread))
         with suppress(OSError):  # gVisor knows no other priority than the usual one
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        go_to(cores[len(cores) // 2 :])
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(OSError):
+            os.sched_setaffinity(thread, cores[len(cores) // 2 :])

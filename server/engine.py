@@ -5,8 +5,8 @@ Torch and FAISS run on threads, never on the event loop:
     compute     all that torch does, loading included: a second thread that computes would halve the speed of both
                 (docs/decisions/0008-one-thread-computes.md)
     aside       long texts while there are searches: when nobody else wants the core, and on half of them only
-    tokenize    texts to token ids; long ones have a thread of their own, which stands back as `aside` does. Seed texts
-                are done on the loop: it takes less time than to ask a thread
+    tokenize    texts to token ids; long ones have a thread of their own. Seed texts are done on the loop: it takes less
+                time than to ask a thread
     search      filters, searches, ranking; one OpenMP thread each; short ones by one thread, long ones by several
     write       changes to live articles, and the exchange of one generation for another: one after the other
     load        a new generation, beside the one that answers
@@ -333,6 +333,11 @@ class Engine:
     def abandon(self) -> None:
         """Leaves nothing behind where the process ends at once, while it loads."""
         self._live.close()
+
+    @property
+    def stands(self) -> bool:
+        """Whether a thread of what is closed stands where it gets no core: Python would wait for it before it ends."""
+        return self._aside.stands
 
     async def close(self) -> None:
         """Ends the threads once their work is done; long texts, for which nobody waits any more, are given up."""

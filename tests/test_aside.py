@@ -18,6 +18,7 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from server.aside import Work
 
@@ -171,3 +172,56 @@ def test_less_than_a_fiftieth_of_a_core_is_too_little_to_get_on_with(does: Does,
             time.sleep(0.2)
 
     assert not does(work)
+
+
+@linux
+def test_while_the_thread_is_told_to_stand_back_it_runs_no_python(
+    does: Does, aside: Aside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system stops it at once there, and whoever wants Python would wait for it."""
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda thread, *_: told.append((thread, threading.get_native_id())))
+    aside.look_s = 60
+    threads: list[int] = []
+    assert does(lambda _: threads.append(threading.get_native_id()))
+    [(thread, by)] = told
+    assert [thread] == threads
+    assert by != thread
+
+
+@linux
+def test_who_ends_it_does_not_wait_for_what_was_given_back(does: Does, aside: Aside, core: threading.Event) -> None:
+    aside.look_s = 0.01
+    assert not does(lambda _: core.wait(60))
+    aside.shutdown()
+    assert aside.stands
+
+
+_STANDING = """
+import asyncio, sys, threading
+from server.__main__ import app
+from server.engine import Engine
+
+async def close(self, close=Engine.close):
+    self._aside.look_s = 0.5
+    assert not await self._aside.does(lambda _: threading.Event().wait())
+    await close(self)
+
+Engine.close = close
+app(["--store", sys.argv[1], "--listen", "127.0.0.1:0"])
+"""
+
+
+@linux
+def test_a_server_ends_where_a_thread_of_it_gets_no_core(tmp_path: Path) -> None:
+    """Python waits for every thread of a pool: a server beside busy processes was killed for it."""
+    command = [sys.executable, "-c", _STANDING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert any(line.startswith("listening on") for line in server.stdout)
+            server.terminate()
+            assert server.wait(60) == 0
+            assert "stopping" in server.stdout.read()
+        finally:
+            server.kill()
