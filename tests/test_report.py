@@ -23,7 +23,7 @@ from coldframe.generation import ARTICLES, CLUSTERS, REPORT, VECTORS, CorpusInfo
 from coldframe.recipe import unit
 from coldframe.store import Store
 from indexer.report import ReportFacts, write_report
-from indexer.report.figures import corpus_map
+from indexer.report.figures import corpus_map, lengths
 from indexer.report.projection import project, sample_rows
 from indexer.report.wording import count, duration, mebibytes, percent
 from indexer.report_command import report_command
@@ -193,6 +193,15 @@ def test_labels_of_any_script_are_text_and_no_font_is_missed() -> None:
     places = np.array([(n, n) for n in range(len(labels))], np.float32)
     drawn = corpus_map(places, ["c1"] * len(labels), [(text, 0.5, n) for n, text in enumerate(labels)])
     assert all(text in drawn for text in labels)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tokens", [[220_000], [5_000, 7_000], [600], [1]])
+def test_limits_of_length_stand_in_their_figure_however_long_all_articles_are(tokens: list[int]) -> None:
+    figure = lengths(np.array(tokens), 4_096)  # with a text out of sight Matplotlib warns, and lays nothing out
+    placed = re.findall(r'text-anchor: end; [^>]* x="([\d.-]+)" y="29[^>]*>(512|4,096) <', figure)
+    assert [limit for _, limit in placed[:2]] == ["512", "4,096"]
+    assert all(50 < float(x) < 680 for x, _ in placed[:2]), "to the left of its limit, in the wide figure"
 
 
 def test_a_breach_is_said_first_and_whether_it_was_forced(folder: Path, tmp_path: Path) -> None:

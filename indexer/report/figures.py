@@ -58,7 +58,8 @@ def _draw(name: str, description: str, size: tuple[int, int], draw: Callable[[Fi
 def lengths(tokens: NDArray[np.int64], max_tokens: int) -> Markup:
     """How long articles are, (n,), on a logarithmic scale, against what models read."""
     longest = max(int(tokens.max()), max_tokens, 2 * SHORT_MODEL)
-    first = int(np.floor(_BINS_PER_DOUBLING * np.log2(max(int(tokens.min()), 1))))
+    shortest = min(max(int(tokens.min()), 1), SHORT_MODEL // 2)  # so that both limits stand within the axes
+    first = int(np.floor(_BINS_PER_DOUBLING * np.log2(shortest)))
     last = int(np.floor(_BINS_PER_DOUBLING * np.log2(longest))) + 1
     edges = 2 ** (np.arange(first, last + 1) / _BINS_PER_DOUBLING)
     counts, _ = np.histogram(np.maximum(tokens, 1), edges)
