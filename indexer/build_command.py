@@ -44,11 +44,13 @@ def parse_size(text: str) -> int:
 
 
 def parse_moment(text: str) -> datetime:
-    """A date, or a date and a time, however a corpus may write it; without a zone it is UTC."""
-    from indexer.dates import parse_date
+    """A date, or a date and a time, however a corpus may write it, of which there is one reading; without a zone it is
+    UTC.
+    """
+    from indexer.dates import parse_date, shown_order
 
     moment = parse_date(text)
-    if moment is None:
+    if moment is None or shown_order(text) == "either":  # the other of its two days may be months away
         raise InvalidArgument(
             f"--corpus-as-of is {text!r}; give the date and time at which the corpus was written, such as "
             f"2026-03-01T04:30:00Z",
@@ -66,8 +68,8 @@ _CorpusAsOf = Annotated[
     datetime | None,
     _flag(
         PANEL,
-        "When the corpus was written. Articles added, replaced or removed online before that yield to it, for every id "
-        "that it holds; others stand. Without it all that was done online stands.",
+        "When the corpus was written; UTC where no zone is given. Articles added, replaced or removed online before "
+        "that yield to it, for every id that it holds; others stand. Without it all that was done online stands.",
         parser=parse_moment,
         metavar="TIME",
     ),

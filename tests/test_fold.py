@@ -311,6 +311,13 @@ def test_moments_are_read_as_dates_of_a_corpus_are(text: str, moment: datetime) 
     assert parse_moment(text) == moment
 
 
+@pytest.mark.parametrize("text", ["11/12/2026", "01-02-2026 04:30"])
+def test_a_moment_of_two_readings_is_refused_for_one_may_take_months_of_changes_for_older(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"--corpus-as-of is '{text}'; .* such as 2026-03-01T04:30:00Z"):
+        parse_moment(text)
+    assert parse_moment("11/13/2026") == parse_moment("2026-11-13")
+
+
 def test_a_moment_that_is_none_or_still_to_come_is_refused(desk: Path, store: Path) -> None:
     with pytest.raises(InvalidArgument, match="--corpus-as-of is 'yesterday'") as refused:
         parse_moment("yesterday")
