@@ -349,8 +349,9 @@ class Client:
         """Return the clusters that grow most, the fastest first.
 
         limit: 1 to 1,000, by default 10. window: articles within it, by default a day, are held against those of the
-        baseline_windows (7) before it. as_of: the window's end, in a time zone; by default the newest article's date.
-        min_count: clusters with fewer articles in the window are left out, by default 2.
+        baseline_windows (7) before it. as_of: the window's end, in a time zone; by default the newest article's date,
+        of those that are not in the future. min_count: clusters with fewer articles in the window are left out, by
+        default 2.
         """
         request = trending_request(
             limit=limit, window=window, baseline_windows=baseline_windows, as_of=as_of, min_count=min_count

@@ -226,7 +226,9 @@ def trending(
     ] = None,
     as_of: Annotated[
         str | None,
-        typer.Option("--as-of", metavar="DATE", help="The window's end; the newest article's date unless given."),
+        typer.Option(
+            "--as-of", metavar="DATE", help="The window's end; else the newest date that is not in the future."
+        ),
     ] = None,
     min_count: Annotated[
         int | None,
