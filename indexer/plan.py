@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from indexer.progress import Reporter
 
 _MOST_SEED = 2**31 - 1  # FAISS keeps it in a C int
-_CLOCKS_DIFFER = timedelta(days=1)
+_CLOCKS_DIFFER = timedelta(minutes=5)  # less than zones do: local time taken for UTC would take all changes for older
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class BuildConfig:
         if self.corpus_as_of is not None and self.corpus_as_of > datetime.now(UTC) + _CLOCKS_DIFFER:
             raise InvalidArgument(
                 f"--corpus-as-of is {self.corpus_as_of.isoformat()}, which is still to come; give the date and time at "
-                f"which the corpus was written",
+                f"which the corpus was written, with its zone, such as +05:30: without one it is UTC",
                 field="corpus-as-of",
             )
         shares = {

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -322,8 +322,18 @@ def test_a_moment_that_is_none_or_still_to_come_is_refused(desk: Path, store: Pa
     with pytest.raises(InvalidArgument, match="--corpus-as-of is 'yesterday'") as refused:
         parse_moment("yesterday")
     assert refused.value.field == "corpus-as-of"
-    with pytest.raises(InvalidArgument, match="still to come"):
-        rebuilt(desk, store, corpus_as_of=datetime.now(UTC) + timedelta(days=2))
+    for ahead in (timedelta(days=2), timedelta(minutes=30)):
+        with pytest.raises(InvalidArgument, match=r"still to come; .* without one it is UTC"):
+            rebuilt(desk, store, corpus_as_of=datetime.now(UTC) + ahead)
+
+
+def test_what_was_deleted_does_not_come_back_because_local_time_was_taken_for_utc(desk: Path, store: Path) -> None:
+    apply(store, Delete("005"))
+    in_delhi = datetime.now(UTC).astimezone(timezone(timedelta(hours=5, minutes=30)))
+    with pytest.raises(InvalidArgument, match="still to come"):  # five hours of changes would have yielded
+        rebuilt(desk, store, corpus_as_of=parse_moment(f"{in_delhi:%Y-%m-%d %H:%M:%S}"))
+    rebuilt(desk, store, corpus_as_of=datetime.now(UTC) - timedelta(minutes=2))
+    assert "005" not in ids(store)
 
 
 # --- at the command line ---------------------------------------------------------------------------------------------
