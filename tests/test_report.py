@@ -206,7 +206,7 @@ def test_limits_of_length_stand_in_their_figure_however_long_all_articles_are(to
 
 def test_a_breach_is_said_first_and_whether_it_was_forced(folder: Path, tmp_path: Path) -> None:
     breach = {"gate": "recall", "measured": 0.9, "limit": 0.98, "message": "a search finds <too> little"}
-    for forced, said in [(False, "it was kept, not published"), (True, "it was published all the same, by --force")]:
+    for forced, said in [(False, "its build kept it back"), (True, "it was published all the same, by --force")]:
         out = shutil.copytree(folder, tmp_path / str(forced))
         write_report(out, facts(120, **MEASURED | {"gates": [breach], "forced": forced}))
         page = (out / REPORT).read_text(encoding="utf-8")
