@@ -29,6 +29,7 @@ _log = logging.getLogger("coldframe.server")
 _LEAST_SHARE = 0.02
 """Of a core; who has less does not get on. Beside one process that computes it is 0.003; the server's own searches, as
 many as it can answer, leave a tenth and more."""
+_DOUBLED = 4
 
 
 class GivenBack(Exception):  # noqa: N818  # no error: somebody else goes on
@@ -43,12 +44,14 @@ class Aside:
     look_s = 0.25
     """From one look to the next."""
     rest_s = 60.0
-    """Before it is tried again."""
+    """Before it is tried again, and twice as long after each try in vain, up to a quarter of an hour: where it wants
+    Python and gets no core, all others wait for it, once in most tries."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "compute-aside")
         self._thread = self._pool.submit(lambda: (threading.get_ident(), threading.get_native_id()))
         self._rests_until = 0.0
+        self._in_vain = 0
         self._given_back: _Turn | None = None
         self._stands_back = False
 
@@ -70,6 +73,7 @@ class Aside:
             await asyncio.wait([waiting], timeout=self.look_s)
             if not waiting.done() and self._gives_back(turn):
                 return False
+        self._in_vain = 0
         waiting.result()
         return True
 
@@ -80,6 +84,7 @@ class Aside:
             concurrent.futures.wait([turn.future], self.look_s)
             if not turn.future.done() and self._gives_back(turn):
                 return False
+        self._in_vain = 0
         turn.future.result()
         return True
 
@@ -105,7 +110,8 @@ class Aside:
     def _gives_back(self, turn: _Turn) -> bool:
         if turn.look() >= _LEAST_SHARE:
             return False
-        self._rests_until = time.monotonic() + self.rest_s
+        self._rests_until = time.monotonic() + self.rest_s * 2 ** min(self._in_vain, _DOUBLED)
+        self._in_vain += 1
         if not turn.give_back():
             self._given_back = turn
         _log.info("other processes leave no core to what stands back: for a while long texts go among all others")

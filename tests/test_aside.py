@@ -225,3 +225,23 @@ def test_a_server_ends_where_a_thread_of_it_gets_no_core(tmp_path: Path) -> None
             assert "stopping" in server.stdout.read()
         finally:
             server.kill()
+
+
+@linux
+def test_it_rests_twice_as_long_after_each_try_in_vain_until_it_gets_on(does: Does, aside: Aside) -> None:
+    def rest() -> float:
+        core = threading.Event()
+        aside.look_s = 0.01
+        begun = time.monotonic()
+        assert not does(lambda _: core.wait(60))
+        rests_s = aside._rests_until - time.monotonic()
+        core.set()
+        wait_until(lambda: not aside.stands)
+        assert time.monotonic() - begun < 50
+        return rests_s
+
+    aside.rest_s = 100
+    assert [round(rest(), -2) for _ in range(6)] == [100, 200, 400, 800, 1_600, 1_600]
+    aside.look_s = 60
+    assert does(lambda _: None)
+    assert round(rest(), -2) == 100
