@@ -3,7 +3,7 @@
 Beside a process that computes, the system leaves such a thread three parts of a thousand of a core. What it computes is
 never done then; and whenever it is stopped while it runs Python, all others of the server wait for Python until it goes
 on. With two busy processes on two cores searches stood still for a second, again and again. So whoever gives it work
-looks whether it gets on.
+looks whether it gets on; and where others have the cores for themselves it is not tried at all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ _LEAST_SHARE = 0.02
 """Of a core; who has less does not get on. Beside one process that computes it is 0.003; the server's own searches, as
 many as it can answer, leave a tenth and more."""
 _DOUBLED = 4
+_STAT = Path("/proc/stat")
+_IDLE, _OTHERS = 0.05, 0.5
+"""Shares of the cores' time: less that nobody wants, and more that others take."""
 
 
 class GivenBack(Exception):  # noqa: N818  # no error: somebody else goes on
@@ -54,11 +58,19 @@ class Aside:
         self._in_vain = 0
         self._given_back: _Turn | None = None
         self._stands_back = False
+        self._times = _times()
+        self._crowded = False
 
     @property
     def ready(self) -> bool:
-        """Whether it is worth a try: what was given back is ended, and has been for a while."""
-        return not self.stands and time.monotonic() >= self._rests_until
+        """Whether it is worth a try: what was given back is ended, and has been for a while, and others leave room."""
+        return not (self._crowded or self.stands) and time.monotonic() >= self._rests_until
+
+    def look_about(self) -> None:
+        """Looks at what other processes had of the cores since the last time; to be called each second or so."""
+        before, self._times = self._times, _times()
+        whole, idle, own = (now - then for now, then in zip(self._times, before, strict=True))
+        self._crowded = idle < _IDLE * whole and whole - idle - own > _OTHERS * whole
 
     @property
     def stands(self) -> bool:
@@ -145,6 +157,23 @@ class _Turn:
     def go_on(self) -> None:
         if self._given_back:
             raise GivenBack
+
+
+def _times() -> tuple[float, float, float]:
+    """Seconds of this process' cores, ever: all of them, what nobody wanted, and what this process had. None where the
+    system does not say.
+    """
+    if sys.platform != "linux":
+        return 0.0, 0.0, 0.0
+    names, whole, idle = {f"cpu{core}" for core in os.sched_getaffinity(0)}, 0, 0
+    with suppress(OSError):
+        for line in _STAT.read_text(encoding="ascii").splitlines():
+            name, *fields = line.split()
+            if name in names:
+                ticks = [*map(int, fields[:8])]  # what guests had is told twice
+                whole, idle = whole + sum(ticks), idle + sum(ticks[3:5])
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    return whole * tick_s, idle * tick_s, time.process_time()
 
 
 def _stand_back(thread: int) -> None:

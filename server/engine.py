@@ -173,6 +173,7 @@ class Engine:
         if self._live.reads_copy:
             self._tell_copy()
         while True:
+            self._aside.look_about()
             try:
                 self._latest.tell(await asyncio.to_thread(self._last_change))
                 if (others := self._behind()) is not None:

@@ -245,3 +245,35 @@ def test_it_rests_twice_as_long_after_each_try_in_vain_until_it_gets_on(does: Do
     aside.look_s = 60
     assert does(lambda _: None)
     assert round(rest(), -2) == 100
+
+
+@linux
+def test_beside_processes_that_have_the_cores_it_is_not_tried(aside: Aside) -> None:
+    with busy_neighbours():
+        aside.look_about()
+        time.sleep(0.5)
+        aside.look_about()
+        tried = aside.ready
+    assert not tried
+
+
+@linux
+def test_what_the_server_itself_computes_keeps_it_from_nothing(aside: Aside, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([(10.0, 0.0, 6.0), (20.0, 0.0, 10.0), (30.0, 1.0, 10.0), (30.0, 1.0, 10.0)])
+    monkeypatch.setattr("server.aside._times", lambda: next(times))
+    monkeypatch.setattr(aside, "_times", (0.0, 0.0, 0.0))
+    ready = []
+    for _ in range(4):
+        aside.look_about()
+        ready.append(aside.ready)
+    assert ready == [True, False, True, True]
+
+
+def test_where_the_system_does_not_say_what_others_have_it_is_tried(
+    aside: Aside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.aside._STAT", tmp_path / "none")
+    monkeypatch.setattr(aside, "_times", (0.0, 0.0, 0.0))
+    for _ in range(2):
+        aside.look_about()
+        assert aside.ready
