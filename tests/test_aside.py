@@ -198,7 +198,7 @@ def test_who_ends_it_does_not_wait_for_what_was_given_back(does: Does, aside: As
 
 
 _STANDING = """
-import asyncio, sys, threading
+import sys, threading
 from server.__main__ import app
 from server.engine import Engine
 
