@@ -270,4 +270,4 @@ def _dress(axes: Axes, title: str) -> None:
 def _ticks(axes: Axes, places: Sequence[float]) -> None:
     """Exactly these on the x axis, written as numbers."""
     axes.set_xticks(places, [f"{place:,.0f}" for place in places])
-    axes.tick_params(axis="x", which="minor", bottom=False)
+    axes.xaxis.minorticks_off()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from coldframe.generation import REPORT
@@ -74,6 +75,7 @@ def _tips(contents: Contents, made: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@cache  # with the template compiled
 def _environment() -> Environment:
     """Every text that comes from outside is escaped: titles are whatever a feed delivers."""
     from jinja2 import Environment, PackageLoader, StrictUndefined

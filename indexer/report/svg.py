@@ -84,11 +84,13 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
     """The figure as an <svg> element without a size of its own; `name` is unlike that of any other on the page."""
     import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.StringIO()
     # The salt is what makes ids: those of two figures on one page must differ, those of two runs must not.
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure.savefig(out, format="svg", metadata=_NO_METADATA)
+        # Not `savefig`, which draws every figure once more beforehand, for an outer box that nobody asks for here.
+        FigureCanvasSVG(figure).print_svg(out, metadata=_NO_METADATA)
     return Markup(_trim(out.getvalue(), description))  # noqa: S704  # Matplotlib has escaped every text
 
 
