@@ -158,6 +158,12 @@ def _begin_forks() -> None:
     try:
         _forks()
         ensure_running()
+    except OSError as error:  # such as a path that is too long for a socket's
+        raise InvalidArgument(
+            f"workers are begun through a socket in the folder for temporary files, where there can be none: {error}; "
+            "give TMPDIR a short path that can be written, such as /tmp",
+            field="workers",
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal.signal(signal.SIGINT, interrupted)

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -285,10 +286,10 @@ def test_ctrl_c_while_workers_start_is_no_fault(newsroom: Path, tmp_path: Path, 
 
 def test_a_worker_is_replaced_where_old_files_were_cleared_away(newsroom: Path, tmp_path: Path) -> None:
     arguments = ("--store", newsroom, "--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", 2)
-    (temporary := tmp_path / "temporary").mkdir()
-    with Process(tmp_path, *arguments, TMPDIR=str(temporary)) as process:
+    # Not under `tmp_path`, which is too long for a socket's where pytest-xdist has made it.
+    with tempfile.TemporaryDirectory() as temporary, Process(tmp_path, *arguments, TMPDIR=temporary) as process:
         address = process.address()
-        for path in temporary.rglob("*"):
+        for path in Path(temporary).rglob("*"):
             if path.is_file():  # sockets stay
                 path.unlink()
         victim, other = workers_of(process.popen.pid)
@@ -302,6 +303,15 @@ def test_a_worker_is_replaced_where_old_files_were_cleared_away(newsroom: Path, 
                 return served_by(new, int(address.rpartition(":")[2])) > 0
 
         wait_until(asked)
+
+
+def test_a_folder_for_temporary_files_that_can_hold_no_socket_is_said(newsroom: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / ("long" * 25)).mkdir()
+    arguments = ("--store", newsroom, "--listen", "127.0.0.1:0", "--workers", 2)
+    with Process(tmp_path, *arguments, TMPDIR=str(folder)) as process:
+        assert process.popen.wait(60) == 2
+        assert "Traceback" not in process.errors()
+        assert "AF_UNIX path too long; give TMPDIR a short path that can be written" in process.errors()
 
 
 def test_a_port_that_workers_share_is_taken_for_everybody_else(crew: Crew, tmp_path: Path, own_newsroom: Path) -> None:
