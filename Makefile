@@ -32,8 +32,9 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# A file of tests stays with one process: what its tests share is made once.
 tests: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 format: install
 	$(BIN)/ruff format .

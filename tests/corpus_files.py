@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Row = dict[str, Any]
-WHOLE_GZIP = gzip.compress(b"id,content\n" + b"".join(b"%d,text %d\n" % (n, n * n) for n in range(5000)))
+WHOLE_GZIP = gzip.compress(b"id,content\n" + b"".join(b"%d,text %d\n" % (n, n * n) for n in range(5000)), mtime=0)
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -41,7 +41,7 @@ def packed(data: bytes, name: str) -> bytes:
     """As a file of this name holds it."""
     if name.endswith(".zst"):
         return bytes(pa.compress(data, codec="zstd", asbytes=True))
-    return gzip.compress(data) if name.endswith(".gz") else data
+    return gzip.compress(data, mtime=0) if name.endswith(".gz") else data
 
 
 def put(path: Path, data: str | bytes) -> Path:

@@ -97,9 +97,13 @@ def test_links_and_reads_of_unknown_articles_are_counted(corpus: Corpus, tmp_pat
     ("name", "content", "said"),
     [
         ("a.csv", HEADER + "ü,a00".encode("latin-1"), "is not UTF-8"),
-        ("a.csv", gzip.compress(HEADER), "is not UTF-8"),
+        ("a.csv", gzip.compress(HEADER, mtime=0), "is not UTF-8"),
         ("a.csv.gz", HEADER, "is not a whole gzip file"),
-        ("a.csv.gz", gzip.compress(HEADER + random.Random(0).randbytes(999).hex().encode())[:-99], "not a whole gzip"),
+        (
+            "a.csv.gz",
+            gzip.compress(HEADER + random.Random(0).randbytes(999).hex().encode(), mtime=0)[:-99],
+            "not a whole gzip",
+        ),
         ("a.csv", HEADER + b'"' + b"a" * 200_000, "is not CSV"),
         (".", None, "cannot be read"),
     ],
