@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -158,10 +159,12 @@ def _begin_forks() -> None:
     try:
         _forks()
         ensure_running()
-    except OSError as error:  # such as a path that is too long for a socket's
+    except OSError as error:
+        if "path too long" not in str(error):
+            raise
         raise InvalidArgument(
-            f"workers are begun through a socket in the folder for temporary files, where there can be none: {error}; "
-            "give TMPDIR a short path that can be written, such as /tmp",
+            f"workers are begun through a socket in {tempfile.gettempdir()}, which is too long a path for one; name a "
+            "shorter one by TMPDIR, such as /tmp",
             field="workers",
         ) from error
     finally:
