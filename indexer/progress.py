@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,8 @@ class Reporter:
         """Wall time by phase, in the order in which they ran."""
         self.peak_memory_mib: dict[str, float] = {}
         """The most memory that the process held during each phase, files that it had mapped included."""
+        self._heard = 0.0
+        """When something was last to be seen of the build."""
 
     def note(self, text: str) -> None:
         """Says something beside the phases."""
@@ -45,12 +48,34 @@ class Reporter:
         outcome: list[str] = []
         give_back_memory()  # or it would count among this phase's
         forget_peak_memory()
-        yield outcome.append
+        with self._going_on(name):
+            yield outcome.append
         self.seconds[name] = time.perf_counter() - start
         self.peak_memory_mib[name] = peak_memory_mib()
         line = Text(f"{name:<9}", style="bold")
         line.append(f"{self.seconds[name]:8.1f} s  ", style="dim")
         self.console.print(line.append("; ".join(outcome), style="not bold"), soft_wrap=True)
+
+    @contextmanager
+    def _going_on(self, name: str) -> Iterator[None]:
+        """Says of a phase that nothing is seen of that it goes on; after each time it is silent for twice as long."""
+        begun = self._heard = time.perf_counter()
+        done = threading.Event()
+
+        def tell() -> None:
+            silence = _LOG_EVERY_S
+            while not done.wait(max(self._heard + silence - time.perf_counter(), 0.01)):
+                if (now := time.perf_counter()) - self._heard >= silence:
+                    self.console.print(f"{name}: {now - begun:,.0f} s so far", highlight=False)
+                    self._heard, silence = now, 2 * silence
+
+        thread = threading.Thread(target=tell, name="going on", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def reading(self, rows: Iterable[Row], share: Callable[[Row], float | None]) -> Iterator[Row]:
         """The same rows; says now and then how many have passed, and which share of the corpus the last one ends."""
@@ -60,6 +85,7 @@ class Reporter:
             if (now := time.perf_counter()) - said < _LOG_EVERY_S:
                 continue
             said, known = now, share(row)
+            self._heard = now
             part = "" if known is None else f", {known:.0%} of the corpus"
             self.console.print(f"reading: {count:,} rows{part}", highlight=False)
 
@@ -85,6 +111,7 @@ class Reporter:
             def advance(more_articles: int, more_tokens: int, more_chars: int) -> None:
                 done[0] += more_articles
                 done[1] += more_tokens
+                self._heard = time.perf_counter()
                 progress.update(task, advance=more_chars, articles=done[0], tokens=done[1])
                 if not terminal:
                     log.advance(done[0], done[1], more_chars)

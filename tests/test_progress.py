@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from indexer.progress import Reporter
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     import pytest
@@ -49,3 +51,27 @@ def test_reading_a_large_corpus_is_told_now_and_then(monkeypatch: pytest.MonkeyP
             assert row
     lines = ["reading: 15 rows, 38% of the corpus", "reading: 30 rows, 75% of the corpus"]
     assert said.getvalue().splitlines() == [*lines, "reading: 15 rows", "reading: 30 rows"]
+
+
+def test_a_phase_that_says_nothing_is_told_to_go_on_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.progress._LOG_EVERY_S", 0.05)
+    said = io.StringIO()
+    report = Reporter(Console(file=said, width=200))
+    with report.phase("describe"):
+        wait_until(lambda: said.getvalue().count("describe: ") >= 3)
+    took = report.seconds["describe"]
+    assert took >= 0.05 + 0.1 + 0.2
+    *lines, last = said.getvalue().splitlines()
+    assert {line[:9] + line[-7:] for line in lines} == {"describe:" + " so far"}
+    assert last.startswith("describe  ")
+
+
+def test_a_phase_of_which_something_is_seen_is_not_told_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.progress._LOG_EVERY_S", 1.0)
+    said = io.StringIO()
+    report = Reporter(Console(file=said, width=200))
+    with report.phase("embed"), report.embedding(100, 10_000) as advance:
+        for _ in range(30):
+            time.sleep(0.05)
+            advance(1, 10, 100)
+    assert "so far" not in said.getvalue()
