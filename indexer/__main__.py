@@ -66,4 +66,5 @@ def convert(
 
 if __name__ == "__main__":
     cores.heed()
+    cores.rest_soon()
     settings.run(app, prog="python -m indexer", prefix="COLDFRAME_INDEXER")

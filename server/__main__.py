@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from server.place import Place
     from server.security.guard import Guard
 
-_SPINS = "20000"
-
 app = typer.Typer(add_completion=False)
 app.add_typer(key_commands.app, name="keys")
 
@@ -64,9 +62,7 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     from server.observe import logs
     from server.security.guard import raise_open_files
 
-    # Before torch is there. A thread of a team that is done looks for more for some milliseconds, by default, and keeps
-    # the core from whoever is to answer; so many looks, a tenth of a millisecond, outlast the time between two layers.
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    cores.rest_soon()
     # Before numpy is. It would share out products of a thousand rows among all cores, and wait for those that are busy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logs.begin(config.log_format)

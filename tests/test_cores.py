@@ -73,6 +73,11 @@ def half_a_core() -> Iterator[Path]:
     group.rmdir()
 
 
+BOTH = pytest.mark.parametrize(
+    "arguments", [("server", "--listen", "127.0.0.1:0"), ("indexer", "build", "--corpus", SAMPLE)]
+)
+
+
 def run_in(group: Path, *arguments: object, **environment: str) -> str:
     """What Python says that runs in a control group with these arguments."""
     join = f'echo $$ > {shlex.quote(str(group))}/cgroup.procs; exec "$@"'
@@ -93,7 +98,23 @@ def test_torch_has_as_many_threads_as_there_is_time_for(half_a_core: Path, given
     assert run_in(half_a_core, "-c", asked, **given) == f"{threads}\n"
 
 
-@pytest.mark.parametrize("arguments", [("server", "--listen", "127.0.0.1:0"), ("indexer", "build", "--corpus", SAMPLE)])
+@BOTH
+def test_both_programs_have_threads_that_are_done_rest_soon(tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    """Beside two busy processes k-means of 2,225 articles took 45 s where they went on looking for more, and 23."""
+    (tmp_path / "torch.py").write_text("import os; os.write(1, os.environ['GOMP_SPINCOUNT'].encode()); os._exit(0)")
+    folders = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments), "--store", tmp_path / "store"],
+        env={name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | {"PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout == "20000", done.stderr
+
+
+@BOTH
 def test_both_programs_heed_the_limit_before_torch_is_imported(
     half_a_core: Path, tmp_path: Path, arguments: tuple[object, ...]
 ) -> None:
