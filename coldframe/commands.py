@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from coldframe import article_commands, tables
+from coldframe.client import error_of
 from coldframe.errors import InvalidArgument
 from coldframe.flags import RankingFlags, SeedFlags, ServerFlags, read_age, read_lines, read_moment, read_weight, spread
 from coldframe.printing import show, show_several
-from coldframe.requests import expansion, seed
+from coldframe.requests import expansion, search_request, seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from coldframe.errors import ColdframeError
     from coldframe.v1.search_service_pb2 import WeightedSeed
 
 app = typer.Typer(
@@ -68,6 +71,31 @@ def search(
     with ask.client() as client:
         reply = client.search(text, **other, **ranking.options(), limit=limit, exact=exact, page_token=ranking.page)
     show(reply, tables.hits, ask.as_json)
+
+
+@app.command(epilog="Example: coldframe search-each --limit 3 --json < headlines.txt")
+@spread
+def search_each(*, limit: Limit = None, ranking: RankingFlags, ask: ServerFlags) -> None:
+    """Find the articles nearest to each line of standard input, as fast as the server takes them.
+
+    --json prints a document a line, as they come; their correlation_id counts from 0. --timeout does not end that.
+
+    A line that is refused says so in its place; the exit code tells of it.
+    """
+    texts = read_lines("texts")
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise InvalidArgument(f"line {number} of standard input is empty; give a text to search for on each.")
+    options = ranking.options()
+    refused: ColdframeError | None = None
+    with ask.client() as client:
+        requests = (search_request(text, **options, limit=limit, page_token=ranking.page) for text in texts)
+        for text, reply in zip(texts, client.stream_search(requests), strict=True):
+            show(reply, partial(tables.one_of_many, text), ask.as_json)
+            if reply.HasField("error"):
+                refused = refused or error_of(reply.error)
+    if refused is not None:
+        raise refused
 
 
 @app.command(epilog="Example: coldframe recommend --like 1001=2.0 --like 1007 --unlike 1042 --text 'night trains'")

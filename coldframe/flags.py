@@ -178,6 +178,10 @@ class RankingFlags:
     explore_seed: Annotated[
         int | None, typer.Option("--explore-seed", metavar="N", help="The same number draws the same.")
     ] = None
+    effort: Annotated[
+        str | None,
+        typer.Option("--effort", metavar="LEVEL", help="fast, balanced or exact; balanced unless given."),
+    ] = None
     recall: Annotated[
         float | None,
         typer.Option("--recall", metavar="SHARE", help="Search as much as finds this share of the true nearest."),
@@ -202,6 +206,7 @@ class RankingFlags:
             "min_score": self.min_score,
             "explore_fraction": self.explore,
             "explore_seed": self.explore_seed,
+            "effort": cast("Any", self.effort),
             "target_recall": self.recall,
             "read_mask": ["article", "score", "explanation"] if self.explain else None,
         }

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         NearestClustersResponse,
         RecommendResponse,
         SearchResponse,
+        StreamSearchResponse,
     )
     from coldframe.v1.types_pb2 import ArticleSummary, Cluster, Hit, ServedBy, Timing, Usage
 
@@ -70,6 +71,14 @@ def hits(reply: SearchResponse) -> RenderableType:
     """Articles found, the best first; below them why, where the call asked."""
     footer = _footer(reply.served_by, reply.timing, reply.usage)
     return Group(*_hits_and_why(reply.hits), *_notes(reply), *_cut_notes([reply.usage]), footer)
+
+
+def one_of_many(text: str, reply: StreamSearchResponse) -> RenderableType:
+    """What was found for a line of many, or why nothing could be."""
+    title = Text(_plain(text), style="bold")
+    if reply.HasField("error"):
+        return Group(title, Text(f"error: {_plain(reply.error.message)}"), Text())
+    return Group(title, *_hits_and_why(reply.response.hits), *_cut_notes([reply.response.usage]), Text())
 
 
 def recommendations(reply: RecommendResponse) -> RenderableType:

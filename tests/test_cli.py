@@ -17,13 +17,15 @@ from coldframe import commands, tables
 from coldframe.cli import NEEDS_EXTRA
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownCluster
 from coldframe.v1.search_service_pb2 import SearchRequest, SearchResponse
-from coldframe.v1.types_pb2 import EFFORT_EXACT
+from coldframe.v1.types_pb2 import EFFORT_EXACT, EFFORT_FAST
 from tests import scripted_index
 from tests.scripted import Server
 from tests.scripted_index import ARTICLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from coldframe.v1.types_pb2 import Seed
 
     Ask = Callable[..., str]
 
@@ -248,6 +250,47 @@ def test_json_names_and_numbers(ask: Ask) -> None:
 def test_json_embeds_lines_from_standard_input(ask: Ask) -> None:
     document = json.loads(ask("embed", "--json", stdin="economy\nsport\n"))
     assert [item["vector"]["values"] for item in document["embeddings"]] == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+def test_each_line_of_standard_input_is_searched_for(server: Server, ask: Ask) -> None:
+    told = ask("search-each", "--json", "-n", "1", "--effort", "fast", stdin="economy\nsport\n")
+    first, second = map(json.loads, told.splitlines())
+    assert [reply["correlation_id"] for reply in (first, second)] == ["0", "1"]
+    assert [reply["response"]["hits"][0]["article"]["cluster_id"] for reply in (first, second)] == ["c0", "c1"]
+    shown = ask("search-each", "-n", "1", stdin="economy\nsport")
+    assert shown.index("economy\n") < shown.index(" c0 ") < shown.index("sport\n") < shown.index(" c1 ")
+    with pytest.raises(InvalidArgument, match="line 2 of standard input is empty"):
+        ask("search-each", stdin="economy\n\nsport\n")
+    with pytest.raises(InvalidArgument, match="no texts; "):
+        ask("search-each", stdin="")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_line_that_is_refused_says_so_in_its_place(
+    server: Server, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    seeker = scripted_index.Index.seeker
+
+    def picky(index: scripted_index.Index, seed: Seed) -> Any:
+        if seed.text == "nonsense":
+            raise InvalidArgument("request.seed.text is nonsense", field="request.seed.text")
+        return seeker(index, seed)
+
+    monkeypatch.setattr(scripted_index.Index, "seeker", picky)
+    given = "economy\nnonsense\nsport\n"
+    done = CliRunner().invoke(commands.app, ["search-each", "-n", "1", *form, "--server", server.target], input=given)
+    assert isinstance(done.exception, InvalidArgument)
+    assert done.stdout.index("c0") < done.stdout.index("request.seed.text is nonsense") < done.stdout.index("c1")
+
+
+def test_how_much_is_searched(server: Server, ask: Ask) -> None:
+    for effort, asked in (("fast", EFFORT_FAST), ("exact", EFFORT_EXACT)):
+        ask("search", "economy", "--effort", effort)
+        assert last_request(server).ranking.effort == asked
+    with pytest.raises(InvalidArgument, match="fast"):
+        ask("search", "economy", "--effort", "utmost")
+    with pytest.raises(InvalidArgument, match="give one of them"):
+        ask("search", "economy", "--exact", "--effort", "fast")
 
 
 @pytest.mark.parametrize("last", ["\n", "", "\r\n"])
