@@ -134,8 +134,9 @@ class Index(google.protobuf.message.Message):
     max_tokens: builtins.int
     """Longer texts are cut to so many tokens."""
     probes: builtins.int
-    """Lists that a balanced search visits - fewer where it asks for what lies clearly in one, up to twice as many where
-    it lies between some -, and the share of the true 10 nearest neighbours that it found when the build measured it.
+    """Lists that a balanced search visits - fewer where it asks for what lies clearly in one, up to eight times as many
+    where it lies between some -, and the share of the true 10 nearest neighbours that it found when the build measured
+    it.
     """
     recall_at_10: builtins.float
     live_count: builtins.int

@@ -289,7 +289,8 @@ class Ranking(google.protobuf.message.Message):
     @property
     def priors(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Added to the score of an article, in units of cosine, -2 to 2; by id, at most 10,000. An article that is allowed is
-        found by its prior wherever it lies, and whatever the effort. Those that the index does not hold are passed over.
+        found by its prior wherever it lies, and whatever the effort. Those that the index does not hold are passed over, and
+        are not in missing_ids.
         """
 
     @property

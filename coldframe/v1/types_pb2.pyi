@@ -378,7 +378,7 @@ class Cluster(google.protobuf.message.Message):
     topic_id: builtins.str
     """The broad topic that it belongs to; empty where no topics were made."""
     live_count: builtins.int
-    """Articles added since the generation was built."""
+    """Articles added or replaced since the generation was built."""
     @property
     def terms(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Term]:
         """Best first."""
