@@ -75,8 +75,8 @@ global___FilterList = FilterList
 
 @typing.final
 class AttributeFilter(google.protobuf.message.Message):
-    """On one of the article's attributes. An article without it, or whose value is no number where a range is asked for,
-    does not match.
+    """On one of the article's attributes. An article without it matches only where `exists` is false; one whose value is no
+    number, no range.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
