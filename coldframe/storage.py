@@ -60,8 +60,8 @@ def code_size(storage: str, dim: int) -> int:
     if storage.startswith("pq") and digits.isdecimal() and int(digits) > 0 and dim % int(digits) == 0:
         return int(digits)
     raise InvalidArgument(
-        f"--storage is {storage}; it must be rabitq, flat, fp16, sq8, or pq and a number that divides the dimension, "
-        f"{dim}, such as pq{dim // 4 if dim % 4 == 0 else dim}",
+        f"the storage is {storage!r}; it must be rabitq, flat, fp16, sq8, or pq and a number that divides the "
+        f"dimension, {dim}, such as pq{dim // 4 if dim % 4 == 0 else dim}",
         field="storage",
     )
 
@@ -164,7 +164,7 @@ def _fit_codebooks(
 ) -> None:
     if len(vectors) < LEAST_PQ_ROWS:
         raise InvalidArgument(
-            f"--storage is pq{ivf.pq.M} and the corpus has {len(vectors)} articles; pq needs at least "
+            f"the storage is pq{ivf.pq.M} and the corpus has {len(vectors)} articles; pq needs at least "
             f"{LEAST_PQ_ROWS}: choose flat, fp16 or sq8",
             field="storage",
         )
