@@ -410,6 +410,15 @@ def test_chance_has_its_share_and_draws_the_same_by_the_same_seed(client: Client
     assert drawn[0].hits != drawn[2].hits != drawn[3].hits
 
 
+@pytest.mark.parametrize("name", ["recency_weight", "popularity_weight"])
+@pytest.mark.parametrize("weight", [-0.1, 2.1, math.nan])
+def test_a_weight_is_held_to_its_range_also_where_it_weighs_nothing(client: Client, name: str, weight: float) -> None:
+    asked: dict[str, Any] = {name: weight}
+    with pytest.raises(InvalidArgument, match="0 to 2") as refused:
+        client.search("a b c", **asked)
+    assert refused.value.field == f"ranking.{name}"
+
+
 @pytest.mark.parametrize("cap", [1, 3])
 def test_no_cluster_has_more_than_its_cap(client: Client, cap: int) -> None:
     reply = client.recommend(["a b c", "x y z"], limit=1000, effort="exact", max_per_cluster=cap)

@@ -37,12 +37,7 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, place: Place, 
     condition = None
     if message.HasField("filter"):
         condition = filters.compile(message.filter, served.generation.numbers, f"{_F}.filter")
-    popularity = None
-    if message.popularity_attribute:
-        weight = requests.within(
-            requests.optional(message, "popularity_weight"), 0.0, 2.0, 0.1, f"{_F}.popularity_weight"
-        )
-        popularity = (_key(message.popularity_attribute), weight)
+    weight = requests.within(requests.optional(message, "popularity_weight"), 0.0, 2.0, 0.1, f"{_F}.popularity_weight")
     probes, margin = _reach(message, served, effort)
     return Ask(
         limit=limit,
@@ -50,7 +45,7 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, place: Place, 
         condition=condition,
         excluded=requests.identifiers(message.exclude_ids, MAX_EXCLUDED, f"{_F}.exclude_ids", least=0),
         priors=_priors(message),
-        popularity=popularity,
+        popularity=(_key(message.popularity_attribute), weight) if message.popularity_attribute else None,
         probes=probes,
         margin=margin,
         start=place.start,
