@@ -90,7 +90,7 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     # The salt is what makes ids: those of two figures on one page must differ, those of two runs must not.
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
         # Not `savefig`, which draws every figure once more beforehand, for an outer box that nobody asks for here.
-        FigureCanvasSVG(figure).print_svg(out, metadata=_NO_METADATA)
+        FigureCanvasSVG(figure).print_svg(out, metadata=_NO_METADATA)  # type: ignore[no-untyped-call]
     return Markup(_trim(out.getvalue(), description))  # noqa: S704  # Matplotlib has escaped every text
 
 
