@@ -59,8 +59,9 @@ class IndexServiceServicer(object):
     def ActivateGeneration(self, request, context):
         """Makes a generation of the store the current one, and answers once it is served. It is opened and compared with its
         checksums first: where that fails nothing changes, and what was served goes on. Activating what is served already
-        changes nothing. Going back is the same call with an older generation's name. Other servers over the same store
-        follow a moment later. A call that ends before its answer does not undo what was asked: ask again, or GetIndex.
+        changes nothing. Going back is the same call with an older generation's name. Other workers, and other servers over
+        the same store, follow a moment later. A call that ends before its answer does not undo what was asked: ask again,
+        or GetIndex.
 
         Errors: NOT_FOUND for a name that the store does not hold (the message lists those that it does),
         FAILED_PRECONDITION for one that was kept back at its build, that another encoder built, or where the store cannot
