@@ -40,7 +40,7 @@ INTRODUCTION = f"""# The API
 
 Package `coldframe.v1`, over gRPC; generated from [proto/coldframe/v1](../proto/coldframe/v1) by `make proto`, so the
 comments there are what stands here. In Python, `coldframe.Client` asks all of it, in asyncio `coldframe.AsyncClient`;
-the `coldframe` command line too.
+the `coldframe` command line most of it.
 
 - A field marked *optional* that is not set has the default that its text names. 0, false and "" are the defaults of the
   others, and mean the same as not set.
