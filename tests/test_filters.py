@@ -290,6 +290,70 @@ def test_an_attribute_that_was_crowded_out_is_read_again(fresh: Callable[[], Pat
             assert columns.attribute(f"k{n}").numbers.tolist() == [n]
     assert isinstance(kinds[0], LiveColumns)
     assert len(kinds[0]._attributes) == MAX_ATTRIBUTES
+    assert isinstance(kinds[1], BaseColumns)
+    assert kinds[1]._read.cache_info().currsize == MAX_ATTRIBUTES
+
+
+class Told(dict[str, str]):
+    """Attributes of an article that tell when they are read."""
+
+    def __init__(self, told: Callable[[], object], attributes: Mapping[str, str]) -> None:
+        super().__init__(attributes)
+        self._told = told
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._told()
+        return super().get(key, default)
+
+
+def test_an_attribute_that_is_asked_for_again_and_again_is_read_once_whatever_others_are_asked_for() -> None:
+    columns, reads = LiveColumns(), count()
+    columns.append(None, 0, 0, Told(lambda: next(reads), {"views": "7"}))
+    for n in range(3 * MAX_ATTRIBUTES):
+        assert columns.attribute("views").numbers.tolist() == [7]
+        columns.attribute(f"other {n}")
+        columns.attribute(f"other {n}")
+    assert next(reads) == 1 + 3 * MAX_ATTRIBUTES
+
+
+def test_columns_that_go_on_from_some_rows_and_those_they_came_from_do_not_see_each_other() -> None:
+    ours = live([Row(n, n, {"n": str(n)}) for n in range(3)])
+    theirs = ours.copy(2)
+    theirs.append(EPOCH, 9, 9, {"n": "tried out"})
+    ours.append(EPOCH + timedelta(microseconds=3), 3, 0, {"n": "3"})
+    for columns, numbers, values in (
+        (ours, [0, 1, 2, 3], ["0", "1", "2", "3"]),
+        (theirs, [0, 1, 9], ["0", "1", "tried out"]),
+    ):
+        found = columns.attribute("n")
+        assert [found.values[code] for code in found.codes.tolist()] == values
+        assert columns.clusters.tolist() == numbers
+    assert ours.microseconds.tolist() == [0, 1, 2, 3]
+    assert (ours.stories.tolist(), theirs.stories.tolist()) == ([0] * 4, [0, 0, 9])
+
+
+def test_two_who_ask_for_an_attribute_at_once_read_no_row_twice() -> None:
+    columns, half_read, go_on = LiveColumns(), threading.Event(), threading.Event()
+
+    def first_waits() -> None:
+        if not half_read.is_set():
+            half_read.set()
+            assert go_on.wait(60)
+
+    for n in range(4):
+        attributes = {"n": str(n)}
+        columns.append(None, 0, 0, Told(first_waits, attributes) if n == 1 else attributes)
+    readers = [threading.Thread(target=columns.attribute, args=("n",)) for _ in range(2)]
+    readers[0].start()
+    assert half_read.wait(60)
+    readers[1].start()
+    readers[1].join(0.2)  # it waits for the first; one that did not would have read all rows by now
+    go_on.set()
+    for reader in readers:
+        reader.join()
+    columns.append(None, 0, 0, {"n": "4"})
+    found = columns.attribute("n")
+    assert [found.values[code] for code in found.codes.tolist()] == ["0", "1", "2", "3", "4"]
 
 
 def test_a_value_that_came_after_the_rows_that_are_asked_about_is_none_of_theirs(

@@ -237,12 +237,14 @@ def test_what_is_tried_out_goes_its_own_way_from_where_it_began(base: Base) -> N
     assert {name for name in articles if tried.row_of(name) is None} == set()
     assert [tried.row_of(name) for name in ("n2", "n10", "later")] == [None] * 3
     assert tried.row_of_text(row("n17").text_digest) == tried.row_of("n17")
+    assert tried.row_of_text(row("n7").text_digest) == tried.row_of("n7") == ROWS + 7
     assert [tried.row_of_text(row(name).text_digest) for name in ("n10", "later")] == [None] * 2
     again = tried.apart().with_article(live(base, "n2", vectors[2]), 22)
     assert (again.row_of("n2"), tried.row_of("n2")) == (ROWS + 20, None)
     for query in random_units(4, 13):
-        assert found(tried, query, 60) == slow(tried, articles, query)
-        assert found(again, query, 60) == slow(again, articles | {"n2": vectors[2]}, query)
+        for limit in (1, 5, 60):
+            assert found(tried, query, limit) == slow(tried, articles, query)[:limit]
+            assert found(again, query, limit) == slow(again, articles | {"n2": vectors[2]}, query)[:limit]
 
 
 def test_trying_out_copies_no_rows(base: Base) -> None:
