@@ -50,8 +50,9 @@ def as_sets(grouping: Grouping) -> set[frozenset[int]]:
     return {frozenset(np.flatnonzero(grouping.numbers == number).tolist()) for number in range(len(grouping.ids))}
 
 
-def test_clusters_of_one_subject_are_one_topic_and_the_largest_is_first() -> None:
-    vectors, assignment = family([0, 1, 2, 1, 1, 0])
+@pytest.mark.parametrize("each", [6, 3_000])
+def test_clusters_of_one_subject_are_one_topic_and_the_largest_is_first(each: int) -> None:
+    vectors, assignment = family([0, 1, 2, 1, 1, 0], each)
     grouping = group_clusters(vectors, assignment, named(numbered(6)), 3)
     assert grouping.numbers.tolist() == [1, 0, 2, 0, 0, 1]
     assert grouping.ids == ["t0100", "t0101", "t0102"]
