@@ -123,16 +123,34 @@ def test_a_vector_that_is_no_number_is_computed_again(tmp_path: Path) -> None:
     with Cache(tmp_path / CACHE, SPACE, warn=pytest.fail) as cache:
         cache.put(digests, tokens(digests), broken)
         assert set(cache.get(digests)) == {digests[0], digests[2]}
+        cache.put(digests, tokens(digests), vectors(digests))
+        assert assert_right(cache, digests) == 3
 
 
-@pytest.mark.parametrize("damage", ["seen = 'many'", "vector = 0.5", "vector = printf('%.*c', length(vector), 'x')"])
-def test_a_vector_beside_which_a_value_is_of_another_kind_is_computed_again(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("seen = 'many'", "vector = 0.5", "vector = printf('%.*c', length(vector), 'x')"),
+        *("seen = seen + 1", "used = used - 1"),
+    ],
+)
+def test_a_vector_beside_which_a_value_is_another_is_computed_again(tmp_path: Path, damage: str) -> None:
     path, digests = filled(tmp_path / CACHE, texts(3)), texts(3)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute(f"UPDATE vectors SET {damage} WHERE digest = ?", (digests[1],))
     with Cache(path, SPACE, warn=pytest.fail) as cache:
         assert set(cache.get(digests)) == {digests[0], digests[2]}
     assert set(look_up(path, SPACE, digests)) == {digests[0], digests[2]}
+
+
+def test_the_vector_of_another_text_is_never_given(tmp_path: Path) -> None:
+    """As where a flipped bit of SQLite's tree leads to another row."""
+    path, digests = filled(tmp_path / CACHE, texts(3)), texts(3)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM vectors WHERE digest = ?", (digests[0],))
+        db.execute("UPDATE vectors SET digest = ? WHERE digest = ?", (digests[0], digests[1]))
+    with Cache(path, SPACE, warn=pytest.fail) as cache:
+        assert assert_right(cache, digests) == 1
 
 
 def test_a_vector_that_became_a_text_of_no_letters_does_not_stop_a_build(tmp_path: Path) -> None:
