@@ -154,7 +154,6 @@ class Cache:
             self._db.close()
         aside = self._path.with_name(f"{self._path.name}.damaged")
         self._path.replace(aside)
-        _journal(self._path).unlink(missing_ok=True)
         why = str(error).partition(" with text ")[0]  # Python would quote a text that is no UTF-8
         self._warn(f"the cache of embeddings cannot be read ({why}); it lies in {aside} now, and a new one is begun")
         self._db, self._number = _open(self._path, self._space)
@@ -292,7 +291,3 @@ def _refuse(error: Exception, path: Path) -> NoReturn:
             f"the build, prune or backup that uses it has ended, and the same command goes on"
         ) from error
     raise error
-
-
-def _journal(path: Path) -> Path:
-    return path.with_name(f"{path.name}-journal")

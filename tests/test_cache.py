@@ -216,6 +216,22 @@ def test_a_file_that_is_no_cache_is_set_aside_whole_and_a_new_one_is_begun(tmp_p
     assert all(part in said[0] for part in ("cannot be read", str(aside), "a new one is begun"))
 
 
+def test_a_journal_that_is_left_without_its_file_is_not_played_back_into_a_new_one(tmp_path: Path) -> None:
+    path, digests = filled(tmp_path / CACHE, texts(200)), texts(200)
+    journal = path.with_name(f"{CACHE}-journal")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")  # so that the journal reaches the disk before the commit
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE vectors SET seen = 0")
+        left = journal.read_bytes()
+    path.unlink()
+    journal.write_bytes(left)
+    with Cache(path, SPACE, warn=pytest.fail) as cache:
+        assert cache.get(digests) == {}
+        cache.put(digests, tokens(digests), vectors(digests))
+        assert assert_right(cache, digests) == 200
+
+
 def test_an_empty_file_is_an_empty_cache(tmp_path: Path) -> None:
     (tmp_path / CACHE).touch()
     assert filled(tmp_path / CACHE, texts(2)).stat().st_size
