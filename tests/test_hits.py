@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from server.search import Found
 
+WORDS = np.empty(0, np.uint64)
 MASKS: tuple[list[str], ...] = (
     [],
     ["article", "score"],
@@ -113,8 +114,9 @@ def test_a_live_article_and_one_that_scores_nothing(view: View) -> None:
     across = (across / np.linalg.norm(across)).astype(np.float32)
     cluster = int(view.base.generation.index.nearest_clusters(vector[None], 1)[0][0, 0])
     new = replace(row("news", cluster=cluster), story=0, published_at=datetime(2005, 3, 1, 12, 30, 1, 250_000, UTC))
-    check(view.with_article(LiveRow(new, vector, np.empty(0, np.uint64)), 1))
-    check(view.with_article(LiveRow(new, across, np.empty(0, np.uint64)), 1))
+    for date in (new.published_at, datetime(1930, 3, 1, 12, 30, 1, 250_000, UTC), datetime(1970, 1, 1, tzinfo=UTC)):
+        check(view.with_article(LiveRow(replace(new, published_at=date), vector, WORDS), 1))
+    check(view.with_article(LiveRow(new, across, WORDS), 1))
 
 
 def test_a_row_that_was_only_tried_out_is_in_no_hit_that_is_kept(view: View) -> None:
@@ -123,12 +125,22 @@ def test_a_row_that_was_only_tried_out_is_in_no_hit_that_is_kept(view: View) -> 
 
     def earlier(name: str) -> LiveRow:
         first = replace(row(name, cluster=view.article(leader).cluster), story=leader, published_at=early)
-        return LiveRow(first, view.vector(leader), np.empty(0, np.uint64))
+        return LiveRow(first, view.vector(leader), WORDS)
 
     tried = view.apart().with_article(earlier(view.id_of(leader)), 0)
     assert tried.first_of_story(told) == len(view.base)
     check(tried)
     check(view.without_article(view.id_of(leader), 1).with_article(earlier("another"), 2))
+
+
+def test_a_version_that_was_only_tried_out_is_not_shown_in_place_of_one_that_came(view: View) -> None:
+    def version(name: str) -> LiveRow:
+        return LiveRow(replace(row(name, cluster=view.article(3).cluster), story=3), view.vector(3), WORDS)
+
+    for shown in (view.apart().with_article(version("tried"), 0), view.with_article(version("came"), 1)):
+        assert not shown.is_live(shown.first_of_story(len(view.base)))
+        assert len(view.base) in asked(shown).rows
+        check(shown)
 
 
 def test_what_is_kept_is_bounded(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
