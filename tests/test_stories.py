@@ -105,8 +105,13 @@ def partition(stories: Sequence[int]) -> set[frozenset[int]]:
 # --- who belongs together --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clusters", [1, 12])
-def test_edited_copies_share_the_story_of_the_earliest_and_nothing_else_does(clusters: int) -> None:
+@pytest.mark.parametrize(("clusters", "at_once"), [(1, 32_768), (12, 32_768), (12, 50)])
+def test_edited_copies_share_the_story_of_the_earliest_and_nothing_else_does(
+    clusters: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "indexer.stories._QUERIES", at_once
+    )  # of a large corpus not all neighbours are asked for at once
     articles = families(120)
     stories = told(articles, clusters=clusters)
     for row, article in enumerate(articles):
