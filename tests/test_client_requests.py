@@ -160,6 +160,7 @@ def test_none_is_the_servers_default() -> None:
     nothing: Any = dict.fromkeys(RankingOptions.__optional_keys__)
     assert search_request("a", **nothing, limit=None, page_token=None) == search_request("a")
     assert not search_request("a").HasField("ranking")
+    assert recommend_request(["a"], interest_similarity=0.0).HasField("interest_similarity"), "0 is no default"
 
 
 def test_unknown_options_are_refused_as_by_a_signature(client: Client) -> None:
