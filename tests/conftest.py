@@ -17,6 +17,11 @@ import contextlib
 import csv
 import io
 import os
+
+# Before torch and FAISS are there. Their teams of threads look for more work for milliseconds when they are done, by
+# default, and beside other processes of tests they look away the time that those would work in.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import shutil
 import subprocess
 import threading
