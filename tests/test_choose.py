@@ -165,9 +165,9 @@ def test_a_memory_budget_too_small_for_fp32_changes_nothing(choice: Any) -> None
 
 
 def test_codes_too_short_for_the_target_are_refused_with_what_they_reach(tmp_path: Path) -> None:
-    vectors, path = random_units(10_000, dim=DIM), tmp_path / "index.faiss"
-    centroids, assignment, _ = assign(vectors, random_units(100, 1, DIM))
-    budgets = Budgets(memory_bytes=storage_bytes("pq3", 10_000, DIM), target_recall=1.0)
+    vectors, path = random_units(3_000, dim=DIM), tmp_path / "index.faiss"
+    centroids, assignment, _ = assign(vectors, random_units(30, 1, DIM))
+    budgets = Budgets(memory_bytes=storage_bytes("pq3", 3_000, DIM), target_recall=1.0)
     with pytest.raises(InvalidArgument, match=r"pq3 finds \d+\.\d%.*--memory-budget") as refused:
         choose(path, centroids, vectors, assignment, budgets=budgets, seed=0)
     assert refused.value.field == "memory-budget"
