@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
 
+from coldframe.cores import affordable
 from coldframe.index import nearest_centroids
 from indexer.sample import draw, take, training_rows
 
@@ -90,8 +93,12 @@ def _cold(points: Floats, clusters: int, seed: int, weights: Floats | None) -> F
     """The best of several starts from random points. FAISS would choose among starts too, but regardless of weights."""
     starts = np.clip(_MULTIPLICATIONS / (points.size * clusters * _ITERATIONS), 1, _MOST_STARTS)
     seeds = np.random.SeedSequence(seed).generate_state(int(starts)) >> 1  # FAISS keeps a seed in a C int
-    tries = (_kmeans(points, clusters, int(each), _ITERATIONS, weights=weights) for each in seeds)
-    return min(tries, key=lambda centroids: loss(points, centroids, weights))
+    if len(seeds) == 1:
+        return _kmeans(points, clusters, int(seeds[0]), _ITERATIONS, weights=weights)
+    # Of one thread each: the threads of a team would wait for each other some thousand times.
+    with ThreadPoolExecutor(affordable(len(os.sched_getaffinity(0))), "start", faiss.omp_set_num_threads, (1,)) as pool:
+        tries = pool.map(lambda each: _kmeans(points, clusters, int(each), _ITERATIONS, weights=weights), seeds)
+        return min(tries, key=lambda centroids: loss(points, centroids, weights))
 
 
 def _kmeans(

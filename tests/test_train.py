@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,6 +87,16 @@ def test_training_is_repeatable_and_follows_the_seed() -> None:
     first = train(vectors, 7, seed=3)
     assert train(vectors, 7, seed=3).tobytes() == first.tobytes()
     assert train(vectors, 7, seed=4).tobytes() != first.tobytes()
+
+
+def test_starts_side_by_side_end_where_they_do_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, threads = random_units(1_000), faiss.omp_get_max_threads()
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr("indexer.train.affordable", lambda _, cores=cores: cores)
+        found.append(train(vectors, 16, seed=3))
+    assert np.array_equal(found[0], found[1])
+    assert faiss.omp_get_max_threads() == threads, "whoever searches next has as many"
 
 
 def test_centroids_have_unit_length() -> None:
