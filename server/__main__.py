@@ -67,7 +67,7 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logs.begin(config.log_format)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
-    announce = announce or _say
+    announce = announce or _saying()
     address = Address.parse(config.listen)
     raise_open_files()
     guard = config.guard(None if place is None else place.page)
@@ -81,12 +81,16 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     _serve(config, address, guard, place, announce)
 
 
-def _say(line: str) -> None:
-    """Prints a line; the server goes on where whoever read what is printed has gone."""
-    try:
-        typer.echo(line)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _saying() -> Callable[[str], None]:
+    """Who prints lines; the server goes on where whoever read what is printed has gone, or reads no more."""
+    from server.observe.lines import Lines
+
+    lines = Lines(sys.stdout)
+
+    def say(line: str) -> None:
+        lines.put(line)
+
+    return say
 
 
 def _serve(

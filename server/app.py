@@ -212,4 +212,5 @@ def _give_up(engine: Engine) -> None:
     live articles that are embedded anew, would keep it for minutes.
     """
     engine.abandon()
+    logging.shutdown()
     os._exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,11 +13,13 @@ import grpc.aio
 
 from coldframe.errors import InvalidArgument
 from server.admission import CALL
+from server.observe.lines import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMATS = ("text", "json")
+_LAST_WORDS_S = 1.0
 _OWN = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "request_id"}
 
 
@@ -35,6 +38,32 @@ def _of_one_who_stayed(record: logging.LogRecord) -> bool:
     """
     error = record.exc_info[1] if record.exc_info else None
     return not (record.name.startswith("grpc.") and isinstance(error, grpc.aio.InternalError))
+
+
+class Told(logging.Handler):
+    """Sends records where lines go, and says how many found no room there, once there is some again."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__()
+        self._lines, self._left_out = lines, 0
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: D102
+        try:
+            if self._left_out and self._lines.put(self.format(_gap(self._left_out))):
+                self._left_out = 0
+            if not self._lines.put(self.format(record)):
+                self._left_out += 1
+        except Exception:  # as every handler does, what cannot be formatted is told and harms nobody
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Before the process ends."""
+        self._lines.flush(_LAST_WORDS_S)
+
+
+def _gap(lines: int) -> logging.LogRecord:
+    told = "%d lines of the log are left out here, for nobody read what stood in line"
+    return logging.LogRecord("coldframe.server", logging.WARNING, "", 0, told, (lines,), None)
 
 
 class JsonFormatter(logging.Formatter):
@@ -67,7 +96,7 @@ def require_format(form: str) -> None:
 def begin(form: str) -> None:
     """Sends the log to standard error. Raises InvalidArgument for a form that there is not."""
     require_format(form)
-    handler = logging.StreamHandler()
+    handler = Told(Lines(sys.stderr))
     handler.addFilter(RequestIdFilter())
     handler.addFilter(_of_one_who_stayed)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
