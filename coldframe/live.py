@@ -27,6 +27,7 @@ from coldframe.errors import FailedPrecondition
 from coldframe.live_file import (
     LIVE,
     State,
+    begin,
     copied,
     damage_told,
     file_id,
@@ -321,20 +322,29 @@ class LiveStore:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def apply(self, changes: Sequence[Change], after: int = 0, *, alone: bool = False) -> list[int]:
+    def apply(
+        self,
+        changes: Sequence[Change],
+        after: int = 0,
+        *,
+        alone: bool = False,
+        begun: Callable[[], None] | None = None,
+    ) -> list[int]:
         """Takes all of the changes or, if this raises, none. They are on the disk when it returns.
 
         Returns the number of each change, ascending without a gap, all above `after`: where the file is new beside
         a generation that an earlier one was folded into, numbers go on where its watermark stands, or a server that
         starts would pass the changes over. Of several changes of one id the last one stays.
         Raises FailedPrecondition where the store has no room, cannot be written or has another file by now; with
-        `alone`, Outdated where there are changes after `after`.
+        `alone`, Outdated where there are changes after `after`. begun: is called when nobody else can write any more.
         """
         now = (datetime.now(UTC) - _EPOCH) // _MICROSECOND
         with self._writing() as db:
             state = read_state(db)
             if alone and state.sequence > after:
                 raise Outdated
+            if begun is not None:
+                begun()
             first = max(state.sequence, after) + 1
             numbers = range(first, first + len(changes))
             for number, change in zip(numbers, changes, strict=True):
@@ -360,7 +370,7 @@ class LiveStore:
                 raise FailedPrecondition(
                     "articles can be neither added nor removed: live.db of this store is open for reading only"
                 )
-            self._writer.execute("BEGIN IMMEDIATE")
+            begin(self._writer)
             try:
                 yield self._writer
                 self.require_in_place()

@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 import uuid
 import zlib
 from contextlib import closing, contextmanager, suppress
@@ -28,6 +29,7 @@ LIVE = "live.db"
 _APPLICATION = 0x6C697665  # "live", in the header of the file
 _VERSION = 1
 _BUSY_S = 10.0
+_LOOK_S = 0.001
 _TRIES = 3
 # What SQLite says of a file that is no database, that is one no more, or that has no such table.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT}
@@ -124,11 +126,28 @@ def open_to_write(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA secure_delete = ON")  # an article that must go goes from the disk, too
             _prepare(db)
+            db.execute("PRAGMA busy_timeout = 0")  # `begin` waits
         except BaseException:
             db.close()
             raise
         sync_path(path.parent)
     return db
+
+
+def begin(db: sqlite3.Connection) -> None:
+    """Begins to write, and waits until others have written: SQLite itself would look every tenth of a second, and begin
+    when nobody else happens to in that moment.
+    """
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if code_of(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        else:
+            return
+        time.sleep(_LOOK_S)
 
 
 def _make(path: Path) -> None:
@@ -365,13 +384,17 @@ def want_told() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if code_of(error) == sqlite3.SQLITE_BUSY:
+            raise FailedPrecondition(
+                f"the store cannot keep these articles now: another process has been writing in it for {_BUSY_S:.0f} "
+                f"s, its disk may be slow; none of this call was taken. Send them again"
+            ) from error
         known = known_errno(error)
-        if known is None and code_of(error) != sqlite3.SQLITE_BUSY:
+        if known is None:
             raise
-        reason = str(error) if known is None else os.strerror(known)
         raise FailedPrecondition(
-            f"the store cannot keep these articles ({reason}); none of this call was taken. Make room, or give the "
-            f"right to write, where the server runs, and send them again"
+            f"the store cannot keep these articles ({os.strerror(known)}); none of this call was taken. Make room, or "
+            f"give the right to write, where the server runs, and send them again"
         ) from error
 
 

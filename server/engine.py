@@ -37,10 +37,12 @@ from server.exchange import Exchange
 from server.place import Latest
 from server.serving import Loader, Served
 from server.threads import Threads
+from server.turns import next_in_line
 from server.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -147,7 +149,9 @@ class Engine:
             served=lambda: self._served,
             refused=self._refuse,
         )
-        self.writer = Writer(self.writable, self._write, lambda: self.served().view, self._show, self._see_others)
+        self.writer = Writer(
+            self.writable, self._write, lambda: self.served().view, self._show, self._see_others, turns=self._turn
+        )
 
     # --- what is served ----------------------------------------------------------------------------------------------
 
@@ -242,6 +246,9 @@ class Engine:
             raise
         self._unwritable = ""
         return store
+
+    def _turn(self) -> AbstractContextManager[Callable[[], None]]:
+        return next_in_line(self._store.path / "generations")
 
     def _show(self, view: View) -> None:
         self._served = self.served().showing(view)

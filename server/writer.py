@@ -26,6 +26,7 @@ from server.stories import Telling, story_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
 
     from coldframe.live import LiveArticle, LiveStore
     from server.view import View
@@ -76,7 +77,8 @@ class _Waiting:
 
 class Writer:
     """The one who writes in this process. On `thread`, `view` gives the newest state, `publish` makes one the newest,
-    and `see_others` brings it up to what other processes wrote.
+    and `see_others` brings it up to what other processes wrote, with whom it takes `turns`: nobody else begins to write
+    until it is said that this one has.
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class Writer:
         view: Callable[[], View],
         publish: Callable[[View], None],
         see_others: Callable[[], None],
+        *,
+        turns: Callable[[], AbstractContextManager[Callable[[], None]]],
     ) -> None:
         self._store, self._thread = store, thread
-        self._view, self._publish, self._see_others = view, publish, see_others
+        self._view, self._publish, self._see_others, self._turns = view, publish, see_others, turns
         self._line: deque[_Waiting] = deque()
         self._waiting = 0
         self.writing = 0
@@ -156,7 +160,8 @@ class Writer:
     def _commit(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
         """One transaction for all. Runs on the writer's thread."""
         try:
-            return self._agreed(group)
+            with self._turns() as begun:
+                return self._agreed(group, begun)
         except Exception as error:  # whatever it is, each caller must hear of it
             self._note_failed(error, sum(map(len, group)))
             return [error] * len(group)
@@ -173,18 +178,22 @@ class Writer:
             _log.info("changes to live articles are kept again")
         self._said = ""
 
-    def _agreed(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
+    def _agreed(
+        self, group: list[Sequence[Change]], begun: Callable[[], None]
+    ) -> list[tuple[Outcomes, View] | Exception]:
         """Decides anew where others have written meanwhile: what comes of a change hangs on those before it."""
         while True:
             before = self._view().sequence
             try:
-                return self._committed(group)
+                return self._committed(group, begun)
             except Outdated:
                 self._see_others()
                 if self._view().sequence == before:  # nor would it ever move
                     raise FailedPrecondition(_UNSEEN) from None
 
-    def _committed(self, group: list[Sequence[Change]]) -> list[tuple[Outcomes, View] | Exception]:
+    def _committed(
+        self, group: list[Sequence[Change]], begun: Callable[[], None]
+    ) -> list[tuple[Outcomes, View] | Exception]:
         view = self._view()
         found = [self._judge(view, changes) for changes in group]
         writes = [
@@ -195,7 +204,7 @@ class Writer:
             if not isinstance(change, Same) and self._counts(change, outcome)
         ]
         if writes:
-            numbers = self._store().apply(writes, view.sequence, alone=True)
+            numbers = self._store().apply(writes, view.sequence, alone=True, begun=begun)
             self._note_kept()
             for change, sequence in zip(writes, numbers, strict=True):
                 view = applied(view, change, sequence)

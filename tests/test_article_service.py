@@ -348,9 +348,9 @@ def count_commits(patch: pytest.MonkeyPatch) -> list[int]:
     commits: list[int] = []
     apply = LiveStore.apply
 
-    def counted(self: LiveStore, changes: Sequence[Any], after: int, *, alone: bool) -> list[int]:
+    def counted(self: LiveStore, changes: Sequence[Any], after: int, **how: Any) -> list[int]:
         commits.append(len(changes))
-        return apply(self, changes, after, alone=alone)
+        return apply(self, changes, after, **how)
 
     patch.setattr(LiveStore, "apply", counted)
     return commits
