@@ -45,6 +45,9 @@ def story_of(view: View, new: Telling) -> int:
     """The row that began the story which an article tells: its own, the next live row, where nobody told it before."""
     rules = view.base.generation.manifest.parameters
     itself = view.row_of(new.article_id)
+    copy = view.row_of_text(new.digest)
+    if copy is not None and copy != itself and view.has(copy):  # however many there are of it
+        return view.story(copy)
     allowed = view.allow(excluded=() if itself is None else (itself,))
     near, similarities = view.search(new.vector, _NEIGHBOURS, _PROBES, allowed)
     near = near[similarities >= rules.story_similarity]

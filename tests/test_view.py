@@ -16,6 +16,7 @@ from coldframe.v1.ranking_pb2 import Filter
 from server import filters
 from server.columns import MAX_ATTRIBUTES, Attribute
 from server.overlay import LiveRow, Overlay
+from server.stories import Telling, story_of
 from server.view import Base, View
 from tests.generations import DIM, LISTS, ROWS, publish, row
 
@@ -342,3 +343,16 @@ def test_filters_that_come_again_are_kept_and_others_fill_no_memory(
         base.matching(condition(most))
         assert base.matching(condition(0)) is often
     assert len(base._filtered) == 3
+
+
+def test_the_story_of_a_copy_needs_no_search(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text that a feed sends 1,000 times a search took as many exact products, for each one more."""
+    vector = random_units(1, 7)[0]
+    view = View.of(base).with_article(live(base, "same", vector), 1)
+    copy = Telling("copy", vector, WORDS, row("same").text_digest, None)
+    monkeypatch.setattr(View, "search", None)
+    assert story_of(view, copy) == 0
+    with pytest.raises(TypeError):
+        story_of(view, replace(copy, article_id="same"))  # itself, and nobody else
+    with pytest.raises(TypeError):
+        story_of(view.without_article("same", 2), copy)
