@@ -10,7 +10,7 @@ import importlib.metadata
 import sys
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -22,10 +22,15 @@ from coldframe.printing import show, show_several
 from coldframe.requests import expansion, search_request, seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from rich.console import RenderableType
 
     from coldframe.errors import ColdframeError
-    from coldframe.v1.search_service_pb2 import WeightedSeed
+    from coldframe.v1.embedding_service_pb2 import StreamEmbedResponse
+    from coldframe.v1.search_service_pb2 import StreamSearchResponse, WeightedSeed
+
+Streamed = TypeVar("Streamed", "StreamSearchResponse", "StreamEmbedResponse")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,18 +87,30 @@ def search_each(*, limit: Limit = None, ranking: RankingFlags, ask: ServerFlags)
 
     A line that is refused says so in its place; the exit code tells of it.
     """
+    texts = _texts_on_lines("search for")
+    options = ranking.options()
+    with ask.client() as client:
+        requests = (search_request(text, **options, limit=limit, page_token=ranking.page) for text in texts)
+        _show_each(texts, client.stream_search(requests), tables.one_of_many, ask.as_json)
+
+
+def _texts_on_lines(use: str) -> list[str]:
     texts = read_lines("texts")
     for number, text in enumerate(texts, 1):
         if not text.strip():
-            raise InvalidArgument(f"line {number} of standard input is empty; give a text to search for on each.")
-    options = ranking.options()
+            raise InvalidArgument(f"line {number} of standard input is empty; give a text to {use} on each.")
+    return texts
+
+
+def _show_each(
+    texts: list[str], replies: Iterable[Streamed], table: Callable[[str, Streamed], RenderableType], as_json: bool
+) -> None:
+    """Prints the answer to each text as it comes. Raises the first refusal, once all are there."""
     refused: ColdframeError | None = None
-    with ask.client() as client:
-        requests = (search_request(text, **options, limit=limit, page_token=ranking.page) for text in texts)
-        for text, reply in zip(texts, client.stream_search(requests), strict=True):
-            show(reply, partial(tables.one_of_many, text), ask.as_json)
-            if reply.HasField("error"):
-                refused = refused or error_of(reply.error)
+    for text, reply in zip(texts, replies, strict=True):
+        show(reply, partial(table, text), as_json)
+        if reply.HasField("error"):
+            refused = refused or error_of(reply.error)
     if refused is not None:
         raise refused
 
@@ -289,11 +306,25 @@ def embed(
     ] = None,
     ask: ServerFlags,
 ) -> None:
-    """Embed texts as the index's articles were embedded; --json prints whole vectors."""
+    """Embed texts, at most 256, as the index's articles were embedded; --json prints whole vectors."""
     given = texts or read_lines("texts")
     with ask.client() as client:
         reply = client.embed(given)
     show(reply, lambda shown: tables.embeddings(shown, given), ask.as_json)
+
+
+@app.command(epilog="Example: coldframe embed-each --json < headlines.txt > vectors.jsonl")
+@spread
+def embed_each(*, ask: ServerFlags) -> None:
+    """Embed each line of standard input, any number of them, as fast as the server takes them.
+
+    --json prints a document a line, as they come; their correlation_id counts from 0. --timeout does not end that.
+
+    A line that is refused says so in its place; the exit code tells of it.
+    """
+    texts = _texts_on_lines("embed")
+    with ask.client() as client:
+        _show_each(texts, client.stream_embed(texts, packed=False), tables.embedded, ask.as_json)
 
 
 @app.command(epilog="Example: coldframe info --json")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from coldframe.v1.article_service_pb2 import DeleteArticlesResponse, GetArticleResponse, UpsertResult
     from coldframe.v1.cluster_service_pb2 import AgeBucket, GetClusterResponse, TrendingClustersResponse
-    from coldframe.v1.embedding_service_pb2 import EmbedResponse
+    from coldframe.v1.embedding_service_pb2 import EmbedResponse, StreamEmbedResponse
     from coldframe.v1.index_service_pb2 import ActivateGenerationResponse, GetIndexResponse
     from coldframe.v1.search_service_pb2 import (
         ClusterMatch,
@@ -282,6 +282,17 @@ def embeddings(reply: EmbedResponse, texts: Sequence[str]) -> RenderableType:
         table.add_row(str(rank), _plain(text[:MAX_WIDTH]), *row)
     usages = [embedding.usage for embedding in reply.embeddings]
     return Group(table, *_cut_notes(usages), _footer(reply.served_by, reply.timing))
+
+
+def embedded(text: str, reply: StreamEmbedResponse) -> RenderableType:
+    """How the vector of a line of many begins, or why there is none."""
+    title = Text(_plain(text[:MAX_WIDTH]), style="bold")
+    if reply.HasField("error"):
+        return Group(title, Text(f"error: {_plain(reply.error.message)}"), Text())
+    values, usage = reply.embedding.vector.values, reply.embedding.usage
+    first = " ".join(f"{value:+.3f}" for value in values[:FIRST_VALUES])
+    told = Text(f"{usage.tokens_used:,} tokens, {len(values):,} numbers: {first} ...")
+    return Group(title, told, *_cut_notes([usage]), Text())
 
 
 def activated(reply: ActivateGenerationResponse) -> RenderableType:

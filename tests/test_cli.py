@@ -265,6 +265,18 @@ def test_each_line_of_standard_input_is_searched_for(server: Server, ask: Ask) -
         ask("search-each", stdin="")
 
 
+def test_each_line_of_standard_input_is_embedded(server: Server, ask: Ask) -> None:
+    lines = "economy\nsport\n" * 200  # of which one call takes 256
+    replies = [json.loads(line) for line in ask("embed-each", "--json", stdin=lines).splitlines()]
+    assert [reply["correlation_id"] for reply in replies] == [str(number) for number in range(400)]
+    assert [reply["embedding"]["vector"]["values"] for reply in replies] == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]] * 200
+    shown = ask("embed-each", stdin="economy\nsport")
+    places = [shown.index(told) for told in ("economy\n", "+1.000 +0.000", "sport\n", "+0.000 +1.000")]
+    assert places == sorted(places)
+    with pytest.raises(InvalidArgument, match="line 2 of standard input is empty; give a text to embed on each"):
+        ask("embed-each", stdin="economy\n\nsport\n")
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_a_line_that_is_refused_says_so_in_its_place(
     server: Server, monkeypatch: pytest.MonkeyPatch, form: list[str]
