@@ -178,7 +178,11 @@ def build_command(
     if dry_run:
         _estimate(config, console)
     elif watch is None:
-        _build(config, keep, console)
+        try:
+            _build(config, keep, console)
+        except (KeyboardInterrupt, SystemExit):  # SIGTERM, by the program's own handler
+            typer.echo("stopped; the same command goes on from what is done", err=True)
+            raise
     else:
         again_and_again(lambda: _build(config, keep, console), watch, console)
 

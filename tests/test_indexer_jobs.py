@@ -341,6 +341,23 @@ def test_a_disk_that_is_too_small_is_said_early(
     assert not (tmp_path / "new" / CACHE).exists(), "nothing was embedded"
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 128 + signal.SIGINT)]
+)
+def test_a_build_that_is_told_to_end_says_that_it_did(
+    desk: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """The log of a job that was moved to another machine ends with a line of it, and not in the middle."""
+    corpus = write(tmp_path / "news.csv", letters(600))
+    command = [sys.executable, "-m", "indexer", "build", *map(str, flags(desk, tmp_path / "store", str(corpus)))]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        read_until(process, "600 articles")
+        process.send_signal(number)
+        assert read_until(process, "stopped")[-1] == "stopped; the same command goes on from what is done\n"
+        assert process.wait(60) == status
+    assert Store(tmp_path / "store").names() == []
+
+
 # --- watch -----------------------------------------------------------------------------------------------------------
 
 
