@@ -22,7 +22,7 @@ from coldframe.printing import show, show_several
 from coldframe.requests import expansion, search_request, seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -94,7 +94,7 @@ def search_each(*, limit: Limit = None, ranking: RankingFlags, ask: ServerFlags)
         _show_each(texts, client.stream_search(requests), tables.one_of_many, ask.as_json)
 
 
-def _texts_on_lines(use: str) -> list[str]:
+def _texts_on_lines(use: str) -> Sequence[str]:
     texts = read_lines("texts")
     for number, text in enumerate(texts, 1):
         if not text.strip():
@@ -103,7 +103,7 @@ def _texts_on_lines(use: str) -> list[str]:
 
 
 def _show_each(
-    texts: list[str], replies: Iterable[Streamed], table: Callable[[str, Streamed], RenderableType], as_json: bool
+    texts: Sequence[str], replies: Iterable[Streamed], table: Callable[[str, Streamed], RenderableType], as_json: bool
 ) -> None:
     """Prints the answer to each text as it comes. Raises the first refusal, once all are there."""
     refused: ColdframeError | None = None
