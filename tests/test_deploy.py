@@ -34,7 +34,12 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "coldframe.json").read_text(encodin
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
 MANIFESTS = [DEPLOY / "kubernetes" / f"{name}.yaml" for name in ("store", "server", "rebuild")]
 # prometheus-client tells these of a process on Linux.
-OF_THE_PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"}
+OF_THE_PROCESS = {
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+    "process_open_fds",
+    "process_start_time_seconds",
+}
 OF_PROMETHEUS = {"up"}
 
 

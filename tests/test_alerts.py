@@ -1,0 +1,101 @@
+"""The alerts over time, evaluated by promtool: what scrapes find of a server, and which of its processes is told of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+RULES = Path(__file__).parent.parent / "deploy" / "prometheus" / "alerts.yml"
+SCRAPE_S = 15
+HOUR = 3_600
+
+
+def require(
+    folder: Path, alert: str, told: Mapping[str, Sequence[float | None]], firing: Mapping[int, Sequence[str]]
+) -> None:
+    """Fails unless an alert fires as it should.
+
+    told: by metric and instance, what each scrape finds; None where nobody answers. firing: by seconds since the first
+    scrape, for which instances.
+    """
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    asked = f'count by (instance) (ALERTS{{alertname="{alert}", alertstate="firing"}})'
+    test = {
+        "interval": f"{SCRAPE_S}s",
+        "input_series": [{"series": name, "values": _written(values)} for name, values in told.items()],
+        "promql_expr_test": [
+            {
+                "expr": asked,
+                "eval_time": f"{at}s",
+                "exp_samples": [{"labels": f'{{instance="{one}"}}', "value": 1} for one in instances],
+            }
+            for at, instances in firing.items()
+        ],
+    }
+    path = folder / "alerts_test.yml"
+    document = {"rule_files": [str(RULES)], "evaluation_interval": f"{SCRAPE_S}s", "tests": [test]}
+    path.write_text(json.dumps(document), encoding="utf-8")  # which is YAML, too
+    done = subprocess.run([promtool, "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _written(values: Sequence[float | None]) -> str:
+    # What a scrape does not find any more is marked so by Prometheus; without the mark it would count for five minutes.
+    return " ".join("stale" if value is None else f"{value:f}" for value in values)
+
+
+def of(metric: str, instance: str = "host:9464") -> str:
+    return f'{metric}{{job="coldframe", instance="{instance}"}}'
+
+
+def lives(scrapes: int, found: int, gone: int) -> list[int | None]:
+    """By scrape, in which of its lives a process is found that is there for some scrapes, and gone for the next."""
+
+    def told() -> Iterator[int | None]:
+        life = 0
+        while True:
+            yield from [life] * found
+            yield from [None] * gone
+            life += 1
+
+    return [*islice(told(), scrapes)]
+
+
+def test_a_process_that_ends_again_and_again_is_told_of_where_it_is_neither_down_nor_not_ready_for_long(
+    tmp_path: Path,
+) -> None:
+    """Such as one that is ended for its memory while it loads, or a worker whose generation was damaged."""
+    seen = lives(HOUR // SCRAPE_S, found=4, gone=2)
+    told = {
+        of("up"): [int(life is not None) for life in seen],
+        of("coldframe_ready"): [None if life is None else 0 for life in seen],
+        of("process_start_time_seconds"): [None if life is None else 1.8e9 + 90 * life for life in seen],
+        # A worker of the same server that stays.
+        of("up", "host:9465"): [1] * len(seen),
+        of("coldframe_ready", "host:9465"): [1] * len(seen),
+        of("process_start_time_seconds", "host:9465"): [1.8e9] * len(seen),
+    }
+    require(tmp_path, "ColdframeRestarts", told, {240: [], 600: ["host:9464"], HOUR - 15: ["host:9464"]})
+
+
+def test_a_server_that_is_started_anew_for_a_new_version_is_not_said_to_end_again_and_again(tmp_path: Path) -> None:
+    seen = [0] * 100 + [None] * 2 + [1] * 20 + [None] * 2 + [2] * 100
+    told = {of("process_start_time_seconds"): [None if life is None else 1.8e9 + 900 * life for life in seen]}
+    require(tmp_path, "ColdframeRestarts", told, {at: [] for at in range(0, SCRAPE_S * len(seen), 60)})
+
+
+def test_who_ended_again_and_again_and_stays_is_told_of_no_more(tmp_path: Path) -> None:
+    seen = lives(40, found=4, gone=2) + [99] * 80
+    told = {of("process_start_time_seconds"): [None if life is None else 1.8e9 + 90 * life for life in seen]}
+    require(tmp_path, "ColdframeRestarts", told, {600: ["host:9464"], 600 + 1_000: []})
