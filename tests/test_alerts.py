@@ -99,3 +99,12 @@ def test_who_ended_again_and_again_and_stays_is_told_of_no_more(tmp_path: Path) 
     seen = lives(40, found=4, gone=2) + [99] * 80
     told = {of("process_start_time_seconds"): [None if life is None else 1.8e9 + 90 * life for life in seen]}
     require(tmp_path, "ColdframeRestarts", told, {600: ["host:9464"], 600 + 1_000: []})
+
+
+def test_a_loop_that_stands_still_every_now_and_then_is_told_of_and_one_moment_is_not(tmp_path: Path) -> None:
+    told = {
+        of("coldframe_loop_lag_seconds"): [2.9, 0.01, 0.02] * 80,
+        of("coldframe_loop_lag_seconds", "host:9465"): [0.01] * 40 + [4.0] + [0.01] * 199,
+    }
+    firing = {at: [] if at < 600 else ["host:9464"] for at in range(0, HOUR, 300)}
+    require(tmp_path, "ColdframeLoopLate", told, firing)
