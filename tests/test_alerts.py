@@ -5,44 +5,46 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
+import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
 RULES = Path(__file__).parent.parent / "deploy" / "prometheus" / "alerts.yml"
 SCRAPE_S = 15
 HOUR = 3_600
+Told: TypeAlias = Mapping[str, Sequence[float | None]]
+"""By metric and labels, what each scrape finds; None where nobody answers."""
 
 
-def require(
-    folder: Path, alert: str, told: Mapping[str, Sequence[float | None]], firing: Mapping[int, Sequence[str]]
-) -> None:
-    """Fails unless an alert fires as it should.
-
-    told: by metric and instance, what each scrape finds; None where nobody answers. firing: by seconds since the first
-    scrape, for which instances.
+def require(folder: Path, alert: str, told: Told, firing: Mapping[int, Sequence[str]], by: str = "instance") -> None:
+    """Fails unless an alert fires as it should. firing: by seconds since the first scrape, for which instances, or what
+    else it is told apart `by`.
     """
+    asked = f'count by ({by}) (ALERTS{{alertname="{alert}", alertstate="firing"}})'
+    expected = [
+        {
+            "expr": asked,
+            "eval_time": f"{at}s",
+            "exp_samples": [{"labels": f'{{{by}="{one}"}}', "value": 1} for one in ones],
+        }
+        for at, ones in firing.items()
+    ]
+    _test(folder, told, promql_expr_test=expected)
+
+
+def _test(folder: Path, told: Told, **expected: Sequence[object]) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed")
-    asked = f'count by (instance) (ALERTS{{alertname="{alert}", alertstate="firing"}})'
-    test = {
-        "interval": f"{SCRAPE_S}s",
-        "input_series": [{"series": name, "values": _written(values)} for name, values in told.items()],
-        "promql_expr_test": [
-            {
-                "expr": asked,
-                "eval_time": f"{at}s",
-                "exp_samples": [{"labels": f'{{instance="{one}"}}', "value": 1} for one in instances],
-            }
-            for at, instances in firing.items()
-        ],
-    }
+    series = [{"series": name, "values": _written(values)} for name, values in told.items()]
+    test = {"interval": f"{SCRAPE_S}s", "input_series": series, **expected}
     path = folder / "alerts_test.yml"
     document = {"rule_files": [str(RULES)], "evaluation_interval": f"{SCRAPE_S}s", "tests": [test]}
     path.write_text(json.dumps(document), encoding="utf-8")  # which is YAML, too
@@ -77,7 +79,7 @@ def test_a_process_that_ends_again_and_again_is_told_of_where_it_is_neither_down
 ) -> None:
     """Such as one that is ended for its memory while it loads, or a worker whose generation was damaged."""
     seen = lives(HOUR // SCRAPE_S, found=4, gone=2)
-    told = {
+    told: Told = {
         of("up"): [int(life is not None) for life in seen],
         of("coldframe_ready"): [None if life is None else 0 for life in seen],
         of("process_start_time_seconds"): [None if life is None else 1.8e9 + 90 * life for life in seen],
@@ -108,3 +110,34 @@ def test_a_loop_that_stands_still_every_now_and_then_is_told_of_and_one_moment_i
     }
     firing = {at: [] if at < 600 else ["host:9464"] for at in range(0, HOUR, 300)}
     require(tmp_path, "ColdframeLoopLate", told, firing)
+
+
+def test_of_two_sites_of_one_prometheus_the_slow_one_is_told_of(tmp_path: Path) -> None:
+    def searches(job: str, bucket: str, each_second: int) -> tuple[str, list[float]]:
+        metric = "coldframe_request_seconds_bucket"
+        labels = f'job="{job}", instance="{job}:9464", method="SearchService/Search", le="{bucket}"'
+        return f"{metric}{{{labels}}}", [each_second * SCRAPE_S * scrape for scrape in range(120)]
+
+    told = dict(
+        [
+            *(searches("staging", bucket, 0) for bucket in ("0.05", "0.5")),
+            *(searches("staging", bucket, 3) for bucket in ("1.0", "+Inf")),
+            *(searches("news", bucket, 600) for bucket in ("0.05", "0.5", "1.0", "+Inf")),
+        ]
+    )
+    require(tmp_path, "ColdframeSlow", told, {300: [], 1_200: ["staging"]}, by="job")
+
+
+def test_where_no_server_is_known_at_all_the_page_says_what_is_missed(tmp_path: Path) -> None:
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"][0]["rules"]
+    [down] = [rule for rule in rules if rule["alert"] == "ColdframeDown"]
+    for told, labels, missed in (
+        ({of("coldframe_ready"): [None] * 20}, {}, "coldframe"),
+        ({of("up"): [0] * 20}, {"instance": "host:9464"}, "host:9464"),
+    ):
+        alert = {
+            "exp_labels": {"job": "coldframe", "severity": "page", **labels},
+            "exp_annotations": {**down["annotations"], "summary": f"No metrics from {missed}"},
+        }
+        wanted = {"eval_time": "3m", "alertname": "ColdframeDown", "exp_alerts": [alert]}
+        _test(tmp_path, told, alert_rule_test=[wanted])
