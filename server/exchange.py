@@ -77,6 +77,11 @@ class Exchange:
                 await asyncio.wait_for(self._woken.wait(), poll_s)
             self._woken.clear()
 
+    @property
+    def refused(self) -> bool:
+        """Whether what is current, as it is now, is not what is served."""
+        return self._failures.any
+
     def look(self) -> None:
         """Looks at CURRENT now, and tries at once what could not be served."""
         self._failures.forget()
@@ -86,7 +91,10 @@ class Exchange:
         current: str | None = None
         try:
             current = self._store.current()
-            if current is None or current in {self._name(), self._done} or not self._failures.due(current):
+            if current is None or current in {self._name(), self._done}:
+                self._failures.forget()  # what was refused may have been current before
+                return
+            if not self._failures.due(current):
                 return
             async with self._one_at_a_time:
                 current = self._store.current()
@@ -172,6 +180,11 @@ class _Failures:
         """The next try is at once, and the pause after it the first."""
         self._name, self._said = "", ""
         self._pause_s, self._due_at = 0.0, 0.0
+
+    @property
+    def any(self) -> bool:
+        """Whether the last try was one."""
+        return bool(self._pause_s)
 
     def due(self, name: str) -> bool:
         """Whether it is time to try that generation; for another one than the last it always is."""

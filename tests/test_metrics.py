@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -256,6 +258,32 @@ def test_an_article_that_was_removed_and_came_back_as_it_was_is_no_change(server
     assert found["coldframe_rebuild_advised"][()] == 0
     client.upsert([article(known[0].id, title="another", content=known[0].excerpt)])
     assert server.samples()[changed][()] == pytest.approx(3 / 120)
+
+
+def test_a_generation_that_became_current_and_cannot_be_served_is_a_file_that_is_refused(
+    server: Observed, background: Background, own_newsroom: Path
+) -> None:
+    def refused() -> float:
+        return server.samples()["coldframe_file_refused"][labels(file="generation")]
+
+    current = own_newsroom / "CURRENT"
+    served, damaged = current.read_text().strip(), "20990101T000000Z-0123456789ab"
+    shutil.copytree(own_newsroom / "generations" / served, own_newsroom / "generations" / damaged)
+    (own_newsroom / "generations" / damaged / "index.faiss").write_bytes(b"")
+    following = asyncio.run_coroutine_threadsafe(server.engine.watch(nothing, poll_s=0.02), background.loop)
+    try:
+        assert refused() == 0
+        current.write_text(f"{damaged}\n")
+        wait_until(lambda: refused() == 1)
+        assert server.client.search(article_id="001").served_by.generation == served
+        current.write_text(f"{served}\n")
+        wait_until(lambda: refused() == 0)
+    finally:
+        following.cancel()
+
+
+async def nothing() -> None:
+    """Is told that a generation was loaded."""
 
 
 def test_each_scrape_reads_only_what_changed_since_the_last(server: Observed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,8 @@ class ServerCollector(Collector):
         yield from self._process()
         if self._guard is not None:
             yield from _open_calls(self._guard)
-            yield from _files(self._guard)
         served = self._engine.served() if self._engine.ready else None
+        yield from self._files(served)
         yield _gauge("coldframe_ready", "1 where there is an index to answer from.", float(served is not None))
         if served is not None:
             yield from _batches(served)
@@ -97,6 +97,22 @@ class ServerCollector(Collector):
         yield _gauge("coldframe_drift_ratio", "Outliers of their clusters among live articles.", found.outliers)
         yield _gauge("coldframe_built_outliers_ratio", "The same among the build's own.", found.built)
         yield _gauge("coldframe_rebuild_advised", "1 where it is time for a new build.", float(found.rebuild_advised))
+
+    def _files(self, served: Served | None) -> Iterator[Metric]:
+        refused = GaugeMetricFamily(
+            "coldframe_file_refused",
+            "1 where a file changed and cannot be used, and what was before goes on.",
+            labels=["file"],
+        )
+        found = {} if self._guard is None else self._guard.refused()
+        if served is not None:  # else there is none of before
+            found["generation"] = self._engine.exchange.refused
+        for name, value in found.items():
+            refused.add_metric([name], float(value))
+        yield refused
+        if self._guard is not None and self._guard.tls is not None:
+            ends = self._guard.tls.certificate.expires_at.timestamp()
+            yield _gauge("coldframe_certificate_expires_timestamp_seconds", "When the certificate in use ends.", ends)
 
     def _process(self) -> Iterator[Metric]:
         yield _gauge("coldframe_threads", "Threads of the process, torch's and gRPC's among them.", _threads())
@@ -163,20 +179,6 @@ def _open_calls(guard: Guard) -> Iterator[Metric]:
         calls.add_metric([pool], count)
         limit.add_metric([pool], most)
     yield from (calls, limit)
-
-
-def _files(guard: Guard) -> Iterator[Metric]:
-    refused = GaugeMetricFamily(
-        "coldframe_file_refused",
-        "1 where a file changed and cannot be used, and what was before goes on.",
-        labels=["file"],
-    )
-    for name, value in guard.refused().items():
-        refused.add_metric([name], float(value))
-    yield refused
-    if guard.tls is not None:
-        ends = guard.tls.certificate.expires_at.timestamp()
-        yield _gauge("coldframe_certificate_expires_timestamp_seconds", "When the certificate in use ends.", ends)
 
 
 def _given_up(counts: dict[str, Counts]) -> Iterator[Metric]:
