@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from coldframe.errors import InvalidArgument
+from server.security.guard import Guard
 from server.security.keys import changed, read_keys, removed
 from tests.guarded import add_key
 from tests.power import Power
+from tests.rights import nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def test_a_key_is_taken_away_from_the_file_itself_where_a_link_is_named(tmp_path: Path) -> None:
@@ -86,3 +89,25 @@ def test_a_key_that_was_copied_is_refused_whatever_the_copy_may_do(tmp_path: Pat
     path.write_text(json.dumps(document))
     with pytest.raises(InvalidArgument, match="'home' and 'ops' have the same id"):
         read_keys(path)
+
+
+def test_a_file_that_may_not_be_read_any_more_is_refused_before_somebody_starts_anew() -> None:
+    """Not only the process that is started next finds out: chmod and chown change neither the file nor its time."""
+    with tempfile.TemporaryDirectory() as folder:  # which others may look into, unlike pytest's own
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "keys.json"
+        add_key(path, name="homepage")
+        path.chmod(0o644)
+        guard = Guard(keys=path)
+        with nobody():
+            guard.refresh()
+            assert guard.refused() == {"API keys": False}
+        path.chmod(0o000)
+        with nobody():
+            guard.refresh()
+            assert guard.refused() == {"API keys": True}
+            assert [key.name for key in (guard.keys() or {}).values()] == ["homepage"]
+        path.chmod(0o644)
+        with nobody():
+            guard.refresh()
+        assert guard.refused() == {"API keys": False}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 T = TypeVar("T")
-Signature: TypeAlias = "list[tuple[int, int, int] | None]"
+Signature: TypeAlias = "list[tuple[int, ...] | None]"
 
 
 class Watched(Generic[T]):
@@ -57,8 +57,9 @@ class Watched(Generic[T]):
         return [_signature(path) for path in self._paths]
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """What differs once a file was written or another one put in its place; None where there is none.
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """What differs once a file was written, another one was put in its place, or its rights or owner were changed: who
+    may not read it any more must say so before the next process does that is started. None where there is none.
 
     Through links: a mounted secret is a link that is turned to a new folder.
     """
@@ -66,4 +67,4 @@ def _signature(path: Path) -> tuple[int, int, int] | None:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
