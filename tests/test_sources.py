@@ -215,6 +215,16 @@ def test_a_web_server_that_does_not_answer_is_not_taken_for_one_without_the_file
     assert re.search(r"a\.csv cannot be read: .*[Cc]onnect", refusal(f"{web.url}/a.csv").message)
 
 
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.csv", "a.parquet.gz"])
+def test_a_server_may_call_gzip_the_encoding_of_a_file_on_the_way(tmp_path: Path, name: str) -> None:
+    stored = write(tmp_path / name, ROWS)
+    if not name.endswith(".gz"):
+        stored.write_bytes(packed(stored.read_bytes(), ".gz"))
+    with serving(tmp_path) as web:
+        web.encoding = "gzip"
+        assert ids(f"{web.url}/{name}") == ["1", "2"]
+
+
 def test_folders_and_globs_of_a_store(memory: Any) -> None:
     for name in ("a.csv", "deep/b.csv", "README.md", "_temporary/c.csv"):
         memory.pipe(f"/news/{name}", CSV)

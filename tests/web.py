@@ -1,4 +1,4 @@
-"""A web server of a folder, with or without ranges, that remembers what it was asked."""
+"""A web server of a folder, with or without ranges, that remembers what it was asked, and answers badly if told to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Web(ThreadingHTTPServer):
-    """`asked` holds (method, path, range) of every request; `sent` counts the bytes of files that went out."""
+    """`asked` holds (method, path, range) of every request; `sent` counts the bytes of files that went out.
+
+    Of what begins with /secret it says 403; /drop it drops, and /silent it lets wait for the end.
+    """
 
     daemon_threads = True
 
@@ -24,6 +27,9 @@ class Web(ThreadingHTTPServer):
         self.ranges = ranges
         self.asked: list[tuple[str, str, str | None]] = []
         self.sent = 0
+        self.encoding = ""
+        """What it says is the encoding of every file on the way."""
+        self.ending = Event()
 
     @property
     def url(self) -> str:
@@ -47,6 +53,12 @@ class _Handler(SimpleHTTPRequestHandler):
         self.server.asked.append((self.command, self.path, None))
         super().do_HEAD()
 
+    def parse_request(self) -> bool:
+        known = super().parse_request()
+        if known and self.path.startswith("/silent"):
+            self.server.ending.wait()
+        return known and not self.path.startswith(("/drop", "/silent"))
+
     def _send_part(self, first: int, last: int) -> None:
         with open(self.translate_path(self.path), "rb") as file:
             whole = file.read()
@@ -61,6 +73,8 @@ class _Handler(SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
+        if self.server.encoding:
+            self.send_header("Content-Encoding", self.server.encoding)
         super().end_headers()
 
     def log_message(self, *args: Any) -> None:
@@ -75,5 +89,6 @@ def serving(folder: Path, *, ranges: bool = True) -> Iterator[Web]:
         try:
             yield web
         finally:
+            web.ending.set()
             web.shutdown()
             thread.join()

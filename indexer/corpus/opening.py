@@ -18,6 +18,14 @@ GZIP, ZSTD = ".gz", ".zst"
 _BLOCK_BYTES = 2**22  # of a remote file read from its beginning to its end; s3fs would hold 50 MiB
 _TAIL_BYTES = 8
 _NOT_FOUND = 404
+# What is packed is unpacked here. Many servers say of a .gz file that gzip is its encoding on the way, and the driver
+# would unpack it before.
+_AS_STORED = {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False}
+
+
+def is_packed(path: Path | PurePosixPath) -> bool:
+    """Whether the name says that what it holds is packed as a whole."""
+    return path.name.lower().endswith((GZIP, ZSTD))
 
 
 class File(Protocol):
@@ -77,8 +85,9 @@ class RemoteFile(_Opened):
 
     def open(self) -> IO[bytes]:
         """As one transfer over HTTP, whose servers need not know ranges; in blocks elsewhere."""
-        over_http = "http" in self._filesystem.protocol
-        return self._open(block_size=0 if over_http else _BLOCK_BYTES, cache_type="readahead")
+        if "http" not in self._filesystem.protocol:
+            return self._open(block_size=_BLOCK_BYTES, cache_type="readahead")
+        return self._open(block_size=0, **(_AS_STORED if is_packed(self.path) else {}))
 
     def open_seekable(self) -> IO[bytes]:
         """For range requests, each of what the reader asks for."""
@@ -177,7 +186,7 @@ def open_text(file: File) -> Iterator[TextIO]:
 def open_seekable(file: File) -> Iterator[IO[bytes]]:
     """Open for reading in any order; what is packed, or comes without ranges, is first put into an unnamed file."""
     opened: IO[bytes] | None = None
-    if not file.path.name.lower().endswith((GZIP, ZSTD)):
+    if not is_packed(file.path):
         with suppress(io.UnsupportedOperation):
             opened = file.open_seekable()
     with opened or tempfile.TemporaryFile() as whole:
