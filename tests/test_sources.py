@@ -212,7 +212,9 @@ def test_any_file_can_be_read_from_a_store(tmp_path: Path, memory: Any, name: st
 def test_a_web_server_that_does_not_answer_is_not_taken_for_one_without_the_file(tmp_path: Path) -> None:
     with serving(tmp_path) as web:
         assert "a.csv cannot be read: there is no such file" in refusal(f"{web.url}/a.csv").message
+        dropped = refusal(f"{web.url}/drop/a.csv").message
     assert re.search(r"a\.csv cannot be read: .*[Cc]onnect", refusal(f"{web.url}/a.csv").message)
+    assert re.search(r"a\.csv cannot be read: .*[Dd]isconnect", dropped)
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.csv", "a.parquet.gz"])

@@ -146,11 +146,12 @@ def explain(error: Exception, key: str, location: str) -> str:
     """Say in a few words what a driver complains of, without the secrets that an address may hold."""
     if isinstance(error, FileNotFoundError):
         cause = error.__cause__  # HTTP's driver says so whatever happened, also where no server answers
-        if isinstance(cause, OSError) or getattr(cause, "status", _NOT_FOUND) != _NOT_FOUND:
+        failed = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+        if failed and getattr(cause, "status", None) != _NOT_FOUND:
             return explain(cast("Exception", cause), key, location)
         return "there is no such file"
     status = getattr(error, "status", None)
-    if isinstance(status, int):
+    if status:  # 0 stands for a server that gave none
         return f"the server answers {status} {getattr(error, 'message', '')}".strip()
     return str(error).replace(key, location) or type(error).__name__
 
