@@ -12,6 +12,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import ClientTimeout
+from fsspec.implementations.http import HTTPFileSystem
 
 from coldframe.errors import InvalidArgument
 from indexer.corpus import Article, Columns, find_sources, read
@@ -215,6 +217,18 @@ def test_a_web_server_that_does_not_answer_is_not_taken_for_one_without_the_file
         dropped = refusal(f"{web.url}/drop/a.csv").message
     assert re.search(r"a\.csv cannot be read: .*[Cc]onnect", refusal(f"{web.url}/a.csv").message)
     assert re.search(r"a\.csv cannot be read: .*[Dd]isconnect", dropped)
+
+
+def test_a_transfer_may_take_any_time_but_a_server_that_falls_silent_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "a.csv", CSV)
+    HTTPFileSystem.clear_instance_cache()  # what tests before have opened
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", ClientTimeout(total=1e-9))  # five minutes, passed at once
+    with serving(tmp_path) as web:
+        assert ids(f"{web.url}/a.csv") == ["1", "2"]
+        monkeypatch.setattr("indexer.corpus.sources._SILENCE_S", 0.5)
+        assert "a.csv cannot be read: it fell silent" in refusal(f"{web.url}/silent/a.csv").message
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.csv", "a.parquet.gz"])

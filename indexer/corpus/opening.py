@@ -150,6 +150,8 @@ def explain(error: Exception, key: str, location: str) -> str:
         if failed and getattr(cause, "status", None) != _NOT_FOUND:
             return explain(cast("Exception", cause), key, location)
         return "there is no such file"
+    if isinstance(error, TimeoutError):
+        return "it fell silent: nothing came for minutes"
     status = getattr(error, "status", None)
     if status:  # 0 stands for a server that gave none
         return f"the server answers {status} {getattr(error, 'message', '')}".strip()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _NAMED_SKIPPED = 3
+_SILENCE_S = 300
+"""A web server that sends nothing for so long is given up."""
 # What stores and servers tell of an object that changes when its content does, best first.
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "last_modified", "mtime")
 
@@ -207,7 +209,7 @@ def _filesystem(value: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        filesystem, key = fsspec.core.url_to_fs(value)
+        filesystem, key = fsspec.core.url_to_fs(value, **_driver_options(value))
     except ImportError as error:  # its text names the package: Install s3fs to access S3
         raise _invalid(
             f"--corpus {_public(value)}: the driver for this kind of address is missing. {error}."
@@ -215,6 +217,17 @@ def _filesystem(value: str) -> tuple[Any, str]:
     except Exception as error:
         raise _invalid(f"--corpus {_public(value)}: this address cannot be read: {error}") from error
     return filesystem, key
+
+
+def _driver_options(value: str) -> dict[str, Any]:
+    """For the drivers of web servers, by scheme: a transfer may take any time, aiohttp's own bound is five minutes."""
+    schemes = {part.partition("://")[0] for part in value.split("::")} & {"http", "https"}
+    if not schemes:
+        return {}
+    from aiohttp import ClientTimeout
+
+    patient = ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+    return {scheme: {"client_kwargs": {"timeout": patient}} for scheme in schemes}
 
 
 def _find_remote(value: str, filesystem: Any, key: str, say: Say) -> Iterator[tuple[str, Source]]:
@@ -266,9 +279,9 @@ def _public(url: str) -> str:
 def _whole(filesystem: Any, name: str) -> str:
     """All that tells a file from others: its query string, its server, what it is packed in; but no password."""
     address = re.sub(r"(//[^/@:]*):[^/]*@", r"\1@", filesystem.unstrip_protocol(name))
-    options = json.loads(json.dumps(filesystem.storage_options, default=str), object_hook=_without_password)
+    options = json.loads(json.dumps(filesystem.storage_options, default=str), object_hook=_that_tell)
     return f"{address} {json.dumps(options, sort_keys=True)}"
 
 
-def _without_password(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != "password"}
+def _that_tell(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("password", "client_kwargs")}
