@@ -272,7 +272,8 @@ def fill(
     The spool is not put in order: more may be added, or removed.
 
     The rejects file appears whole, and only if a row was rejected; one that an earlier run left is replaced or removed.
-    Raises InvalidArgument if there are no rows, none that can be used, or a larger share of rejects than is allowed.
+    Raises InvalidArgument if something else lies there, and if there are no rows, none that can be used, or a larger
+    share of rejects than is allowed.
     """
     if not 0 <= max_reject_share <= 1:
         raise InvalidArgument(
@@ -300,14 +301,36 @@ def _keep(spool: Spool, article: Article) -> Reject | None:
     return Reject(article.source, article.line, reason, article.id)
 
 
+_REJECT_KEYS = ["source", "line", "id", "reason"]
+_MAX_REJECT_CHARS = 2**16
+
+
 def _json_line(reject: Reject) -> str:
-    return json.dumps({"source": reject.source, "line": reject.line, "id": reject.id, "reason": reject.reason}) + "\n"
+    return json.dumps({key: getattr(reject, key) for key in _REJECT_KEYS}) + "\n"
+
+
+def _require_spare(path: Path) -> None:
+    """Raise InvalidArgument where something lies that no earlier run left: an article file, named twice by mistake."""
+    if not path.exists() or path.is_dir():
+        return
+    with suppress(ValueError, TypeError, RecursionError):
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                first = file.readline(_MAX_REJECT_CHARS)
+            if not first or [*json.loads(first)] == _REJECT_KEYS:
+                return
+    raise InvalidArgument(
+        f"--rejects {path}: this is there already and is no list of rejects, and would be replaced or removed; name "
+        "another file, or one that does not exist",
+        field="rejects",
+    )
 
 
 @contextmanager
 def _rejects_file(path: Path) -> Iterator[TextIO]:
     unfinished = path.parent / f"{path.name}.tmp"
     try:
+        _require_spare(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("w", encoding="utf-8") as file:
             yield file

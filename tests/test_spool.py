@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -114,10 +115,28 @@ def test_the_counts_add_up_and_the_rejects_are_written(tmp_path: Path) -> None:
 
 
 def test_without_rejects_no_rejects_file_is_left(tmp_path: Path) -> None:
-    put(tmp_path / "rejects.jsonl", "of an earlier run")
+    spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n,b\n"))
+    assert (tmp_path / "rejects.jsonl").is_file()
     stats, _, _ = spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n"))
     assert stats.rejects_path is None
     assert {entry.name for entry in tmp_path.iterdir()} == {"a.csv", "spool.db"}
+
+
+@pytest.mark.parametrize("held", ['{"id": "1", "content": "a"}\n', "id,content\n1,a\n", "[]\n", "7", b"\xff\n"])
+def test_a_file_that_is_no_list_of_rejects_is_never_replaced(tmp_path: Path, held: str | bytes) -> None:
+    corpus = put(tmp_path / "a.csv", "id,content\n1,a\n")
+    put(tmp_path / "b.jsonl", held)
+    with pytest.raises(InvalidArgument, match=r"b\.jsonl: .*no list of rejects.*name another") as caught:
+        spooled(tmp_path, corpus, rejects="b.jsonl")
+    assert caught.value.field == "rejects"
+    assert put(tmp_path / "wanted", held).read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidArgument, match="no list of rejects"):
+        spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n,b\n"), rejects="pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_corpus_that_breaks_off_leaves_no_rejects_file(tmp_path: Path) -> None:
