@@ -129,6 +129,22 @@ def test_a_linked_folder_hides_no_other_of_its_name(tmp_path: Path) -> None:
     assert locations(str(tmp_path / "news")) == wanted
 
 
+def test_folders_that_a_glob_names_are_not_passed_over_in_silence(tmp_path: Path, memory: Any) -> None:
+    for name in ("news/a.csv", "news/2016/b.csv", "news/2017.csv/c.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        put(tmp_path / name, CSV)
+        memory.pipe(f"/{name}", CSV)
+    for news in (f"{tmp_path}/news", "memory://news"):
+        said: list[str] = []
+        (found,) = locations(f"{news}/*", say=said.append)
+        assert found.endswith("/news/a.csv")
+        (sentence,) = said
+        assert "/news/*: 1 file(s) are read, 2 folder(s) skipped: 2016/, 2017.csv/; " in sentence
+        assert "names only folders, 2016/, 2017.csv/. For what is in them say" in refusal(f"{news}/2*").message
+        assert len(locations(f"{news}/2*/**", f"{news}/**", say=said.append)) == 3
+        assert len(said) == 1
+
+
 @pytest.mark.parametrize("mode", [0o000, 0o444])
 @pytest.mark.parametrize("value", ["news", "news/*/*.csv", "news/**/*.csv", "news/**", "news/shut/a.csv"])
 def test_what_cannot_be_read_of_a_corpus_is_named(

@@ -131,6 +131,16 @@ def _tell_skipped(folder: str, taken: int, skipped: Sequence[str], say: Say) -> 
         say(f"{folder}: {taken:,} file(s) are read, {len(skipped):,} skipped that are no corpus files: {shown}")
 
 
+def _tell_folders(pattern: str, taken: int, folders: Sequence[str], say: Say) -> None:
+    """Say which folders a glob names besides files, for they are not read, and refuse one that names nothing else."""
+    shown = ", ".join(folders[:_NAMED_SKIPPED]) + (", ..." if len(folders) > _NAMED_SKIPPED else "")
+    if folders and not taken:
+        raise _invalid(f"--corpus {pattern}: it names only folders, {shown}. For what is in them say {pattern}/**")
+    if folders:
+        said = f"{taken:,} file(s) are read, {len(folders):,} folder(s) skipped: {shown}"
+        say(f"{pattern}: {said}; for what is in them say {pattern}/** too")
+
+
 # --- here ------------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +167,11 @@ def _list_local(path: Path, say: Say, others: set[str]) -> list[Path]:
     if path.exists():
         return [path]
     _check_ways(path)
-    return [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+    named = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    found = [each for each in named if each.is_file()]
+    if "**" not in path.parts:  # which leads into the folders that it names
+        _tell_folders(str(path), len(found), [f"{each.name}/" for each in named if each.is_dir()], say)
+    return found
 
 
 def _check_ways(pattern: Path) -> None:
@@ -251,7 +265,11 @@ def _list_remote(filesystem: Any, key: str, say: Say) -> Mapping[str, Mapping[st
     """Key -> what the store tells of the file, for a file, a glob, or a folder."""
     over_http = "http" in filesystem.protocol
     if glob.has_magic(key.partition("?")[0] if over_http else key):
-        found = _files(filesystem.glob(key, detail=True))
+        named = filesystem.glob(key, detail=True)
+        found = _files(named)
+        if "**" not in key:
+            folders = [f"{PurePosixPath(name).name}/" for name in sorted(named) if name not in found]
+            _tell_folders(_public(filesystem.unstrip_protocol(key)), len(found), folders, say)
     elif (over_http and key.endswith("/")) or (not over_http and filesystem.isdir(key)):
         everything = _files(filesystem.find(key, detail=True))
         found = {name: info for name, info in everything.items() if _in_corpus(_path(name.removeprefix(key)))}
