@@ -1,4 +1,4 @@
-"""Files of articles, written in every format that the indexer reads."""
+"""Files of articles, written in every format that the indexer reads, and what it makes of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+
+from coldframe.errors import InvalidArgument
+from indexer.corpus import Article, Columns, Reject, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,3 +51,18 @@ def packed(data: bytes, name: str) -> bytes:
 def put(path: Path, data: str | bytes) -> Path:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
+
+
+def rows_of(*paths: Path, columns: Columns | None = None, **options: Any) -> list[Article | Reject]:
+    return list(read(paths, columns or Columns(), **options))
+
+
+def refusal(*paths: Path, columns: Columns | None = None) -> InvalidArgument:
+    with pytest.raises(InvalidArgument) as caught:
+        rows_of(*paths, columns=columns)
+    return caught.value
+
+
+def only_reject(rows: list[Article | Reject]) -> Reject:
+    (reject,) = (row for row in rows if isinstance(row, Reject))
+    return reject

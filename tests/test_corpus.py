@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import tracemalloc
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,28 +18,10 @@ from hypothesis import strategies as st
 
 from coldframe.errors import InvalidArgument
 from indexer.corpus import Article, Columns, Reject, read
-from tests.corpus_files import WHOLE_GZIP, Row, packed, put, write
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.corpus_files import WHOLE_GZIP, Row, only_reject, packed, put, refusal, rows_of, write
 
 WHOLE_ZSTD = packed(gzip.decompress(WHOLE_GZIP), ".zst")
 SUFFIXES = [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"]
-
-
-def rows_of(*paths: Path, columns: Columns | None = None, **options: Any) -> list[Article | Reject]:
-    return list(read(paths, columns or Columns(), **options))
-
-
-def refusal(*paths: Path, columns: Columns | None = None) -> InvalidArgument:
-    with pytest.raises(InvalidArgument) as caught:
-        rows_of(*paths, columns=columns)
-    return caught.value
-
-
-def only_reject(rows: list[Article | Reject]) -> Reject:
-    (reject,) = (row for row in rows if isinstance(row, Reject))
-    return reject
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------
@@ -467,22 +448,6 @@ def test_a_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
 def test_a_format_that_is_not_known_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"notes\.doc"):
         read([put(tmp_path / "a.csv", "id,content\n1,a\n"), put(tmp_path / "notes.doc", "")], Columns())
-
-
-@pytest.fixture
-def field_limit() -> Iterator[None]:
-    """Puts back what is of the whole process, whatever a test makes of it."""
-    limit = csv.field_size_limit()
-    yield
-    csv.field_size_limit(limit)
-
-
-@pytest.mark.usefixtures("field_limit")
-def test_a_field_beyond_all_bounds_stops_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.corpus.formats._MAX_FIELD_CHARS", 1000)
-    error = refusal(put(tmp_path / "a.csv", 'id,content\n1,a\n2,"' + "b\n" * 1000))
-    assert "a.csv, line 3" in error.message
-    assert "quote" in error.message
 
 
 def test_a_reader_stopped_early_lets_go_of_its_file(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from gzip import BadGzipFile
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
 from coldframe.errors import InvalidArgument
@@ -18,8 +17,10 @@ from indexer.corpus.opening import GZIP, ZSTD, File, open_seekable, open_text
 if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
-# The memory that one row may take. A field that is longer is no article but a quote that was never closed.
+# The memory that one row may take. A field that is longer is no article but a quote that was never closed, a line that
+# is longer no row but a file of another kind.
 _MAX_FIELD_CHARS = 2**27
+_LINE_ENDS = ("\n", "\r")
 BATCH_ROWS = 256
 _PARQUET_BUFFER_BYTES = 2**20  # with pre_buffer off; else a whole column of a row group is held at once
 
@@ -68,11 +69,20 @@ class _Lines:
         self.ended = False
 
     def __iter__(self) -> Iterator[str]:
-        return chain(self._file, self._end())
-
-    def _end(self) -> Iterator[str]:
+        for line in _lines(self._file):
+            if line is None:
+                raise csv.Error(f"no line ends within {_MAX_FIELD_CHARS:,} characters")
+            yield line
         self.ended = True
-        yield from ()
+
+
+def _lines(file: TextIO) -> Iterator[str | None]:
+    """Every line with its end; None for one that is too long, of which nothing is held."""
+    while line := file.readline(_MAX_FIELD_CHARS):
+        whole = len(line) < _MAX_FIELD_CHARS or line.endswith(_LINE_ENDS)
+        yield line if whole else None
+        while not whole and (line := file.readline(_MAX_FIELD_CHARS)):
+            whole = line.endswith(_LINE_ENDS)
 
 
 def _read_csv(file: File, columns: Columns, delimiter: str) -> Rows:
@@ -130,8 +140,8 @@ def _csv_row(header: list[str], cells: list[str], *, unclosed: bool) -> Row | st
 def _read_jsonl(file: File, columns: Columns) -> Rows:
     checked, empty = False, True
     with open_text(file) as lines:
-        for line, text in enumerate(lines, 1):
-            if not text.strip():
+        for line, text in enumerate(_lines(lines), 1):
+            if text is not None and not text.strip():
                 continue
             empty = False
             row = _json_row(text)
@@ -143,7 +153,9 @@ def _read_jsonl(file: File, columns: Columns) -> Rows:
         raise _invalid(f"{file.location} is empty.")
 
 
-def _json_row(text: str) -> Row | str:
+def _json_row(text: str | None) -> Row | str:
+    if text is None:
+        return f"line too long: more than {_MAX_FIELD_CHARS:,} characters; each line must hold one object"
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,50 @@
+"""Files that are not what their name says, or not what an exporter meant: refused or rejected with words that help."""
+
+from __future__ import annotations
+
+import csv
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from indexer.corpus import Reject
+from tests.corpus_files import put, refusal, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def field_limit() -> Iterator[None]:
+    """Puts back what is of the whole process, whatever a test makes of it."""
+    limit = csv.field_size_limit()
+    yield
+    csv.field_size_limit(limit)
+
+
+@pytest.mark.usefixtures("field_limit")
+def test_a_field_beyond_all_bounds_stops_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.corpus.formats._MAX_FIELD_CHARS", 1000)
+    error = refusal(put(tmp_path / "a.csv", 'id,content\n1,a\n2,"' + "b\n" * 1000))
+    assert "a.csv, line 3" in error.message
+    assert "quote" in error.message
+
+
+@pytest.mark.usefixtures("field_limit")
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", ""])
+def test_a_line_beyond_all_bounds_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setattr("indexer.corpus.formats._MAX_FIELD_CHARS", 100_000)
+    line = f"[{'0,' * 5_000_000}0]{end}"
+    array = put(tmp_path / "a.jsonl", "\n" + line + ('{"id": 3, "content": "c"}' if end else ""))
+    table = put(tmp_path / "a.csv", f"id,content\n1,a\n2,{line}")
+    tracemalloc.start()
+    reject, *others = rows_of(array)
+    error = refusal(table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(reject, Reject)
+    assert (reject.line, reject.kind, [row.id for row in others]) == (2, "line too long", ["3"] if end else [])
+    assert "a.csv, line 3: no line ends within 100,000 characters" in error.message
+    assert peak < 5_000_000  # of lines of 10 MB
