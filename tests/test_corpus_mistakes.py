@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])
+def test_rows_that_a_stray_quote_joins_are_not_taken_for_one_article(tmp_path: Path, suffix: str, mark: str) -> None:
+    lines = [
+        "id,text,desk", "0,a,b",
+        '1,"so, he said', "2,b,y", '3,"c" and d,z',
+        '4,"two', 'lines",z', '5,"e" f,z', '6,"g,z',
+    ]  # fmt: skip
+    path = put(tmp_path / f"a{suffix}", "\n".join(lines).replace(",", mark))
+    good, joined, article, odd, unclosed = rows_of(path)
+    assert (good.id, article.id, odd.id) == ("0", "4", "5")
+    assert isinstance(joined, Reject)
+    assert (joined.line, joined.reason.partition(",")[0]) == (3, "stray quote: lines 3 to 5 were read as one row")
+    assert isinstance(unclosed, Reject)
+    assert (unclosed.line, unclosed.kind) == (9, "unclosed quote")
+
+
 @pytest.fixture
 def field_limit() -> Iterator[None]:
     """Puts back what is of the whole process, whatever a test makes of it."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # The memory that one row may take. A field that is longer is no article but a quote that was never closed, a line that
 # is longer no row but a file of another kind.
 _MAX_FIELD_CHARS = 2**27
+_UNCLOSED = "unclosed quote: the file ends inside a quoted field of this row"
 _LINE_ENDS = ("\n", "\r")
 BATCH_ROWS = 256
 _PARQUET_BUFFER_BYTES = 2**20  # with pre_buffer off; else a whole column of a row group is held at once
@@ -62,16 +63,18 @@ def _invalid(message: str) -> InvalidArgument:
 
 
 class _Lines:
-    """The lines of a file, and whether the reader has asked for more than there are."""
+    """The lines of a file, those of the row that is being read, and whether more were asked for than there are."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self.row: list[str] = []
         self.ended = False
 
     def __iter__(self) -> Iterator[str]:
         for line in _lines(self._file):
             if line is None:
                 raise csv.Error(f"no line ends within {_MAX_FIELD_CHARS:,} characters")
+            self.row.append(line)
             yield line
         self.ended = True
 
@@ -96,13 +99,15 @@ def _read_csv(file: File, columns: Columns, delimiter: str) -> Rows:
             for cells in reader:
                 if cells and header:
                     # A row is complete at the end of a line, unless the file ended inside a quoted field.
-                    yield line, _csv_row(header, cells, unclosed=lines.ended)
+                    fault = _UNCLOSED if lines.ended else _quoting_fault(lines.row, line, delimiter)
+                    yield line, fault or _csv_row(header, cells)
                 elif cells:
                     header = [name.strip() for name in cells]
                     _check_text(file, header)
                     _check_separator(file, header)
                     check_header(file.location, header, columns)
                 line = reader.line_num + 1
+                lines.row.clear()
         except csv.Error as error:
             raise _invalid(f"{file.location}, line {line}: {error}. Is a quote in this row never closed?") from error
         if not header:
@@ -129,9 +134,24 @@ def _check_separator(file: File, header: list[str]) -> None:
         )
 
 
-def _csv_row(header: list[str], cells: list[str], *, unclosed: bool) -> Row | str:
-    if unclosed:
-        return "unclosed quote: the file ends inside a quoted field of this row"
+def _quoting_fault(lines: list[str], first: int, delimiter: str) -> str | None:
+    """Why a row of several lines may be several rows that a quote has joined; None for a row as it should be.
+
+    In one line it does no such harm, and much is written so: "Brexit" vote today.
+    """
+    if len(lines) > 1:
+        try:
+            for _ in csv.reader(lines, delimiter=delimiter, strict=True):
+                pass
+        except csv.Error:
+            return (
+                f"stray quote: lines {first} to {first + len(lines) - 1} were read as one row, in which text follows "
+                "a closing quote; the quotes within a field must be doubled"
+            )
+    return None
+
+
+def _csv_row(header: list[str], cells: list[str]) -> Row | str:
     if len(cells) != len(header):
         return f"wrong number of fields: {len(cells)}, the header has {len(header)}"
     return dict(zip(header, cells, strict=True))
