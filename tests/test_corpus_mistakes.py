@@ -32,6 +32,26 @@ def test_rows_that_a_stray_quote_joins_are_not_taken_for_one_article(tmp_path: P
     assert (unclosed.line, unclosed.kind) == (9, "unclosed quote")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_lines_of_another_encoding_are_refused_as_such(tmp_path: Path, encoding: str) -> None:
+    path = put(tmp_path / "a.jsonl", '{"id": "1", "content": "a"}\n'.encode(encoding))
+    assert f"{path} does not begin with UTF-8 text. Save it as UTF-8" in refusal(path).message
+
+
+def test_an_array_of_several_lines_is_rejected_with_the_form_that_is_wanted(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", '[\n {"id": "1", "content": "a"},\n {"id": "2", "content": "b"}\n]\n')
+    rows = [row for row in rows_of(path) if isinstance(row, Reject)]
+    assert [row.line for row in rows] == [1, 2, 4]
+    assert [row.reason.partition(";")[0] for row in rows] == [
+        "not JSON: Expecting value, at character 3",
+        "not JSON: Extra data, at character 29",
+        "not JSON: Expecting value, at character 1",
+    ]
+    assert all(
+        row.reason.endswith('each line must hold one object, such as {"id": "1", "content": "..."}') for row in rows
+    )
+
+
 @pytest.fixture
 def field_limit() -> Iterator[None]:
     """Puts back what is of the whole process, whatever a test makes of it."""

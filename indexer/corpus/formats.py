@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # is longer no row but a file of another kind.
 _MAX_FIELD_CHARS = 2**27
 _UNCLOSED = "unclosed quote: the file ends inside a quoted field of this row"
+_ONE_OBJECT = 'each line must hold one object, such as {"id": "1", "content": "..."}'
 _LINE_ENDS = ("\n", "\r")
 BATCH_ROWS = 256
 _PARQUET_BUFFER_BYTES = 2**20  # with pre_buffer off; else a whole column of a row group is held at once
@@ -118,10 +119,14 @@ def _check_text(file: File, header: list[str]) -> None:
     text = "".join(header)
     # Bytes that are not UTF-8 were read as surrogates; UTF-16 without its mark is letters with NULs between them.
     if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise _invalid(
-            f"{file.location} does not begin with UTF-8 text. Save it as UTF-8; if it is compressed, let it end in "
-            f"{GZIP} or {ZSTD}."
-        )
+        raise _not_text(file)
+
+
+def _not_text(file: File) -> InvalidArgument:
+    return _invalid(
+        f"{file.location} does not begin with UTF-8 text. Save it as UTF-8; if it is compressed, let it end in "
+        f"{GZIP} or {ZSTD}."
+    )
 
 
 def _check_separator(file: File, header: list[str]) -> None:
@@ -163,6 +168,8 @@ def _read_jsonl(file: File, columns: Columns) -> Rows:
         for line, text in enumerate(_lines(lines), 1):
             if text is not None and not text.strip():
                 continue
+            if empty and text and "\0" in text:
+                raise _not_text(file)
             empty = False
             row = _json_row(text)
             if not checked and isinstance(row, dict):
@@ -175,13 +182,15 @@ def _read_jsonl(file: File, columns: Columns) -> Rows:
 
 def _json_row(text: str | None) -> Row | str:
     if text is None:
-        return f"line too long: more than {_MAX_FIELD_CHARS:,} characters; each line must hold one object"
+        return f"line too long: more than {_MAX_FIELD_CHARS:,} characters; {_ONE_OBJECT}"
     try:
         row = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg}, at character {error.pos + 1}; {_ONE_OBJECT}"
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     if not isinstance(row, dict):
-        return 'not a JSON object: each line must hold one object, such as {"id": "1", "content": "..."}'
+        return f"not a JSON object: {_ONE_OBJECT}"
     return row
 
 
