@@ -6,10 +6,12 @@ import csv
 import tracemalloc
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from indexer.corpus import Reject
-from tests.corpus_files import put, refusal, rows_of
+from indexer.corpus import Article, Columns, Reject
+from tests.corpus_files import only_reject, put, refusal, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +52,23 @@ def test_an_array_of_several_lines_is_rejected_with_the_form_that_is_wanted(tmp_
     assert all(
         row.reason.endswith('each line must hold one object, such as {"id": "1", "content": "..."}') for row in rows
     )
+
+
+def test_a_column_of_bytes_is_named_in_the_rejects_and_can_be_left_out(tmp_path: Path) -> None:
+    columns = {"id": ["1", "2"], "content": ["a", "b"], "desk": ["x", "y"], "thumb": [b"\x89PNG\xff", None]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    wanted = "not UTF-8: 'thumb' holds bytes that are not UTF-8 text; --attributes says which columns are kept"
+    assert only_reject(rows_of(tmp_path / "a.parquet")).reason == wanted
+    kept = rows_of(tmp_path / "a.parquet", columns=Columns(attributes=("desk",)))
+    assert [row.id for row in kept if isinstance(row, Article)] == ["1", "2"]
+    table, lines = (
+        put(tmp_path / "a.csv", b"id,body\n1,caf\xe9\n"),
+        put(tmp_path / "b.jsonl", b'{"id": 1, "body": "", "\xe9": 1}'),
+    )
+    assert [row.reason for row in rows_of(table, lines) if isinstance(row, Reject)] == [
+        "not UTF-8: 'body' holds bytes that are not UTF-8 text",
+        r"not UTF-8: '\udce9' holds bytes that are not UTF-8 text; --attributes says which columns are kept",
+    ]
 
 
 @pytest.fixture

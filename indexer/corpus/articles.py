@@ -111,7 +111,7 @@ class Parser:
         published_at = parse_date(row[roles.date], order) if roles.date is not None else None
         attributes = self._attributes(row, roles, dated=published_at is not None)
         reason = (
-            _encoding_fault([article_id, title, content, *attributes, *attributes.values()])
+            _encoding_fault({roles.id: article_id, roles.title: title, roles.content: content, **attributes}, roles)
             or _id_fault(article_id, roles)
             or _text_fault(row, roles, len(article_text(title, content)), self.max_text_chars)
             or _attributes_fault(attributes)
@@ -142,12 +142,20 @@ def _cell(row: Row, name: str | None) -> str:
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-def _encoding_fault(texts: list[str]) -> str | None:
+def _encoding_fault(cells: dict[str | None, str], roles: Roles) -> str | None:
+    if _is_unicode("".join((*filter(None, cells), *cells.values()))):
+        return None
+    name = next(name or "" for name, text in cells.items() if not _is_unicode(f"{name}{text}"))
+    spare = "" if name in roles else "; --attributes says which columns are kept"
+    return f"not UTF-8: {name[:60]!r} holds bytes that are not UTF-8 text{spare}"
+
+
+def _is_unicode(text: str) -> bool:
     try:
-        "".join(texts).encode()
+        text.encode()
     except UnicodeEncodeError:  # what could not be decoded was read as surrogates
-        return "not UTF-8: the row holds bytes that are not UTF-8 text"
-    return None
+        return False
+    return True
 
 
 def _id_fault(article_id: str, roles: Roles) -> str | None:
