@@ -71,6 +71,47 @@ def test_a_column_of_bytes_is_named_in_the_rejects_and_can_be_left_out(tmp_path:
     ]
 
 
+def test_what_python_cannot_hold_within_lists_and_objects_of_a_parquet_file_is_kept_as_text(tmp_path: Path) -> None:
+    moment, changes = 1_471_868_040_123_456_789, pa.struct([("at", pa.timestamp("ns")), ("by", pa.string())])
+    columns = {
+        "id": ["1", "2"],
+        "content": ["a", "b"],
+        "changes": pa.array([[{"at": moment, "by": "é"}], []], pa.list_(changes)),
+        "days": pa.array([[2**31 - 1], None], pa.list_(pa.int32())).cast(pa.list_(pa.date32())),
+        "desks": pa.array([[b"Sport"], None], pa.large_list(pa.binary())),
+        "seen": pa.array([[("me", moment)], None], pa.map_(pa.string(), pa.timestamp("ns", "UTC"))),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    first, second = rows_of(tmp_path / "a.parquet")
+    assert isinstance(first, Article)
+    assert first.attributes == {
+        "changes": '[{"at": "2016-08-22 12:14:00.123456", "by": "é"}]',
+        "days": '["<value out of range: 2147483647>"]',
+        "desks": '["Sport"]',
+        "seen": '[["me", "2016-08-22 12:14:00.123456+00:00"]]',
+    }
+    assert second == Article("2", "", "b", None, {"changes": "[]"})
+
+
+def test_text_that_is_not_utf_8_within_a_list_rejects_its_row_alone(tmp_path: Path) -> None:
+    desks = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    strings = pa.StringArray.from_buffers(3, *desks.buffers()[1:])
+    columns = {"id": ["1", "2", "3"], "content": ["a", "b", "c"]}
+    lists = pa.ListArray.from_arrays([0, 1, 2, 3], strings)
+    pq.write_table(pa.table({**columns, "desks": lists}), tmp_path / "a.parquet")
+    rows = rows_of(tmp_path / "a.parquet")
+    assert [row.id for row in rows if isinstance(row, Article)] == ["1", "3"]
+    assert only_reject(rows).reason.startswith("not UTF-8: 'desks' holds bytes")
+
+
+def test_a_parquet_file_with_a_column_name_in_latin_1_is_refused(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": ["1"], "content": ["a"], "cafeX": ["b"]}), tmp_path / "b.parquet", store_schema=False
+    )
+    path = put(tmp_path / "a.parquet", (tmp_path / "b.parquet").read_bytes().replace(b"cafeX", b"caf\xe9X"[:5]))
+    assert f"{path} is not a Parquet file that can be read" in refusal(path).message
+
+
 @pytest.fixture
 def field_limit() -> Iterator[None]:
     """Puts back what is of the whole process, whatever a test makes of it."""

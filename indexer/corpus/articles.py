@@ -136,10 +136,15 @@ def _cell(row: Row, name: str | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):  # a table of floats has no other nothing
         return ""
     if isinstance(value, bool | list | dict):  # true and false as CSV files, SQL and JSON write them
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json.dumps(value, ensure_ascii=False, default=_inner)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode("utf-8", "surrogateescape")
     return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _inner(value: object) -> str:
+    """What JSON has no form for."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _encoding_fault(cells: dict[str | None, str], roles: Roles) -> str | None:

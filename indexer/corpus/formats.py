@@ -204,7 +204,7 @@ def _read_parquet(file: File, columns: Columns) -> Rows:
             names = table.schema_arrow.names
             check_header(file.location, names, columns)
             yield from arrow_rows(table.iter_batches(BATCH_ROWS, columns=_wanted(names, columns)))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of a column's name
             raise _invalid(f"{file.location} is not a Parquet file that can be read: {error}") from error
 
 
@@ -239,9 +239,25 @@ def _values(column: Any) -> list[Any]:
         column = column.cast(pa.timestamp(unit, "UTC" if column.type.tz else None), safe=False)
     try:
         values: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError):  # times that Python cannot hold
-        values = column.cast(pa.string()).to_pylist()
+    except (ValueError, OverflowError):  # times that Python cannot hold; within lists and objects, bytes too
+        values = column.cast(_lenient(column.type), safe=False).to_pylist()
     return values
+
+
+def _lenient(kind: Any) -> Any:
+    """A type that holds the same, but nothing that Python cannot."""
+    import pyarrow as pa
+
+    is_a = pa.types
+    if is_a.is_struct(kind):
+        return pa.struct([part.with_type(_lenient(part.type)) for part in kind])
+    if is_a.is_map(kind):
+        return pa.map_(_lenient(kind.key_type), _lenient(kind.item_type))
+    if is_a.is_nested(kind):  # one of the kinds of lists
+        return pa.large_list(_lenient(kind.value_type))
+    if is_a.is_temporal(kind):
+        return pa.timestamp("us", kind.tz) if is_a.is_timestamp(kind) and kind.unit == "ns" else pa.string()
+    return pa.large_binary() if is_a.is_string(kind) or is_a.is_large_string(kind) else kind
 
 
 _READERS: dict[str, _Reader] = {
