@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 KEYS = ("id", "title", "content", "published_at", "attributes")
 _EXAMPLE = 'one object such as {"id": "1", "title": "..."}'
 _SHOWN_CHARS = 100
+_FIRST = datetime(1000, 1, 1, tzinfo=UTC)
+"""What a program writes for no date is often of the year 1; a build reads none before this either."""
 
 
 def read_articles(lines: Iterable[bytes]) -> Iterator[tuple[int, Article]]:
@@ -57,12 +59,13 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 
 def _article(found: dict[str, Any]) -> Article:
+    given = [_attribute(*item) for item in _attributes(found).items()]
     return article(
         _id(found.get("id")),
         title=_text("title", found),
         content=_text("content", found),
         published_at=_date(found.get("published_at")),
-        attributes=dict(_attribute(*item) for item in _attributes(found).items()),
+        attributes={key: text for key, text in given if text.strip()},  # as a build keeps them
     )
 
 
@@ -89,9 +92,12 @@ def _date(value: object) -> datetime | None:
         moment = from_epoch(text) if EPOCH_NUMBER.fullmatch(text) else datetime.fromisoformat(text)
     except ValueError:
         moment = None
-    if moment is None:
-        raise ValueError(f"published_at is {_shown(value)}; give an ISO date or time, or seconds since 1970.")
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    moment = moment and (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC))
+    if moment is None or moment < _FIRST:
+        raise ValueError(
+            f"published_at is {_shown(value)}; give an ISO date or time from the year 1000 on, or seconds since 1970."
+        )
+    return moment
 
 
 def _attributes(found: dict[str, Any]) -> dict[str, Any]:

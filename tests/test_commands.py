@@ -287,7 +287,7 @@ def test_validate_only_changes_nothing(server: Server, ask: Ask) -> None:
         (f'{{"id": "n9", "title": ["{"x" * 200}"]}}', f'line 3: title is ["{"x" * 98}...; give a text'),
         ('{"id": "n9", "published_at": 4133980800000}', "line 3: published_at is 4133980800000; give an ISO date or"),
         ('{"id": "n9", "published_at": true}', "line 3: published_at is true; give an ISO date or"),
-        ('{"id": "n9", "published_at": "0001-01-01T00:00+14:00"}', "line 3: published_at is 0001-01-01 00:00:00+14:00"),
+        ('{"id": "n9", "published_at": "0001-01-01T00:00+14:00"}', 'line 3: published_at is "0001-01-01T00:'),
         pytest.param("[" * 100_000, "line 3: it is nested too deep; give one object", id="deep"),
         pytest.param(f'{{"id": {"1" * 5_000}}}', "line 3: it has a number of too many digits; give one", id="long"),
         ('{"id": "n9", "title": "\\ud800"}', "line 3: title cannot be sent"),

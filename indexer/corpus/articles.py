@@ -19,6 +19,7 @@ MAX_ATTRIBUTE_CHARS = 2**26
 """Of all attributes together, with their names: the spool and the table of articles hold no more than a few times that
 in one row.
 """
+_SPREAD = "attributes"
 _MARKUP = 10  # HTML that is so many times longer than a text may be is refused without being cleaned
 
 # The names by which a column is recognised, best first; written without case, spaces, '_' and '-'.
@@ -121,12 +122,19 @@ class Parser:
         return Article(article_id, title, content, published_at, attributes, source, line)
 
     def _attributes(self, row: Row, roles: Roles, *, dated: bool) -> dict[str, str]:
-        """The chosen columns that have no role; a date that could not be read is always among them."""
-        chosen = self.columns.attributes
-        kept = {name for name in row if name not in {*roles, ""} and (chosen is None or name in chosen)}
-        if roles.date and not dated:
-            kept.add(roles.date)
-        return {name: text for name in row if name in kept and (text := _cell(row, name)).strip()}
+        """The chosen columns that have no role; a date that could not be read is always among them.
+
+        Members of an object that is called attributes are columns too: `coldframe upsert` takes them so.
+        """
+        undated = None if dated else roles.date
+        cells = {name: row[name] for name in row if name and (name not in roles or name == undated)}
+        chosen = {*(cells if self.columns.attributes is None else self.columns.attributes), undated}
+        inner = cells.get(_SPREAD)
+        if isinstance(inner, dict) and inner.keys().isdisjoint(cells):
+            del cells[_SPREAD]
+            cells |= inner
+            chosen |= inner.keys() if _SPREAD in chosen else set()
+        return {name: text for name in cells if name and name in chosen and (text := _cell(cells, name)).strip()}
 
 
 def _cell(row: Row, name: str | None) -> str:
