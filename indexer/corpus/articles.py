@@ -112,7 +112,7 @@ class Parser:
         published_at = parse_date(row[roles.date], order) if roles.date is not None else None
         attributes = self._attributes(row, roles, dated=published_at is not None)
         reason = (
-            _encoding_fault({roles.id: article_id, roles.title: title, roles.content: content, **attributes}, roles)
+            _encoding_fault([*zip(roles, (article_id, title, content), strict=False), *attributes.items()], roles)
             or _id_fault(article_id, roles)
             or _text_fault(row, roles, len(article_text(title, content)), self.max_text_chars)
             or _attributes_fault(attributes)
@@ -155,10 +155,10 @@ def _inner(value: object) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _encoding_fault(cells: dict[str | None, str], roles: Roles) -> str | None:
-    if _is_unicode("".join((*filter(None, cells), *cells.values()))):
+def _encoding_fault(cells: list[tuple[str | None, str]], roles: Roles) -> str | None:
+    if _is_unicode("".join(f"{name}{text}" for name, text in cells)):
         return None
-    name = next(name or "" for name, text in cells.items() if not _is_unicode(f"{name}{text}"))
+    name = next(name or "" for name, text in cells if not _is_unicode(f"{name}{text}"))
     spare = "" if name in roles else "; --attributes says which columns are kept"
     return f"not UTF-8: {name[:60]!r} holds bytes that are not UTF-8 text{spare}"
 
