@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import tracemalloc
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from indexer.corpus import Article, Columns, Reject
-from tests.corpus_files import only_reject, put, refusal, rows_of
+from coldframe.errors import InvalidArgument
+from indexer.corpus import Article, Columns, Reject, read
+from tests.corpus_files import only_reject, put, refusal, rows_of, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +112,26 @@ def test_a_parquet_file_with_a_column_name_in_latin_1_is_refused(tmp_path: Path)
     )
     path = put(tmp_path / "a.parquet", (tmp_path / "b.parquet").read_bytes().replace(b"cafeX", b"caf\xe9X"[:5]))
     assert f"{path} is not a Parquet file that can be read" in refusal(path).message
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".csv.gz", ".csv.zst"])
+def test_a_file_that_is_written_anew_while_it_is_read_is_not_taken_for_a_short_one(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": str(n), "content": os.urandom(500).hex()} for n in range(5_000)]
+    path = write(tmp_path / f"a{suffix}", rows)
+    reading = read([path], Columns())
+    next(reading)
+    write(path, rows[:1])
+    with pytest.raises(InvalidArgument, match=r"a\.\S+ cannot be read: it became shorter while it was read"):
+        list(reading)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "content": "a" * 500} for n in range(5_000)]
+    path = write(tmp_path / "a.csv", rows)
+    reading = read([path], Columns())
+    next(reading)
+    write(tmp_path / "b.csv", rows[:1]).rename(path)
+    assert len(list(reading)) == len(rows) - 1
 
 
 @pytest.fixture

@@ -55,6 +55,19 @@ class _Opened:
         return None if self._last is None or self._last.closed else self._last.tell()
 
 
+class _Stored(io.FileIO):
+    """A file on a disk that may not lose, while it is read, what has not been read yet."""
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises OSError at the end of a file that has become shorter."""
+        read = super().readinto(buffer)
+        if not read and self.tell() > os.fstat(self.fileno()).st_size:
+            raise OSError(
+                "it became shorter while it was read. Let whatever writes it write another file, and rename that"
+            )
+        return read
+
+
 class LocalFile(_Opened):
     """A file on a disk."""
 
@@ -64,8 +77,8 @@ class LocalFile(_Opened):
 
     def open(self) -> IO[bytes]:
         """For any reading."""
-        self._last = file = Path(self.path).open("rb")  # noqa: SIM115  # the caller closes it
-        return file
+        self._last = io.BufferedReader(_Stored(self.path))
+        return self._last
 
     def open_seekable(self) -> IO[bytes]:
         """The same."""
