@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -166,3 +167,11 @@ def test_a_line_beyond_all_bounds_is_not_held(tmp_path: Path, monkeypatch: pytes
     assert (reject.line, reject.kind, [row.id for row in others]) == (2, "line too long", ["3"] if end else [])
     assert "a.csv, line 3: no line ends within 100,000 characters" in error.message
     assert peak < 5_000_000  # of lines of 10 MB
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with ThreadPoolExecutor(1) as writer:
+        written = writer.submit((tmp_path / "a.csv").write_text, "id,content\n1,a\n2,b\n")
+        assert [row.id for row in rows_of(tmp_path / "a.csv")] == ["1", "2"]
+        written.result(10)

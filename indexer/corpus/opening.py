@@ -59,9 +59,9 @@ class _Stored(io.FileIO):
     """A file on a disk that may not lose, while it is read, what has not been read yet."""
 
     def readinto(self, buffer: Any) -> int:
-        """Raises OSError at the end of a file that has become shorter."""
+        """Raises OSError at the end of a file that has become shorter. A pipe has no length."""
         read = super().readinto(buffer)
-        if not read and self.tell() > os.fstat(self.fileno()).st_size:
+        if not read and self.seekable() and self.tell() > os.fstat(self.fileno()).st_size:
             raise OSError(
                 "it became shorter while it was read. Let whatever writes it write another file, and rename that"
             )
