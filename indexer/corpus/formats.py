@@ -42,7 +42,8 @@ def known_format(path: Path | PurePosixPath) -> str | None:
 
 def allowed_formats() -> str:
     """For messages."""
-    return f"A corpus is a {', '.join(_READERS)} file, or one of these with {GZIP} or {ZSTD} added."
+    formats = f"A corpus is a {', '.join(_READERS)} file, or one of these with {GZIP} or {ZSTD} added."
+    return formats + " An array of JSON is read by --query \"select * from 'FILE.json'\"."  # noqa: S608  # a sentence
 
 
 def read_file(file: File, columns: Columns) -> Rows:
