@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
+import threading
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -67,3 +70,36 @@ def test_a_crowd_at_once_keeps_no_probe_waiting(port: Port) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port.port}/livez", timeout=10) as reply:
             assert reply.status == 200
     assert time.monotonic() - began < 1, "the kernel tries again after a second where a line of callers is full"
+
+
+def test_a_probe_for_which_no_file_is_left_waits_and_keeps_no_core_busy(port: Port) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clock = time.pthread_getcpuclockid(next(t.ident for t in threading.enumerate() if t.name == "metrics" and t.ident))
+    with socket.socket() as caller:
+        caller.settimeout(10)
+        os.close(first_free := os.dup(caller.fileno()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+        try:
+            caller.connect(("127.0.0.1", port.port))
+            caller.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            before = time.clock_gettime(clock)
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(caller.fileno())
+            time.sleep(1)
+            spent = time.clock_gettime(clock) - before
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert spent < 0.05
+        assert caller.recv(100).startswith(b"HTTP/1.0 200 ")
+
+
+def test_a_probe_is_answered_where_no_thread_can_be_begun(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+    threading.stack_size(1 << 47)  # for which no process has room
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threading.Thread(target=int).start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port.port}/livez", timeout=10) as reply:
+            assert reply.status == 200
+    finally:
+        threading.stack_size(0)
+    assert caplog.text == ""

@@ -4,18 +4,21 @@
     /readyz    200 where calls are answered; 503 without an index, and from SIGTERM on: no calls are to be sent here
     /metrics   text for Prometheus
 
-It has threads of its own: a probe must be answered, and say no, just when the event loop hangs. It speaks plain HTTP
-and knows no keys; it is off unless asked for, and has its place on an address that only operators reach.
+It has threads of its own: a probe must be answered, and say no, just when the event loop hangs; and where no thread can
+be had, one after the other. It speaks plain HTTP and knows no keys; it is off unless asked for, and has its place on an
+address that only operators reach.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.exposition import choose_encoder
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 SILENT_S = 10.0
+_SHORT, _PAUSE_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 0.1
 _PLAIN = "text/plain; charset=utf-8"
 Reply = tuple[int, str, bytes]
 
@@ -103,6 +107,20 @@ def _listening(address: Address, handler: type[BaseHTTPRequestHandler]) -> Threa
         address_family = family
         daemon_threads = True
         request_queue_size = 128  # with Python's 5, who comes seventh in the same moment waits for a second or three
+
+        def get_request(self) -> tuple[socket.socket, Any]:
+            try:
+                return super().get_request()
+            except OSError as error:
+                if error.errno in _SHORT:  # the caller stays in line, and would be tried again without a pause
+                    time.sleep(_PAUSE_S)
+                raise
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            try:
+                super().process_request(request, client_address)
+            except RuntimeError:  # no thread can be begun
+                self.process_request_thread(request, client_address)
 
         def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
             error = sys.exc_info()[1]
