@@ -61,6 +61,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _HEALTHY_S = 30.0
 """Who has lived so long is started again at once."""
 _LAST_WORD_S = 5.0
+_HELD_BACK = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_UNKNOWN = 255
+"""The status of a worker whose fork server, which alone hears it, ended before it."""
 
 
 def supervise(config: Config, address: Address, announce: Callable[[str], None]) -> int:
@@ -122,7 +125,7 @@ def work(config: Config, number: int, page: Path, told: Connection) -> None:
     from server.__main__ import run
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the event loop hears it, whatever the fork server began with
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # which ends it if it came meanwhile
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)  # SIGTERM ends it if it came meanwhile
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
     cores = frozenset(os.sched_getaffinity(0))
@@ -215,9 +218,9 @@ class _Crew:
 
     def _pass_on(self, number: signal.Signals) -> None:
         for process in self.running.values():
-            if process.pid is not None and process.exitcode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+            assert process.pid is not None, "it was started"
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
     async def _keep(self, number: int, listening: asyncio.Event) -> None:
         """Has a worker in this place, whatever becomes of those before it."""
@@ -241,23 +244,22 @@ class _Crew:
         with hears:
             try:
                 with tells:
-                    await asyncio.to_thread(process.start)  # the first one waits for all that is imported
+                    await asyncio.to_thread(_start, process)  # the first one waits for all that is imported
             except Exception:  # such as too many processes or too little memory, for now
                 _log.exception("worker %d could not be started", number)
                 return 1
             self.running[number] = process
             if self.stopping.is_set():
                 process.terminate()
-            ended, loop = asyncio.Event(), asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
             loop.add_reader(hears.fileno(), self._hear, hears, number, listening)
-            loop.add_reader(process.sentinel, ended.set)
-            await ended.wait()
-            loop.remove_reader(process.sentinel)
+            await _end(process)
             loop.remove_reader(hears.fileno())
             process.join()
+            del self.running[number]
         assert process.exitcode is not None
         # One that has no ear for it yet ends by the signal itself, as it was told to.
-        told_to_end = self.stopping.is_set() and process.exitcode == -signal.SIGTERM
+        told_to_end = self.stopping.is_set() and process.exitcode in (-signal.SIGTERM, _UNKNOWN)
         return 0 if told_to_end else process.exitcode
 
     def _hear(self, hears: Connection, number: int, listening: asyncio.Event) -> None:
@@ -270,3 +272,37 @@ class _Crew:
             listening.set()
         elif number == 0:
             self.announce(said)
+
+
+def _start(process: BaseProcess) -> None:
+    """Where the fork server is no longer there, this begins one, which must not hear what ends the others either."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def _end(process: BaseProcess) -> None:
+    """Waits until a worker has ended, and until its status is there.
+
+    The fork server tells of it; but it ends itself where it may not fork, as at a limit of pids, and when it does the
+    system says the same of all its workers, which go on: they would be let go, and nobody would answer any more.
+    """
+    assert process.pid is not None, "it was started"
+    await _readable(process.sentinel)
+    with contextlib.suppress(OSError):  # it is there no more; or a sandbox knows no such files, and the word must do
+        end = os.pidfd_open(process.pid)
+        try:
+            await _readable(end)
+        finally:
+            os.close(end)
+
+
+async def _readable(file: int) -> None:
+    ready, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(file, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(file)

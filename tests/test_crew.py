@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,6 @@ from server.config import Config
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.connection import Connection
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,7 @@ def signals() -> Iterator[None]:
 def idle(_config: Config, _number: int, _page: Path, told: Connection) -> None:
     """A worker that serves nobody."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     told.send(f"{workers.LISTENING}nothing")
     told.send("idle")
     time.sleep(60)
@@ -55,10 +57,10 @@ class Refusing:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
 
-def crew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forks: Refusing) -> workers._Crew:
+def crew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forks: Refusing, count: int = 1) -> workers._Crew:
     monkeypatch.setattr(workers, "_forks", lambda: forks)
     monkeypatch.setattr(workers, "work", idle)
-    return workers._Crew(Config(workers=1, grace=1.0), tmp_path / "page", print)
+    return workers._Crew(Config(workers=count, grace=1.0), tmp_path / "page", print)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -94,3 +96,34 @@ def test_a_server_whose_first_worker_cannot_be_started_ends(monkeypatch: pytest.
         return await asyncio.wait_for(looked_after.run(), 30)
 
     assert asyncio.run(live()) == 1
+
+
+def test_workers_outlive_the_one_that_forked_them_and_are_looked_after_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends where it may not fork, as at the limit of pids of a container."""
+    looked_after = crew(monkeypatch, tmp_path, Refusing(()), 2)
+    pids: list[int | None] = []
+    listening = asyncio.Event()
+    looked_after.announce = lambda said: listening.set() if said.startswith(workers.LISTENING) else None
+
+    async def live() -> int:
+        running = asyncio.create_task(looked_after.run())
+        await until(listening.is_set)
+        first, second = looked_after.running[0], looked_after.running[1]
+        assert first.pid is not None
+        os.kill(parent_of(first.pid), signal.SIGKILL)
+        await until(lambda: not second.is_alive())  # as multiprocessing sees it
+        os.kill(first.pid, signal.SIGKILL)
+        await until(lambda: looked_after.running.get(0, first) is not first)
+        pids.extend((second.pid, looked_after.running[1].pid))
+        looked_after.stopping.set()
+        return await running
+
+    assert asyncio.run(live()) == 0
+    assert pids[0] == pids[1]
+    assert "worker 1 ended" not in caplog.text
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
