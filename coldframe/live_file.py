@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument
-from coldframe.store import known_errno, sync_path
+from coldframe.store import NO_FILES, known_errno, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -408,6 +408,11 @@ def _unwritable_told(path: Path) -> Iterator[None]:
             raise
         if known == errno.ENOSPC:
             raise FailedPrecondition(f"there is no room for {LIVE} in the store {path.parent}; make room") from error
+        if known in NO_FILES:
+            raise FailedPrecondition(
+                f"{LIVE} cannot be opened in the store {path.parent} ({os.strerror(known)}); let this process "
+                f"have more open (ulimit -n, LimitNOFILE=)"
+            ) from error
         raise InvalidArgument(
             f"{LIVE} cannot be written in the store {path.parent} ({os.strerror(known)}); choose a folder that you may "
             f"write to",

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_FILES = {errno.EMFILE, errno.ENFILE}
 _SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-_SQLITE_NO_RIGHT = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_SQLITE_FILES = 3  # it opens: the database, its log and the log's index
 _HISTORY_NAMES = 100
 _FILES = {"CURRENT", "HISTORY", "PUBLISHING", "LOCK"}
 _MOMENT_S, _LOOK_S = 0.5, 0.01
@@ -398,6 +399,10 @@ class Store:
                 f"current generation is as it was and what is done of this build is kept. Make room (python -m indexer "
                 f"prune --help), and the same command goes on"
             )
+        if error.errno in NO_FILES:
+            return FailedPrecondition(
+                f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); allow more (ulimit -n)"
+            )
         return InvalidArgument(
             f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); choose a folder that you may "
             f"write to",
@@ -415,11 +420,24 @@ def known_errno(error: Exception) -> int | None:
     """The errno that stands for an error of the file system's, SQLite's, NumPy's or FAISS's; None for another one."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        return errno.ENOSPC if code in _SQLITE_NO_ROOM else errno.EROFS if code in _SQLITE_NO_RIGHT else None
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return _why_not_opened()
+        return errno.ENOSPC if code in _SQLITE_NO_ROOM else errno.EROFS if code == sqlite3.SQLITE_READONLY else None
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno if error.errno in _NO_ROOM | _NO_RIGHT else None
+        return error.errno if error.errno in _NO_ROOM | _NO_RIGHT | NO_FILES else None
     # Without a number. NumPy: "7 requested and 3 written". FAISS: "write error in FILE: 3 != 7 (No space left ...)".
     return errno.ENOSPC if re.search(r"requested and \d+ written|write error", str(error)) else None
+
+
+def _why_not_opened() -> int:
+    """SQLite does not say: for want of files that this process may have open, or of the right."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(_SQLITE_FILES):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            return error.errno or errno.EROFS
+    return errno.EROFS
 
 
 def _manifest(directory: Path) -> Manifest | None:
