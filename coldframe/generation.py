@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,9 +24,10 @@ import numpy as np
 from coldframe import checksums
 from coldframe.articles import Articles
 from coldframe.clusters import Cluster, ClusterTable, read_clusters
-from coldframe.errors import CorruptGeneration, FingerprintMismatch
+from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, FingerprintMismatch
 from coldframe.index import ClusterIndex
 from coldframe.recipe import MEAN, Placement
+from coldframe.store import NO_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,7 +174,7 @@ class Manifest:
             document = json.loads(raw.decode())
             found = document["format"]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise _corrupt(directory, MANIFEST, "is missing or cannot be read") from error
+            raise _unreadable(directory, MANIFEST, error) from error
         if found not in _READ:
             raise CorruptGeneration(
                 f"{MANIFEST} of generation {directory.name} has format {found}, this Coldframe reads the formats "
@@ -226,15 +228,27 @@ def _corrupt(directory: Path, file: str, what: str) -> CorruptGeneration:
     )
 
 
+def _unreadable(directory: Path, file: str, error: Exception) -> ColdframeError:
+    """Nothing is wrong with a generation whose files a process may not open for having too many open."""
+    if isinstance(error, OSError) and error.errno in NO_FILES:
+        return FailedPrecondition(
+            f"{file} of generation {directory.name} cannot be opened ({os.strerror(error.errno)}); let this process "
+            f"have more open (ulimit -n, LimitNOFILE=), and try again"
+        )
+    return _corrupt(directory, file, "is missing or cannot be read")
+
+
 def verify(directory: Path) -> Manifest:
-    """Compares every file with the manifest. Raises CorruptGeneration that names the first that differs."""
+    """Compares every file with the manifest. Raises CorruptGeneration that names the first that differs, and
+    FailedPrecondition where none may be opened.
+    """
     manifest = Manifest.read(directory)
     described = checksums.described(directory, manifest.files)
     for name, expected in manifest.files.items():
         try:
             found = described[name].result()
         except OSError as error:
-            raise _corrupt(directory, name, "is missing or cannot be read") from error
+            raise _unreadable(directory, name, error) from error
         if found["size"] != expected["size"]:
             raise _corrupt(directory, name, f"has {found['size']:,} bytes instead of {expected['size']:,}")
         if found["sha256"] != expected["sha256"]:
@@ -251,7 +265,7 @@ class Generation:
             vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
             self.placement = Placement.load(directory)
         except (OSError, ValueError, EOFError) as error:
-            raise _corrupt(directory, VECTORS, "cannot be read") from error
+            raise _unreadable(directory, VECTORS, error) from error
         self.index = ClusterIndex.read(directory / INDEX, vectors)
         self.articles = Articles(directory / ARTICLES)
         self.table: ClusterTable = read_clusters(directory / CLUSTERS)

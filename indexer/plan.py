@@ -191,11 +191,16 @@ def _require_drawing() -> None:
 
 
 def open_previous(store: Store, reporter: Reporter) -> Generation | None:
-    """The current generation, verified; None, with a word about it, where it cannot be built upon."""
+    """The current generation, verified; None, with a word about it, where it cannot be built upon.
+
+    Raises FailedPrecondition where it only cannot be opened now: all clusters would have new names for that.
+    """
     if store.current() is None:
         return None
     try:
         return store.open()
+    except FailedPrecondition:
+        raise
     except ColdframeError as error:
         reporter.note(f"the new generation is built as a first one: {error.message}")
         return None

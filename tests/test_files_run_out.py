@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from coldframe.errors import ColdframeError, FailedPrecondition
+from coldframe.generation import verify
 from coldframe.live import LIVE, Delete, LiveStore
+from coldframe.store import Store
+from indexer.plan import open_previous
+from indexer.progress import Reporter
 from tests.disks import files_left
 
 if TYPE_CHECKING:
@@ -34,3 +40,23 @@ def test_live_articles_for_which_no_file_can_be_opened_are_not_said_to_lie_where
     assert count > 0
     with LiveStore(tmp_path / LIVE) as live:
         assert live.sequence == begun
+
+
+def test_a_generation_whose_files_cannot_be_opened_now_is_not_said_to_be_damaged(newsroom: Path) -> None:
+    directory = Store(newsroom).find()
+    with files_left(0), pytest.raises(FailedPrecondition, match=r"^manifest\.json of .* \(Too many open files\)"):
+        verify(directory)
+
+
+def test_a_build_that_cannot_open_the_generation_before_does_not_begin_as_a_first_one(newsroom: Path) -> None:
+    """All names of clusters would be new, and what readers follow would lead nowhere."""
+    store, said = Store(newsroom), io.StringIO()
+    for count in range(20):
+        try:
+            with files_left(count):
+                previous = open_previous(store, Reporter(Console(file=said)))
+            break
+        except ColdframeError as refused:
+            assert "Too many open files" in refused.message  # noqa: PT017  # whichever it is
+    assert previous is not None
+    assert (count > 0, said.getvalue()) == (True, "")
