@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # A disk or a quota that is full: nobody's fault here, and no traceback helps.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SCRATCH = "No usable temporary directory"  # of Python's own
+_NO_THREAD = "can't start new thread"  # nor has this a class
+_NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc")  # of torch, and of C++
 _LAST_STANDARD = 2  # of the three, standard error
 
 Command: TypeAlias = TyperCommand | TyperGroup
@@ -48,8 +50,8 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
     "COLDFRAME_SERVER". args: None takes the process's own.
 
     Exit codes: 0, 2 for a usage error or InvalidArgument, 1 for any other ColdframeError, 130 for Ctrl-C. A
-    ColdframeError is one line on stderr, and so is a disk that is full, or has no place for temporary files; any other
-    exception is a fault of ours and keeps its traceback.
+    ColdframeError is one line on stderr, and so is a disk that is full, or has no place for temporary files, and what
+    the system gives no more of, memory or threads; any other exception is a fault of ours and keeps its traceback.
     """
     _fill_standard_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -74,7 +76,21 @@ def run(app: typer.Typer, *, prog: str, prefix: str, args: Sequence[str] | None 
         _print_no_more()
         typer.echo(f"error: {error.strerror}: what was being written is not whole; make room, and ask again.", err=True)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not (short := _short_of(error)):
+            raise
+        typer.echo(f"error: {short}", err=True)
+        sys.exit(1)
     sys.exit(0)
+
+
+def _short_of(error: MemoryError | RuntimeError) -> str:
+    """What the system gives no more of; "" where it is nothing of the kind."""
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        return "there is not memory enough for this; let the process have more, and the same command goes on."
+    if _NO_THREAD in str(error):
+        return "no more threads can be begun; allow more (ulimit -u, a container's limit of pids), and ask again."
+    return ""
 
 
 def _fill_standard_streams() -> None:

@@ -1,13 +1,17 @@
-"""A process that may open no more files: it says so, and goes on once it may."""
+"""A process that gets no more files, threads or memory: it says so, and goes on once it gets them."""
 
 from __future__ import annotations
 
 import io
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+import typer
 from rich.console import Console
 
+from coldframe import settings
 from coldframe.errors import ColdframeError, FailedPrecondition
 from coldframe.generation import verify
 from coldframe.live import LIVE, Delete, LiveStore
@@ -17,6 +21,7 @@ from indexer.progress import Reporter
 from tests.disks import files_left
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -60,3 +65,40 @@ def test_a_build_that_cannot_open_the_generation_before_does_not_begin_as_a_firs
             assert "Too many open files" in refused.message  # noqa: PT017  # whichever it is
     assert previous is not None
     assert (count > 0, said.getvalue()) == (True, "")
+
+
+@pytest.fixture
+def no_threads() -> Iterator[None]:
+    before = threading.stack_size(1 << 47)  # for which no process has room
+    yield
+    threading.stack_size(before)
+
+
+def begin_a_thread() -> None:
+    threading.Thread(target=int).start()
+
+
+@pytest.mark.usefixtures("no_threads")
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        (lambda: bytearray(1 << 47), "memory"),
+        (lambda: torch.empty(1 << 47, dtype=torch.uint8), "memory"),
+        (begin_a_thread, "threads"),
+    ],
+)
+def test_a_command_for_which_the_system_has_no_more_ends_with_a_sentence(
+    needs: Callable[[], object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def one() -> None:
+        needs()
+
+    with pytest.raises(SystemExit) as ended:
+        settings.run(app, prog="x", prefix="X", args=[])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert (said in error, error.count("\n")) == (True, 1)
