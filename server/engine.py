@@ -33,7 +33,7 @@ from coldframe.text import text_digest
 from server.admission import CALL, MAX_SEARCHES, SearchLine
 from server.aside import Aside
 from server.cores import Cores
-from server.exchange import Exchange
+from server.exchange import Exchange, gone
 from server.place import Latest
 from server.serving import Loader, Served
 from server.threads import Threads
@@ -228,6 +228,7 @@ class Engine:
     def _open_to_write(self) -> LiveStore:
         self._live.require_in_place()  # or a new file would be made where the one that is read was moved away
         try:
+            self._require_store()
             store = LiveStore(self._store.path / LIVE)
         except (InvalidArgument, FailedPrecondition) as error:
             # It names a folder of this machine, which is for the log; and no caller can send anything better.
@@ -246,6 +247,11 @@ class Engine:
             raise
         self._unwritable = ""
         return store
+
+    def _require_store(self) -> None:
+        """A new file lies beside generations: in the place of a store that was moved nobody would look for it."""
+        if self._store.current() is None and not (self._store.path / LIVE).exists():
+            raise FailedPrecondition(gone(self._store))
 
     def _turn(self) -> AbstractContextManager[Callable[[], None]]:
         return next_in_line(self._store.path / "generations")

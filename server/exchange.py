@@ -91,8 +91,10 @@ class Exchange:
         current: str | None = None
         try:
             current = self._store.current()
+            if current is None and self._name() is not None:
+                raise FailedPrecondition(f"{gone(self._store)}. {self._name()} goes on")
             if current is None or current in {self._name(), self._done}:
-                self._failures.forget()  # what was refused may have been current before
+                self._failures.forget()  # what was refused may have been current before, and is said again if it comes
                 return
             if not self._failures.due(current):
                 return
@@ -206,6 +208,14 @@ async def _nobody() -> None:
 
 def _unforeseen(error: Exception) -> bool:
     return not isinstance(error, ColdframeError)
+
+
+def gone(store: Store) -> str:
+    """What is to be said of a store that does not even name a generation, though one of it is served."""
+    return (
+        f"the store {store.path} names no generation any more: it was moved, replaced or emptied, or its disk is not "
+        f"mounted; put it back, or stop this server and give it the store's new place"
+    )
 
 
 def explained(error: Exception) -> ColdframeError:
