@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from coldframe.durable import sync_path
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument
-from coldframe.store import NO_FILES, known_errno, sync_path
+from coldframe.store import NO_FILES, known_errno
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

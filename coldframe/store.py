@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldframe import checksums
+from coldframe.durable import replace_text, sync_path, sync_tree
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
 
 if TYPE_CHECKING:
@@ -220,12 +221,25 @@ class Store:
         with self.locked(create=True):
             with self._writing():
                 self._job.mkdir(parents=True, exist_ok=True)
+                self._require_one_disk()
             try:
                 yield self._job
             finally:
                 with contextlib.suppress(OSError):  # it is not empty, and shall stay
                     self._job.rmdir()
                     self._drafts.rmdir()
+
+    def _require_one_disk(self) -> None:
+        """What is built is moved among the generations in one step: better refused now than after hours."""
+        if self._generations.is_dir():
+            probe, moved = (folder / f"{uuid.uuid4().hex}.probe" for folder in (self._generations, self._drafts))
+            probe.mkdir()
+            try:
+                probe.rename(moved)
+            except OSError:
+                probe.rmdir()
+                raise
+            moved.rmdir()
 
     def discard(self) -> None:
         """Clears the draft away."""
@@ -403,6 +417,11 @@ class Store:
             return FailedPrecondition(
                 f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); allow more (ulimit -n)"
             )
+        if error.errno == errno.EXDEV:
+            return FailedPrecondition(
+                f"generations and drafts of the store {self.path} lie on different disks or mounts, and nothing can be "
+                f"moved between them in one step; keep the whole store on one, and link or mount the store itself"
+            )
         return InvalidArgument(
             f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); choose a folder that you may "
             f"write to",
@@ -460,39 +479,6 @@ def _lines(path: Path) -> list[str]:
 
 def _text(lines: list[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, finds the old text or the new one, whole."""
-    # A name of its own: a person may activate a generation while a build publishes another.
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    sync_path(path.parent)
-
-
-def sync_tree(directory: Path) -> None:
-    """Waits until a folder and all in it are on the disk."""
-    for path in sorted(directory.rglob("*")):
-        sync_path(path)
-    sync_path(directory)
-
-
-def sync_path(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(directory: Path) -> int:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from coldframe.durable import replace_text, sync_tree
 from coldframe.generation import INDEX, VECTORS
 from coldframe.index import ClusterIndex
 from coldframe.recipe import Placement
-from coldframe.store import replace_text, sync_tree
 from indexer.embed import Lengths
 from indexer.plan import open_previous
 from indexer.spool import Spool

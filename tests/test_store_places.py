@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from coldframe.errors import FailedPrecondition
 from coldframe.live import LIVE
+from coldframe.store import Store
+from tests.builds import build, letters
+from tests.corpus_files import write
 from tests.newsroom import opened, piece
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.conftest import Background
 
 GONE = "names no generation any more"
+
+
+# --- moved away ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("empty_folder", [False, True], ids=["moved", "unmounted"])
@@ -53,3 +63,50 @@ def test_a_store_that_is_gone_is_said_in_the_log_once_each_time(
             (tmp_path / "aside").rename(own_newsroom)
             background.run(engine.exchange._look())
         assert engine.ready
+
+
+# --- on two disks ----------------------------------------------------------------------------------------------------
+
+
+def linked(folder: Path, other: Path) -> None:
+    shutil.move(folder, other)
+    folder.symlink_to(other)
+
+
+def mounted(folder: Path, other: Path) -> None:
+    """A volume of its own, of the same disk."""
+    shutil.move(folder, other)
+    folder.mkdir()
+    subprocess.run(["mount", "--bind", str(other), str(folder)], check=True, timeout=30)
+
+
+@contextmanager
+def elsewhere(folder: Path, other: Path, how: Callable[[Path, Path], None]) -> Iterator[None]:
+    how(folder, other)
+    try:
+        yield
+    finally:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=30)
+            folder.rmdir()
+        shutil.move(other, folder)
+
+
+@pytest.mark.parametrize("how", [linked, mounted])
+def test_a_store_on_two_disks_is_refused_before_anything_is_built(
+    own_newsroom: Path, newsroom: Path, tmp_path: Path, disk: Path, how: Callable[[Path, Path], None]
+) -> None:
+    store, corpus = Store(own_newsroom), write(tmp_path / "other.csv", letters(90, seed=1))
+    options = {"model": str(newsroom.parent / "model"), "recipe": "mean-centred", "clusters": 6}
+    before, current = store.names(), str(store.current())
+    other = disk / "generations" if how is linked else tmp_path / "generations"
+    with elsewhere(own_newsroom / "generations", other, how):
+        with pytest.raises(FailedPrecondition, match="lie on different disks or mounts"):
+            build(own_newsroom, corpus, **options)
+        assert [*other.iterdir()] == [other / name for name in before]
+        assert not (own_newsroom / "PUBLISHING").exists()
+        store.activate(current)  # a rollback is possible all the same
+        assert store.open().name == current
+    assert build(own_newsroom, corpus, **options).name == store.current()

@@ -24,8 +24,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coldframe.durable import sync_path
 from coldframe.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
-from coldframe.store import sync_path
 from server.security.limits import MOST_RATE
 
 if TYPE_CHECKING:
