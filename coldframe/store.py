@@ -39,6 +39,7 @@ _NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_FILES = {errno.EMFILE, errno.ENFILE}
 _SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _SQLITE_FILES = 3  # it opens: the database, its log and the log's index
+_NAME = re.compile(r"\d{8}T\d{6}Z-")
 _HISTORY_NAMES = 100
 _FILES = {"CURRENT", "HISTORY", "PUBLISHING", "LOCK"}
 _MOMENT_S, _LOOK_S = 0.5, 0.01
@@ -62,7 +63,7 @@ class Store:
         with self._reading():
             if not self._generations.is_dir():
                 return []
-            return sorted(entry.name for entry in self._generations.iterdir() if entry.is_dir())
+            return sorted(entry.name for entry in self._generations.iterdir() if _is_generation(entry))
 
     def current(self) -> str | None:
         """The name of the served generation; None where nothing was published yet.
@@ -290,6 +291,9 @@ class Store:
         for what goes, it becomes that folder: a full disk, on which people prune, may have no room for one more.
         """
         with self._writing():
+            if (self._generations / name).is_symlink():  # what it points to lies where somebody else put it
+                (self._generations / name).unlink()
+                return
             there = self._drafts.exists()
             (self._generations / name).rename(self._drafts / name if there else self._drafts)
 
@@ -481,5 +485,13 @@ def _text(lines: list[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _is_generation(path: Path) -> bool:
+    """By its name or, where a person gave it another one, by its manifest: lost+found is none, nor a snapshot."""
+    named = _NAME.match(path.name) is not None
+    return path.is_dir() and (named or os.path.isfile(path / "manifest.json"))  # which no folder without rights stops
+
+
 def _size(directory: Path) -> int:
+    if directory.is_symlink():
+        return 0
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -14,6 +14,7 @@ from coldframe.live import LIVE
 from coldframe.store import Store
 from tests.builds import build, letters
 from tests.corpus_files import write
+from tests.generations import publish
 from tests.newsroom import opened, piece
 
 if TYPE_CHECKING:
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from tests.conftest import Background
 
 GONE = "names no generation any more"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Of three generations, the last one served."""
+    store = Store(tmp_path / "store")
+    for seed in range(3):
+        publish(store, seed, after=store.names())
+    return store
 
 
 # --- moved away ------------------------------------------------------------------------------------------------------
@@ -63,6 +73,37 @@ def test_a_store_that_is_gone_is_said_in_the_log_once_each_time(
             (tmp_path / "aside").rename(own_newsroom)
             background.run(engine.exchange._look())
         assert engine.ready
+
+
+# --- other things in it ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["lost+found", ".snapshot", "0-put-aside"])
+def test_folders_that_are_no_generations_are_neither_listed_nor_pruned_nor_kept_in_the_place_of_one(
+    store: Store, other: str
+) -> None:
+    names = store.names()
+    folder = store.path / "generations" / other
+    (folder / "of somebody else").mkdir(parents=True)
+    assert store.names() == names
+    publish(store, 4, after=names)
+    with store.locked():
+        assert [*store.prune(2)] == names[:2]
+    assert (folder / "of somebody else").is_dir()
+    assert len(store.names()) == 2
+
+
+def test_of_a_generation_that_is_a_link_pruning_takes_the_link_alone(store: Store, tmp_path: Path) -> None:
+    first, *others = store.names()
+    aside = tmp_path / "aside"
+    store.directory(first).rename(aside)
+    (store.path / "generations" / first).symlink_to(aside)
+    files = sorted(aside.iterdir())
+    with store.locked():
+        assert store.prune(2) == {first: 0}
+    assert store.names() == others
+    assert sorted(aside.iterdir()) == files
+    assert not (store.path / "drafts").is_symlink(), "the next build makes its draft there"
 
 
 # --- on two disks ----------------------------------------------------------------------------------------------------
