@@ -106,9 +106,14 @@ class Store:
         """Where a generation lies, the current one by default. Raises as `open` does."""
         chosen = name or self.current()
         if chosen is None:
+            if not self.names():
+                raise NoGeneration(
+                    "nothing has been published in this store yet; build it: python -m indexer build --corpus FILE "
+                    "--store DIR"
+                )
             raise NoGeneration(
-                "nothing has been published in this store yet; build it: python -m indexer build --corpus FILE "
-                "--store DIR"
+                f"no generation of this store is current, for it has no CURRENT or an empty one; choose one of those "
+                f"that lie there: python -m indexer activate {self.names()[-1]} --store DIR"
             )
         if chosen not in self.names() and chosen == self.current():
             raise CorruptGeneration(

@@ -195,7 +195,7 @@ async def serve(
     announce(f"listening on {listening}")
     following = asyncio.create_task(server.follow())
     if not engine.ready:
-        announce("the store is empty; waiting for its first generation (python -m indexer build)")
+        announce("no generation is current; waiting for one (python -m indexer build, or list and activate)")
     await stopping.wait()
     if place is not None:
         loop.remove_reader(place.alive)

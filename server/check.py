@@ -69,7 +69,8 @@ def _store(config: Config) -> Iterator[tuple[str, str]]:
     if not path.is_dir():
         raise InvalidArgument(f"{path} is not there; give the folder that a build published into", field="store")
     if store.current() is None:
-        yield "note", f"{path} is empty; a server would wait for its first generation"
+        why = f"{path} holds generations, and none is current" if store.names() else f"{path} is empty"
+        yield "note", f"{why}; a server would wait for one (python -m indexer build, or list and activate)"
         return
     generation = store.open()
     yield "ok", f"{generation.name}: {len(generation.index):,} articles, every file as it was published"

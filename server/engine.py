@@ -58,8 +58,8 @@ _log = logging.getLogger("coldframe.server")
 _AT_ONCE_CHARS, _QUICK_CHARS = 512, 4_096
 _PR_SET_TIMERSLACK = 29
 NO_GENERATION = (
-    "nothing has been published in this server's store yet; build a generation (python -m indexer build), and the "
-    "server answers a moment later"
+    "no generation is current in this server's store; build one (python -m indexer build), or choose one that lies "
+    "there (python -m indexer list, activate), and the server answers a moment later"
 )
 
 

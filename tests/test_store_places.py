@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coldframe.errors import FailedPrecondition
+from coldframe.errors import FailedPrecondition, NoGeneration
 from coldframe.live import LIVE
 from coldframe.store import Store
+from server.check import checks
+from server.config import Config
 from tests.builds import build, letters
 from tests.corpus_files import write
 from tests.generations import publish
@@ -104,6 +106,19 @@ def test_of_a_generation_that_is_a_link_pruning_takes_the_link_alone(store: Stor
     assert store.names() == others
     assert sorted(aside.iterdir()) == files
     assert not (store.path / "drafts").is_symlink(), "the next build makes its draft there"
+
+
+def test_a_store_without_current_says_which_generation_may_be_chosen(store: Store) -> None:
+    """As one whose generations were copied back, and nothing else."""
+    last = str(store.current())
+    for restored in ("", "\n"):
+        (store.path / "CURRENT").write_text(restored)
+        with pytest.raises(NoGeneration, match=f"python -m indexer activate {last} --store DIR"):
+            store.open()
+        [finding] = [f for f in checks(Config(store=store.path)) if f.about == "store"]
+        assert "holds generations, and none is current" in finding.said
+    store.activate(last)
+    assert store.open().name == last
 
 
 # --- on two disks ----------------------------------------------------------------------------------------------------
