@@ -152,6 +152,8 @@ def convert_directory(
     partial.mkdir(parents=True)
     (partial / "config.json").write_text(json.dumps(new_config, indent=2) + "\n", encoding="utf-8")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / "model.safetensors")
+    # The library leaves it to its owner alone, and a server is another user as a rule.
+    shutil.copymode(partial / "config.json", partial / "model.safetensors")
     for name in _COMPANIONS:
         if (source / name).is_file():
             (partial / name).parent.mkdir(exist_ok=True)

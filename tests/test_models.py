@@ -255,6 +255,9 @@ def test_a_roberta_without_a_padding_id_is_converted_as_transformers_reads_it(tm
 def test_a_converted_directory_is_a_longformer_to_transformers_too(tmp_path: Path) -> None:
     source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
     convert(source, out)
+    assert {file.stat().st_mode for file in out.rglob("*") if file.is_file()} == {
+        (out / "config.json").stat().st_mode
+    }, "all may be read"
     model = transformers.AutoModel.from_pretrained(out)
     assert type(model).__name__ == "LongformerModel"
     with pytest.raises(InvalidArgument, match="exists already"):
