@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldframe import checksums
 from coldframe.convert import CONVERTIBLE, hidden_and_heads, to_longformer, whole_number
-from coldframe.errors import InvalidArgument, ModelUnavailable
+from coldframe.errors import NO_RIGHT, InvalidArgument, ModelUnavailable
 from coldframe.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -197,10 +197,14 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
+        with file.open("rb"):  # safetensors would say of one that may not be read that it is not there
+            pass
         if file.suffix == ".safetensors":
             return load_file(file)
         loaded: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
         return loaded
+    except PermissionError as error:
+        raise ModelUnavailable(f"the weights in {file.name} {NO_RIGHT}") from error
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise ModelUnavailable(f"the weights in {file.name} cannot be read; fetch the model again") from error
     except Exception as error:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import shutil
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
 
-from coldframe.errors import FailedPrecondition, NoGeneration
+from coldframe.errors import CorruptGeneration, FailedPrecondition, ModelUnavailable, NoGeneration
+from coldframe.generation import verify
 from coldframe.live import LIVE
+from coldframe.models import read_weights
 from coldframe.store import Store
 from server.check import checks
 from server.config import Config
 from tests.builds import build, letters
 from tests.corpus_files import write
 from tests.generations import publish
+from tests.models import longformer_directory
 from tests.newsroom import opened, piece
+from tests.rights import nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.conftest import Background
 
@@ -166,3 +171,28 @@ def test_a_store_on_two_disks_is_refused_before_anything_is_built(
         store.activate(current)  # a rollback is possible all the same
         assert store.open().name == current
     assert build(own_newsroom, corpus, **options).name == store.current()
+
+
+# --- of another user -------------------------------------------------------------------------------------------------
+
+
+def test_a_generation_that_this_user_may_not_read_is_not_called_missing(store: Store) -> None:
+    """As a build by another user leaves it whose umask is 077: to build anew would change nothing."""
+    folder = store.directory(str(store.current()))
+    folder.chmod(0)
+    with (
+        nobody(),
+        pytest.raises(CorruptGeneration, match=r"^manifest.json of generation .* may not be read") as refused,
+    ):
+        verify(folder)
+    assert "chmod" in refused.value.message
+    assert str(store.path) not in refused.value.message, "callers hear it"
+
+
+def test_weights_that_this_user_may_not_read_are_not_called_damaged() -> None:
+    with TemporaryDirectory() as folder:  # pytest's own can be entered by nobody else
+        Path(folder).chmod(0o755)
+        model = longformer_directory(Path(folder) / "model", layers=1)
+        (model / "model.safetensors").chmod(0)
+        with nobody(), pytest.raises(ModelUnavailable, match=r"^the weights in model.safetensors may not be read"):
+            read_weights(model, "model")
