@@ -216,9 +216,14 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _check(db: sqlite3.Connection) -> None:
-    found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-    if found != [_APPLICATION, _VERSION]:
-        refuse("it holds no live articles, or is of another version of Coldframe")
+    whose, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+    if whose != _APPLICATION:
+        refuse("it holds no live articles")
+    if version != _VERSION:  # whole, and to be put away by nobody
+        raise CorruptGeneration(
+            f"{LIVE} has format {version}, this Coldframe reads format {_VERSION}; it is left as it is, with all its "
+            f"articles. Serve and build with the Coldframe that wrote it, or a later one"
+        )
     read_state(db)
 
 

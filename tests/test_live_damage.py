@@ -86,7 +86,6 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("id,title\n" * 900),
     "cut short": lambda path: path.write_bytes(filled(path).read_bytes()[:9_000]),
     "database": other_database,
-    "later": later_version,
     "no table": lambda path: altered("DROP TABLE changes", path),
     "no state": lambda path: altered("DELETE FROM state", path),
     "row gone": lambda path: altered("DELETE FROM changes WHERE id = 'id007'", path),
@@ -117,6 +116,17 @@ def test_a_damaged_or_foreign_file_is_refused_with_its_name_and_left_as_it_is(tm
     if not kind.startswith("row ") or kind == "row gone":  # what is within the rows is looked at when they are read
         with pytest.raises(CorruptGeneration, match=r"live\.db"):
             LiveStore(path)
+    assert files(tmp_path) == before
+
+
+def test_nobody_is_told_to_put_away_a_file_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / LIVE
+    later_version(path)
+    before = files(tmp_path)
+    for opening in (contents, LiveStore):
+        with pytest.raises(CorruptGeneration, match=r"has format 7, .* with the Coldframe that wrote it") as refused:
+            opening(path)
+        assert "out of it" not in refused.value.message
     assert files(tmp_path) == before
 
 
