@@ -40,6 +40,7 @@ NO_FILES = {errno.EMFILE, errno.ENFILE}
 _SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _SQLITE_FILES = 3  # it opens: the database, its log and the log's index
 _NAME = re.compile(r"\d{8}T\d{6}Z-")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HISTORY_NAMES = 100
 _FILES = {"CURRENT", "HISTORY", "PUBLISHING", "LOCK"}
 _MOMENT_S, _LOOK_S = 0.5, 0.01
@@ -104,6 +105,7 @@ class Store:
 
     def find(self, name: str | None = None) -> Path:
         """Where a generation lies, the current one by default. Raises as `open` does."""
+        self._require_path()
         chosen = name or self.current()
         if chosen is None:
             if not self.names():
@@ -339,11 +341,8 @@ class Store:
         )
 
     def _require(self, create: bool) -> None:
-        if create and str(self.path) != os.fsencode(self.path).decode(errors="replace"):
-            raise InvalidArgument(  # FAISS takes paths as text
-                f"the store cannot be {self.path}: that is no UTF-8; give another folder, or set LC_ALL=C.UTF-8",
-                field="store",
-            )
+        if create:
+            self._require_path()
         if self.path.is_dir():
             return
         if not create:
@@ -357,6 +356,19 @@ class Store:
                 field="store",
             )
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def _require_path(self) -> None:
+        """FAISS takes paths as text; and of a URL, which a corpus may have, a folder of that name would be made."""
+        if _URL.match(str(self.path)) and not self.path.is_dir():
+            raise InvalidArgument(
+                f"the store cannot be {self.path}: it is a folder of this machine; give its path, and no scheme",
+                field="store",
+            )
+        if str(self.path) != os.fsencode(self.path).decode(errors="replace"):
+            raise InvalidArgument(
+                f"the store cannot be {self.path}: that is no UTF-8; give another folder, or set LC_ALL=C.UTF-8",
+                field="store",
+            )
 
     def _mend_if_idle(self) -> None:
         """What a crash left half published must not be published over what a person chooses now."""

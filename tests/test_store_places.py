@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coldframe.errors import CorruptGeneration, FailedPrecondition, ModelUnavailable, NoGeneration
+from coldframe.errors import CorruptGeneration, FailedPrecondition, InvalidArgument, ModelUnavailable, NoGeneration
 from coldframe.generation import verify
 from coldframe.live import LIVE
 from coldframe.models import read_weights
@@ -171,6 +172,29 @@ def test_a_store_on_two_disks_is_refused_before_anything_is_built(
         store.activate(current)  # a rollback is possible all the same
         assert store.open().name == current
     assert build(own_newsroom, corpus, **options).name == store.current()
+
+
+# --- under a strange name --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/news", "file:///data/news", "gs://bucket"])
+def test_a_url_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A build would make a folder 's3:' where it stands, and its user look for a store in the bucket."""
+    monkeypatch.chdir(tmp_path)
+    store = Store(url)
+    for opening in (lambda: store.draft().__enter__(), store.open):
+        with pytest.raises(InvalidArgument, match="it is a folder of this machine; give its path"):
+            opening()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_store_whose_path_is_no_utf_8_is_refused_by_who_serves_it_too(store: Store, tmp_path: Path) -> None:
+    """FAISS raised a TypeError. It could be copied there."""
+    latin = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    copy = Store(shutil.copytree(store.path, latin))
+    for opening in (copy.open, copy.find):
+        with pytest.raises(InvalidArgument, match="that is no UTF-8; give another folder"):
+            opening()
 
 
 # --- of another user -------------------------------------------------------------------------------------------------
