@@ -294,8 +294,9 @@ def traits(path: Path) -> tuple[object, ...]:
 
 
 def log_of(path: Path) -> Path:
-    """Its write-ahead log."""
-    return path.with_name(f"{path.name}-wal")
+    """Its write-ahead log; of a link, that of the file itself, beside which SQLite keeps it."""
+    real = path.resolve() if path.is_symlink() else path
+    return real.with_name(f"{real.name}-wal")
 
 
 def refuse_at_sight(path: Path) -> None:

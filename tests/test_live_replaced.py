@@ -11,6 +11,7 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from coldframe import Client
 from coldframe.errors import CorruptGeneration, FailedPrecondition, UnknownArticle
 from coldframe.live import LIVE, Delete, LiveStore
+from coldframe.live_file import copied
 from server.observe.metrics import Pulse, ServerCollector, registry
 from server.observe.witness import Witness
 from server.place import PAGE_BYTES, Latest
@@ -29,8 +31,6 @@ from tests.test_workers import place
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Background
 
 NO_LONGER = "no longer the file that this server has open"
@@ -126,6 +126,19 @@ def test_what_is_written_beside_a_file_that_was_removed_is_not_taken(tmp_path: P
         with pytest.raises(FailedPrecondition, match=NO_LONGER):
             store.apply([upsert("b")])
         assert store.get("a") is not None
+
+
+def test_of_a_file_that_is_a_link_the_log_lies_beside_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "fast").mkdir()
+    real, link = filled(tmp_path / "fast" / LIVE), tmp_path / LIVE
+    link.symlink_to(real)
+    with LiveStore(link) as store:
+        [number] = store.apply([upsert("a")])
+        with copied(link).folder as folder, LiveStore(Path(folder) / LIVE, read_only=True) as copy:
+            assert copy.sequence == number, "the change is in the log alone"
+        os.remove(f"{real}-wal")
+        with pytest.raises(FailedPrecondition, match=NO_LONGER):
+            store.apply([upsert("b")])
 
 
 def test_another_file_is_not_opened_in_the_place_of_the_one_that_was_open(tmp_path: Path) -> None:
