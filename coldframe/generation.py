@@ -27,7 +27,7 @@ from coldframe.clusters import Cluster, ClusterTable, read_clusters
 from coldframe.errors import NO_RIGHT, ColdframeError, CorruptGeneration, FailedPrecondition, FingerprintMismatch
 from coldframe.index import ClusterIndex
 from coldframe.recipe import MEAN, Placement
-from coldframe.store import NO_FILES
+from coldframe.shortage import NO_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

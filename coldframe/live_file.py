@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from coldframe.durable import sync_path
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument
-from coldframe.store import NO_FILES, known_errno
+from coldframe.shortage import NO_FILES, known_errno
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from coldframe import checksums
 from coldframe.durable import replace_text, sync_path, sync_tree
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
+from coldframe.shortage import NO_FILES, NO_ROOM, known_errno
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
 
     from coldframe.generation import Generation, Manifest
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
-NO_FILES = {errno.EMFILE, errno.ENFILE}
-_SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-_SQLITE_FILES = 3  # it opens: the database, its log and the log's index
 _NAME = re.compile(r"\d{8}T\d{6}Z-")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HISTORY_NAMES = 100
@@ -428,7 +424,7 @@ class Store:
         return not isinstance(file, str | Path) or Path(file).resolve().is_relative_to(self.path.resolve())
 
     def _refusal(self, error: OSError) -> ColdframeError:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             return FailedPrecondition(
                 f"there is no room for what is written to the store {self.path} ({os.strerror(error.errno or 0)}); the "
                 f"current generation is as it was and what is done of this build is kept. Make room (python -m indexer "
@@ -454,30 +450,6 @@ def check_keep(generations: int) -> None:
     """Raises InvalidArgument where pruning would keep none."""
     if generations < 1:
         raise InvalidArgument(f"--keep is {generations}; at least 1 generation is kept", field="keep")
-
-
-def known_errno(error: Exception) -> int | None:
-    """The errno that stands for an error of the file system's, SQLite's, NumPy's or FAISS's; None for another one."""
-    if isinstance(error, sqlite3.Error):
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_CANTOPEN:
-            return _why_not_opened()
-        return errno.ENOSPC if code in _SQLITE_NO_ROOM else errno.EROFS if code == sqlite3.SQLITE_READONLY else None
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno if error.errno in _NO_ROOM | _NO_RIGHT | NO_FILES else None
-    # Without a number. NumPy: "7 requested and 3 written". FAISS: "write error in FILE: 3 != 7 (No space left ...)".
-    return errno.ENOSPC if re.search(r"requested and \d+ written|write error", str(error)) else None
-
-
-def _why_not_opened() -> int:
-    """SQLite does not say: for want of files that this process may have open, or of the right."""
-    with contextlib.ExitStack() as opened:
-        try:
-            for _ in range(_SQLITE_FILES):
-                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        except OSError as error:
-            return error.errno or errno.EROFS
-    return errno.EROFS
 
 
 def _manifest(directory: Path) -> Manifest | None:
