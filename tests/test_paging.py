@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,6 +41,18 @@ def test_every_article_comes_on_one_page_and_scores_fall_until_those_come_that_w
     assert sum(one.score < other.score for one, other in pairwise(hits)) == 1
     first = client.search(words(text), limit=limit, **SHALLOW)
     assert hits[:limit] == list(first.hits)
+
+
+@pytest.mark.parametrize("text", ["a", "q", "some other letters"])
+@pytest.mark.parametrize("lengths", [[3, 40], [40, 3], [1, 100, 7]])
+def test_every_article_comes_on_one_page_however_long_each_is(client: Client, text: str, lengths: list[int]) -> None:
+    found, token = [], ""
+    for limit in cycle(lengths):
+        page = client.search(words(text), limit=limit, page_token=token, **SHALLOW)
+        found += [hit.article.id for hit in page.hits]
+        if not (token := page.next_page_token):
+            break
+    assert len(found) == len(set(found)) == COUNT
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9])

@@ -123,6 +123,15 @@ def test_seeds_that_are_alike_are_one_interest_and_its_medoid_stands_for_it(clie
     assert len(client.recommend(seeds, interest_similarity=-1.0).interests) == 1
 
 
+def test_a_likeness_of_zero_is_one_that_was_asked_for(client: Client, view: View) -> None:
+    names, vectors = everything(view)
+    cosines = vectors @ vectors.T
+    first, second = divmod(int(np.where(cosines > 0.01, cosines, np.inf).argmin()), len(names))
+    seeds = [seed(article_id=names[first]), seed(article_id=names[second])]
+    assert len(client.recommend(seeds).interests) == 2
+    assert len(client.recommend(seeds, interest_similarity=0.0).interests) == 1
+
+
 def test_an_interest_whose_nearest_are_copies_of_one_story_has_its_places_all_the_same(
     background: Background, own_newsroom: Path
 ) -> None:
