@@ -127,6 +127,35 @@ def test_a_search_without_flags_leaves_the_ranking_to_the_server(server: Server,
 
 
 @pytest.mark.parametrize(
+    ("flags", "published"),
+    [
+        (["--since", "2026-03-01T06:00+01:00"], {"since": datetime(2026, 3, 1, 5, tzinfo=UTC)}),
+        (["--before", "2026-03-02"], {"before": datetime(2026, 3, 2, tzinfo=UTC)}),
+    ],
+)
+def test_one_end_of_a_time_is_enough(
+    server: Server, ask: Ask, flags: list[str], published: dict[str, datetime]
+) -> None:
+    ask("search", "economy", *flags)
+    assert server.requests[-1].ranking.filter == filters.published(**published).message  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("word", "age"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("30m", timedelta(minutes=30)),
+        ("1.5h", timedelta(hours=1.5)),
+        ("3d", timedelta(days=3)),
+        ("2w", timedelta(weeks=2)),
+    ],
+)
+def test_an_age_has_one_of_five_units(server: Server, ask: Ask, word: str, age: timedelta) -> None:
+    ask("search", "economy", "--half-life", word)
+    assert server.requests[-1].ranking.half_life.ToTimedelta() == age  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--half-life", "3"], "--half-life is '3'; give a number and s, m, h, d or w, such as 12h or 3d."),
