@@ -274,6 +274,42 @@ def test_a_converted_model_reads_texts_as_the_original_does(tmp_path: Path) -> N
     assert transformers.AutoTokenizer.from_pretrained(out)(texts)["input_ids"] == wanted
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, {"tokenizer_class": "RobertaTokenizer", "model_max_length": 4096}),
+        (
+            {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, "unk_token": "<unk>"},
+            {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 4096, "unk_token": "<unk>"},
+        ),
+    ],
+)
+def test_a_converted_tokenizer_says_its_class_and_cuts_where_the_new_model_does(
+    tmp_path: Path, before: dict[str, object] | None, after: dict[str, object]
+) -> None:
+    source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
+    if before is not None:
+        (source / "tokenizer_config.json").write_text(json.dumps(before))
+    convert(source, out)
+    assert json.loads((out / "tokenizer_config.json").read_text()) == after
+
+
+def test_what_a_conversion_left_that_was_killed_is_in_no_later_one(tmp_path: Path) -> None:
+    source, out = roberta_directory(tmp_path / "roberta"), tmp_path / "long"
+    (tmp_path / ".long.partial").mkdir()
+    (tmp_path / ".long.partial" / "vocab.txt").write_text("half of it")
+    convert(source, out)
+    assert not (out / "vocab.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long", "roberta"]
+
+
+def test_a_model_of_relative_positions_cannot_be_converted(tmp_path: Path) -> None:
+    source = roberta_directory(tmp_path / "roberta")
+    edit_config(source, position_embedding_type="relative_key")
+    with pytest.raises(InvalidArgument, match="a roberta model with relative_key positions cannot be converted"):
+        convert(source, tmp_path / "long")
+
+
 def test_a_tokenizer_that_knows_no_words_is_refused(directory: Path, tmp_path: Path) -> None:
     (directory / "tokenizer.json").unlink()
     shutil.copyfile(bert_directory(tmp_path / "bert") / "vocab.txt", directory / "vocab.txt")
