@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 
 from coldframe.encoder import Encoder
+from coldframe.errors import FailedPrecondition
 from coldframe.store import Store
 from indexer.corpus import CorpusConfig
 from indexer.draft import JOURNAL, Draft, differences
+from indexer.estimate import Disk, disk_for
 from indexer.progress import Reporter
 from tests.builds import build, build_aloud, letters
 from tests.corpus_files import write
@@ -139,6 +141,28 @@ def test_what_a_broken_phase_left_is_not_mistaken_for_a_whole_file(
         "manifest.json",
         *manifest.files,
     }
+
+
+def test_a_build_that_goes_on_needs_room_for_what_is_left_to_write(
+    desk: Path, tmp_path: Path, undisturbed: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+
+    def noted(*args: Any, **sizes: Any) -> Disk:
+        disk = disk_for(*args, **sizes)
+        needed.append(disk.total)
+        return disk
+
+    monkeypatch.setattr("indexer.estimate.disk_for", noted)
+    break_off(desk, tmp_path, "describe")
+    monkeypatch.setattr("indexer.estimate.free_bytes", lambda _: 0)
+    with pytest.raises(FailedPrecondition, match="has room for 0 bytes"):
+        build(tmp_path, desk / "articles.csv", model=str(desk / "model"))
+    whole, without_the_cache = needed
+    assert without_the_cache < whole
+    monkeypatch.setattr("indexer.estimate.free_bytes", lambda _: without_the_cache - 1)
+    manifest = build(tmp_path, desk / "articles.csv", model=str(desk / "model"))
+    assert manifest.digest == undisturbed.digest
 
 
 # --- beginning anew --------------------------------------------------------------------------------------------------
