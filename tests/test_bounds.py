@@ -147,3 +147,17 @@ def test_every_page_of_an_answer_is_attributed_by_itself(client: Client) -> None
     first = client.search(TEXT, limit=5)
     pages = [first, client.search(TEXT, limit=5, page_token=first.next_page_token), client.search(TEXT, limit=6)]
     assert len({page.served_by.attribution_token for page in pages}) == 3
+
+
+def test_a_page_that_holds_the_last_one_has_no_token(client: Client) -> None:
+    listed: Any = client._clusters.ListClusters
+    members: Any = client._clusters.ListClusterArticles
+    for ask, request in (
+        (listed, ListClustersRequest()),
+        (members, ListClusterArticlesRequest(cluster_id="c0000")),
+    ):
+        total = ask(request).total_size
+        assert total >= 6
+        for size, more in ((total - 1, True), (total, False), (total + 1, False)):
+            request.page_size = size
+            assert bool(ask(request).next_page_token) is more, (total, size)

@@ -11,16 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from coldframe.store import Store
 from server.interests import Turns, cosines, group, negative_part, negative_weights, share_places
+from server.search import typical_similarity
+from server.view import Base, View
 from tests.ranking_oracle import turn
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 
 def unit_rows(random: np.random.Generator, n: int, dim: int = 16) -> NDArray[np.float32]:
     vectors = random.standard_normal((n, dim)) + 2 * np.eye(dim)[random.integers(0, 4, n)]
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def test_seeds_are_alike_that_are_as_two_articles_of_one_cluster_usually_are(newsroom: Path) -> None:
+    generation = Store(newsroom).open()
+    cosines_within = []
+    for number in range(generation.index.clusters):
+        own = generation.index.vectors[generation.index.members(number)].astype(np.float64)
+        pairs = (own @ own.T)[~np.eye(len(own), dtype=bool)]
+        cosines_within += [pairs.mean()] * len(own)
+    assert typical_similarity(View.of(Base(generation))) == pytest.approx(np.mean(cosines_within), abs=0.05)
 
 
 @settings(max_examples=100, deadline=None)

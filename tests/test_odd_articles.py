@@ -72,6 +72,12 @@ def test_an_id_that_no_article_can_have_is_missing_and_is_not_written_down(clien
     assert alone.served_by.live_sequence == 2
 
 
+def test_a_change_is_answered_from_the_state_that_has_it(client: Client) -> None:
+    assert client.upsert([piece("new")]).served_by.live_sequence == 1
+    assert client.delete(["new"]).served_by.live_sequence == 2
+    assert client.upsert([piece("new")], validate_only=True).served_by.live_sequence == 2
+
+
 def test_what_is_tried_out_is_found_as_if_it_were_there_whatever_becomes_of_the_others(client: Client) -> None:
     known: Any = client.get_article("000").article
     same = piece("000", known.excerpt, title=known.title, published_at=known.published_at.ToDatetime(UTC))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from coldframe import InvalidArgument, seed
+from coldframe import InvalidArgument, expansion, seed
 from coldframe.requests import recommend_request, search_request
 from server.wire import ranking
 from tests.newsroom import COUNT, opened, words
@@ -73,6 +73,21 @@ def test_every_article_that_scores_enough_comes_on_one_page(client: Client, limi
     assert sum(one.score < other.score for one, other in pairwise(hits)) == 1
 
 
+@pytest.mark.parametrize(
+    "asked", [{}, {"min_score": -1.0}, {"half_life": timedelta(days=30)}, {"max_per_cluster": 1_000}]
+)
+def test_pages_end_where_no_more_are_paged_and_no_token_leads_on(
+    client: Client, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.search.MOST_PAGED", 50)
+    monkeypatch.setattr("server.search.POOL", 50)
+    long: dict[str, Any] = {"exact": True, "max_per_story": 0, "as_of": datetime(2026, 3, 1, tzinfo=UTC)} | asked
+    whole = client.search(words("a"), limit=1_000, **long)
+    assert (len(whole.hits), whole.next_page_token) == (50, "")
+    for limit in (7, 25, 50):
+        assert list(client.hits(search_request(words("a"), limit=limit, **long))) == list(whole.hits), limit
+
+
 def test_pages_of_an_exact_search_are_one_long_one(client: Client) -> None:
     exact: dict[str, Any] = {"exact": True, "max_per_story": 0}
     hits = list(client.hits(search_request(words("a"), limit=7, **exact)))
@@ -87,6 +102,18 @@ def test_all_pages_count_ages_to_the_moment_of_the_first(client: Client, monkeyp
     fading: dict[str, Any] = {"half_life": month, "recency_weight": 2.0, "max_per_story": 0}
     hits = list(client.hits(search_request(words("a"), limit=20, **fading)))
     assert hits == list(client.search(words("a"), limit=1_000, as_of=first, **fading).hits)
+
+
+def test_all_pages_ask_the_articles_that_were_young_at_the_first(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = datetime(2026, 2, 1, tzinfo=UTC)
+    minutes = iter(range(int(first.timestamp()), 2_000_000_000, 10 * 86_400))
+    monkeypatch.setattr(ranking, "_minute", lambda: next(minutes))
+    mixed = expansion(weight=0.9, max_age=timedelta(days=20))
+    young: dict[str, Any] = {"expansion": mixed, "max_per_story": 0, "effort": "exact"}
+    hits = list(client.hits(recommend_request([words("a")], limit=20, **young)))
+    assert hits == list(client.recommend([words("a")], limit=1_000, as_of=first, **young).hits)
 
 
 def test_ages_may_be_counted_to_a_moment_before_1970(client: Client) -> None:
