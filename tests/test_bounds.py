@@ -132,6 +132,15 @@ def test_a_vector_of_two_readings_or_of_half_a_number_is_refused(
     assert said in result.error.message
 
 
+@pytest.mark.parametrize("scale", [0.98, 1.0 + 1e-5, 1.02])
+def test_a_vector_of_nearly_unit_length_is_brought_to_it(client: Client, scale: float) -> None:
+    (embedding,) = client.embed([TEXT]).embeddings
+    numbers = [*embedding.vector.values]
+    wanted = [hit.score for hit in client.search(vector=numbers).hits]
+    found = [hit.score for hit in client.search(vector=[scale * number for number in numbers]).hits]
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", [ListClustersRequest, ListClusterArticlesRequest])
 def test_an_order_that_there_is_not_is_refused_with_those_there_are(client: Client, kind: Any) -> None:
     request = kind(order=99)
@@ -161,3 +170,16 @@ def test_a_page_that_holds_the_last_one_has_no_token(client: Client) -> None:
         for size, more in ((total - 1, True), (total, False), (total + 1, False)):
             request.page_size = size
             assert bool(ask(request).next_page_token) is more, (total, size)
+
+
+@pytest.mark.parametrize("kind", [ListClustersRequest, ListClusterArticlesRequest])
+def test_each_page_may_be_as_long_as_it_likes(client: Client, kind: Any) -> None:
+    ask: Any = client._clusters.ListClusters
+    request, listed = kind(page_size=2), "clusters"
+    if kind is ListClusterArticlesRequest:
+        request.cluster_id, listed, ask = "c0000", "articles", client._clusters.ListClusterArticles
+    first = ask(request)
+    request.page_token, request.page_size = first.next_page_token, 1_000
+    second = ask(request)
+    found = [one.id for page in (first, second) for one in getattr(page, listed)]
+    assert len(found) == len(set(found)) == first.total_size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -11,6 +12,7 @@ from coldframe.store import Store
 from server.address import Address
 from server.app import SERVICES, Server
 from server.engine import Engine
+from server.services.health import HealthService
 from tests.test_server_process import NOT_SERVING, SERVING, dial
 from tests.waiting import wait_until
 
@@ -44,3 +46,15 @@ def test_who_watches_goes_on_to_hear_where_another_one_goes(
         assert next(unknown).status == UNKNOWN
         background.run(server.stop(1))
         assert next(staying).status == NOT_SERVING
+
+
+def test_a_server_that_stops_is_not_said_to_answer_by_what_it_hears_of_its_engine_late() -> None:
+    async def told() -> list[int]:
+        health, nobody = HealthService(), cast("Any", None)
+        await health.set("", SERVING)
+        before = await health.Check(health_pb2.HealthCheckRequest(), nobody)
+        await health.enter_graceful_shutdown()
+        await health.set("", SERVING)
+        return [before.status, (await health.Check(health_pb2.HealthCheckRequest(), nobody)).status]
+
+    assert asyncio.run(told()) == [SERVING, NOT_SERVING]

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from coldframe import Encoder, InvalidArgument, ModelUnavailable, models
-from coldframe.convert import convert_directory
+from coldframe.convert import convert_directory, to_longformer
 from tests.models import bert_directory, longformer_directory, roberta_directory
 from tests.oracle import relative_error
 
@@ -301,6 +301,15 @@ def test_what_a_conversion_left_that_was_killed_is_in_no_later_one(tmp_path: Pat
     convert(source, out)
     assert not (out / "vocab.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long", "roberta"]
+
+
+def test_a_conversion_takes_along_what_a_longformer_reads_and_nothing_else(tmp_path: Path) -> None:
+    source = roberta_directory(tmp_path / "roberta")
+    config, weights = models.read_config(source, "r"), models.read_weights(source, "r")
+    others = {"embeddings.position_ids": torch.arange(66)[None], "pooler.dense.weight": torch.eye(48)}
+    _, state = to_longformer(config, weights | others, name="r")
+    assert not others.keys() & state.keys()
+    assert weights.keys() <= state.keys()
 
 
 def test_a_model_of_relative_positions_cannot_be_converted(tmp_path: Path) -> None:
