@@ -69,6 +69,27 @@ def test_a_spool_in_order_is_opened_again_and_read_by_row(tmp_path: Path) -> Non
         assert spool.rows([other, same, b"?" * 16]) == {other: [2], same: [0, 1], b"?" * 16: []}
 
 
+def test_a_text_that_was_removed_is_not_read_of_the_article_that_has_its_place(tmp_path: Path) -> None:
+    def told(article_id: str, text: str) -> Article:
+        return Article(article_id, "", text, None, {}, "a.csv", 2)
+
+    with Spool(tmp_path / "spool.db") as spool:
+        for article in (told("a", "stays"), told("b", "comes again"), told("c", "goes")):
+            assert spool.add(article)
+        assert spool.remove("c")
+        assert spool.add(told("d", "comes again"))
+        assert spool.remove("b")
+        assert spool.add(told("e", "new"))
+        assert not spool.remove("c"), "and what was removed before is mended all the same"
+        spool.order()
+        assert (len(spool), spool.distinct(), spool.ids()) == (3, 3, ["a", "d", "e"])
+        for text in spool.texts():
+            digest, read_again = spool.read(text.first)
+            assert text.digest == digest == text_digest(read_again)
+        found = spool.rows([text_digest(text) for text in ("stays", "comes again", "goes", "new")])
+        assert [*found.values()] == [[0], [1], [], [2]]
+
+
 def test_the_first_of_two_articles_with_one_id_stays_across_files(tmp_path: Path) -> None:
     first = put(tmp_path / "a.csv", "id,content\n1,first\n2,b\n")
     second = put(tmp_path / "b.jsonl", '{"id": "3", "content": "c"}\n{"id": "1", "content": "second"}\n')
