@@ -88,6 +88,16 @@ BOUNDS: dict[str, tuple[Call, list[Any], list[Any]]] = {
         [1, 1_000],
         [0, 1_001],
     ),
+    "seed.text": (
+        lambda client, value: client.search(value),
+        ["a", 1_000_000 * "a"],
+        ["", " ", 1_000_001 * "a"],
+    ),
+    "articles[0].id": (
+        lambda client, value: client.upsert([piece(value, "a b")], validate_only=True),
+        ["x", 512 * "x"],
+        ["", 513 * "x", "x ", "\u2003x"],
+    ),
     "articles[0].attributes": (
         lambda client, value: client.upsert([piece("new", attributes=value)], validate_only=True),
         [{}, {f"{n}": "" for n in range(64)}, {"k" * 128: "v" * 4_096}],

@@ -70,7 +70,7 @@ def test_a_text_an_id_and_standard_input(server: Server, ask: Ask) -> None:
 
 
 def test_an_article_from_a_file(server: Server, ask: Ask, tmp_path: Path) -> None:
-    (tmp_path / "draft.txt").write_text("\ufeffStorm warning\n\nHeavy seas.\nMore to come.\n", encoding="utf-8")
+    (tmp_path / "draft.txt").write_text("\ufeff\n \nStorm warning\n\nHeavy seas.\nMore to come.\n", encoding="utf-8")
     ask("search", "--article", str(tmp_path / "draft.txt"))
     article = last_request(server).seed.article
     assert (article.title, article.content) == ("Storm warning", "Heavy seas.\nMore to come.")

@@ -72,6 +72,12 @@ def test_an_id_that_no_article_can_have_is_missing_and_is_not_written_down(clien
     assert alone.served_by.live_sequence == 2
 
 
+def test_an_id_that_is_named_twice_is_deleted_once(client: Client) -> None:
+    for validate_only in (True, False):
+        reply = client.delete(["000", "nobody", "000", "nobody"], validate_only=validate_only)
+        assert ([*reply.deleted_ids], [*reply.missing_ids]) == (["000"], ["nobody"])
+
+
 def test_a_change_is_answered_from_the_state_that_has_it(client: Client) -> None:
     assert client.upsert([piece("new")]).served_by.live_sequence == 1
     assert client.delete(["new"]).served_by.live_sequence == 2
