@@ -112,6 +112,14 @@ def test_a_loop_that_stands_still_every_now_and_then_is_told_of_and_one_moment_i
     require(tmp_path, "ColdframeLoopLate", told, firing)
 
 
+def test_a_log_that_nobody_reads_is_told_of_while_it_loses_lines(tmp_path: Path) -> None:
+    told = {
+        of("coldframe_log_lines_lost_total"): [0] * 20 + [7 * lost for lost in range(40)] + [273] * 100,
+        of("coldframe_log_lines_lost_total", "host:9465"): [0] * 160,
+    }
+    require(tmp_path, "ColdframeLogLost", told, {285: [], 600: ["host:9464"], 2_100: []})
+
+
 def test_of_two_sites_of_one_prometheus_the_slow_one_is_told_of(tmp_path: Path) -> None:
     def searches(job: str, bucket: str, each_second: int) -> tuple[str, list[float]]:
         metric = "coldframe_request_seconds_bucket"

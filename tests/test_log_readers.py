@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coldframe import Client
+from server.observe import logs
 from server.observe.lines import Lines
 from server.observe.logs import Told
 from tests.newsroom import piece
@@ -103,6 +104,11 @@ def test_lines_that_nobody_read_come_later_in_order_and_what_found_no_room_is_co
     left_out = re.fullmatch(r"(\d+) lines of the log are left out here, for nobody read what stood in line", gap)
     assert left_out is not None
     assert 0 < len(kept) == 100 - int(left_out[1]) < 100
+    logging.getLogger().addHandler(handler)
+    try:
+        assert logs.lost() == int(left_out[1])
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def test_what_is_longer_than_a_pipe_and_what_cannot_be_said_at_all_keep_nobody_waiting() -> None:

@@ -46,6 +46,8 @@ class Told(logging.Handler):
     def __init__(self, lines: Lines) -> None:
         super().__init__()
         self._lines, self._left_out = lines, 0
+        self.lost = 0
+        """How many records found no room so far."""
 
     def emit(self, record: logging.LogRecord) -> None:  # noqa: D102
         try:
@@ -53,6 +55,7 @@ class Told(logging.Handler):
                 self._left_out = 0
             if not self._lines.put(self.format(record)):
                 self._left_out += 1
+                self.lost += 1
         except Exception:  # as every handler does, what cannot be formatted is told and harms nobody
             self.handleError(record)
 
@@ -102,3 +105,8 @@ def begin(form: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def lost() -> int:
+    """How many lines of the log are left out so far, for nobody read what stood in line."""
+    return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, Told))

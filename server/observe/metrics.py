@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from server.observe import logs
 from server.observe.drift import Drifts
 from server.tally import STAGES
 from server.writer import MAX_WAITING
@@ -115,6 +116,9 @@ class ServerCollector(Collector):
             yield _gauge("coldframe_certificate_expires_timestamp_seconds", "When the certificate in use ends.", ends)
 
     def _process(self) -> Iterator[Metric]:
+        lost = CounterMetricFamily("coldframe_log_lines_lost", "Lines of the log that are left out: nobody reads it.")
+        lost.add_metric([], logs.lost())
+        yield lost
         yield _gauge("coldframe_threads", "Threads of the process, torch's and gRPC's among them.", _threads())
         yield _gauge("coldframe_loop_lag_seconds", "How late the event loop is.", self._pulse.lag_s)
 
