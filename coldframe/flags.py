@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -64,6 +65,10 @@ class ServerFlags:
 
     def client(self) -> Client:
         """Open a client."""
+        if not 0 < self.timeout < math.inf:
+            raise InvalidArgument(
+                f"--timeout is {self.timeout:g}; give seconds above 0, such as 60.", field="--timeout"
+            )
         return Client(
             self.server,
             timeout=self.timeout,

@@ -245,7 +245,7 @@ def _defaults(
     below = _below(command)
     tables = {key: value for key, value in table.items() if key in below and isinstance(value, dict)}
     shared = {key: value for key, value in table.items() if key not in tables}
-    _refuse_unknown(shared, {flag for each in _commands(command).values() for flag in _options(each)}, where)
+    _refuse_unknown(shared, {flag for each in _commands(command).values() for flag in _options(each)}, below, where)
     levels = [*above, shared]
     defaults = {name: value for level in levels for name, value in _values(command, level).items()}
     for name, each in below.items():
@@ -254,12 +254,17 @@ def _defaults(
     return defaults
 
 
-def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], below: Iterable[str], where: str) -> None:
     allowed = sorted(known)
-    for key in keys:
-        if _normal(key) not in allowed:
-            names = ", ".join(name.replace("_", "-") for name in allowed)
-            raise InvalidArgument(f"{where}: unknown key '{key}'; the keys allowed here are {names}.", field=key)
+    for key, value in table.items():
+        if _normal(key) in allowed:
+            continue
+        if isinstance(value, dict):
+            tables = ", ".join(f"[{name}]" for name in below)
+            allowed_here = f"the tables allowed here are {tables}" if tables else "here are no tables"
+            raise InvalidArgument(f"{where}: unknown table '{key}'; {allowed_here}.", field=key)
+        names = ", ".join(name.replace("_", "-") for name in allowed)
+        raise InvalidArgument(f"{where}: unknown key '{key}'; the keys allowed here are {names}.", field=key)
 
 
 def _values(command: Command, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,13 @@ def test_who_waits_for_so_long_waits_no_longer() -> None:
             ask("info", "--server", server.target, "--timeout", 0.2)
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
+def test_a_time_that_is_none_is_refused_by_its_flag(seconds: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^--timeout is {seconds}; give seconds above 0") as refused:
+        ask("info", "--timeout", seconds)
+    assert refused.value.field == "--timeout"
+
+
 def test_a_key_goes_to_another_machine_in_plain_text_only_where_that_is_said() -> None:
     flags = ["--server", "192.0.2.1:1", "--api-key", "cf_key", "--timeout", 0.2]
     with pytest.raises(InvalidArgument, match="in plain text"):
