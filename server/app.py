@@ -45,6 +45,7 @@ from server.signals import ENDS, hear_no_more
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from server.engine import Engine
     from server.place import Place
@@ -182,9 +183,11 @@ async def serve(
     station.open(engine, lambda: engine.ready and not stopping.is_set(), guard)
     if place is None:
         require_free(address)  # said at once, and not after a model was loaded
-    # An empty store may be filled any moment; a broken one needs a person.
-    with contextlib.suppress(NoGeneration):
+    lacking = ""
+    try:
         await loop.run_in_executor(None, engine.load)
+    except NoGeneration as error:  # an empty store may be filled any moment; a broken one needs a person
+        lacking = f"waiting for a generation in {_told(engine.folder)}: {error.message}"
     end_by(stopping.set)
     # A full collection of what the libraries alone take stops everything for a tenth of a second.
     gc.collect()
@@ -194,8 +197,8 @@ async def serve(
     listening = await server.start(address)
     announce(f"listening on {listening}")
     following = asyncio.create_task(server.follow())
-    if not engine.ready:
-        announce("no generation is current; waiting for one (python -m indexer build, or list and activate)")
+    if lacking:
+        announce(lacking)
     await stopping.wait()
     if place is not None:
         loop.remove_reader(place.alive)
@@ -205,6 +208,11 @@ async def serve(
     await server.stop(grace_s)
     station.close()
     hear_no_more()
+
+
+def _told(store: Path) -> str:
+    """Whole, for whoever began where it is not looked for, or mistyped it."""
+    return f"{store.absolute()}{'' if store.exists() else ', which is not there yet'}"
 
 
 def _give_up(engine: Engine) -> None:

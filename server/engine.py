@@ -43,6 +43,7 @@ from server.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -280,6 +281,11 @@ class Engine:
         """Shows what others wrote. On the thread that writes."""
         served, told = self.served(), self._latest.number  # read first: the file has all that was told of
         self._served = served.showing(self._loader.see_others(served.view, served.encoder, told))
+
+    @property
+    def folder(self) -> Path:
+        """Where its store is."""
+        return self._store.path
 
     @property
     def ready(self) -> bool:

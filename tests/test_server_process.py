@@ -380,6 +380,9 @@ def test_an_empty_store_is_served_once_something_is_published(store_path: Path, 
         Client(address := server.address()) as client,
         dial(address) as channel,
     ):
+        assert server.popen.stdout is not None
+        wanted = f"waiting for a generation in {store.path}, which is not there yet: nothing has been published"
+        assert server.popen.stdout.readline().startswith(wanted), "whoever mistyped it sees where it is looked for"
         with pytest.raises(NoGeneration, match="indexer build") as raised:
             client.search("rain")
         assert cast("Any", raised.value.__cause__).code() == grpc.StatusCode.FAILED_PRECONDITION
