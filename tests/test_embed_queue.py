@@ -65,6 +65,10 @@ class Lines:
         assert found.vectors.tolist() == [[tokens]]
         return time.perf_counter() - start
 
+    async def rest(self) -> None:
+        """Until the computing thread, which takes what comes while it is at it, has nothing more to do."""
+        await asyncio.wrap_future(self._pool.submit(int))
+
     def close(self) -> None:
         self._pool.shutdown()
 
@@ -194,7 +198,9 @@ def test_texts_that_are_nearly_here_are_computed_together_and_who_is_alone_waits
     async def run() -> None:
         for _ in range(2):
             await together()
+            await lines.rest()
             await lines.embed(10)
+            await lines.rest()
 
     asyncio.run(asyncio.wait_for(run(), 60))
     assert lines.queue.batches.texts == 8
