@@ -7,7 +7,7 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from coldframe.epoch import EPOCH_NUMBER, from_epoch
+from coldframe.epoch import EPOCH_NUMBER, FIRST, from_epoch
 from coldframe.errors import InvalidArgument
 from coldframe.messages import article
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 KEYS = ("id", "title", "content", "published_at", "attributes")
 _EXAMPLE = 'one object such as {"id": "1", "title": "..."}'
 _SHOWN_CHARS = 100
-_FIRST = datetime(1000, 1, 1, tzinfo=UTC)
-"""What a program writes for no date is often of the year 1; a build reads none before this either."""
 
 
 def read_articles(lines: Iterable[bytes]) -> Iterator[tuple[int, Article]]:
@@ -93,7 +91,7 @@ def _date(value: object) -> datetime | None:
     except ValueError:
         moment = None
     moment = moment and (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC))
-    if moment is None or moment < _FIRST:
+    if moment is None or moment < FIRST:
         raise ValueError(
             f"published_at is {_shown(value)}; give an ISO date or time from the year 1000 on, or seconds since 1970."
         )

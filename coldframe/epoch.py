@@ -14,6 +14,9 @@ _END_OF_EPOCH_S = 4_133_980_800  # 2101-01-01: a larger number of seconds must b
 EPOCH_NUMBER = re.compile(r"(?!(19|20)\d{10}$)(\d{9,13}|\d{15,16}|\d{18,19})(\.\d*)?", re.ASCII)
 """What `from_epoch` reads; digits that do not match stand for no time since 1970."""
 
+FIRST = datetime(1000, 1, 1, tzinfo=UTC)
+"""No date before this is read: what a program writes for none is often of the year 1."""
+
 
 def from_epoch(text: str) -> datetime | None:
     """Return the moment, None if it is after the year 2100."""

@@ -26,12 +26,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-NO_RIGHT = (
-    "may not be read by the user that this program runs as; give that user the right, as chmod -R a+rX on its folder "
-    "does, and see to the umask of who writes it"
-)
-"""What is said of a file, after its name."""
-
 
 class ColdframeError(Exception):
     """The root. `code` is the name of the gRPC status that stands for the class on the wire."""

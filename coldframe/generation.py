@@ -24,10 +24,10 @@ import numpy as np
 from coldframe import checksums
 from coldframe.articles import Articles
 from coldframe.clusters import Cluster, ClusterTable, read_clusters
-from coldframe.errors import NO_RIGHT, ColdframeError, CorruptGeneration, FailedPrecondition, FingerprintMismatch
+from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, FingerprintMismatch
 from coldframe.index import ClusterIndex
 from coldframe.recipe import MEAN, Placement
-from coldframe.shortage import NO_FILES
+from coldframe.shortage import MAY_NOT_READ, MORE_FILES, NO_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -232,11 +232,11 @@ def _unreadable(directory: Path, file: str, error: Exception) -> ColdframeError:
     """Nothing is wrong with a generation whose files a process may not open for having too many open, or no right."""
     if isinstance(error, OSError) and error.errno in NO_FILES:
         return FailedPrecondition(
-            f"{file} of generation {directory.name} cannot be opened ({os.strerror(error.errno)}); let this process "
-            f"have more open (ulimit -n, LimitNOFILE=), and try again"
+            f"{file} of generation {directory.name} cannot be opened ({os.strerror(error.errno)}); "
+            f"{MORE_FILES}, and try again"
         )
     if isinstance(error, PermissionError):  # a build would leave the next one so, too
-        return CorruptGeneration(f"{file} of generation {directory.name} {NO_RIGHT}")
+        return CorruptGeneration(f"{file} of generation {directory.name} {MAY_NOT_READ}")
     return _corrupt(directory, file, "is missing or cannot be read")
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from coldframe.durable import sync_path
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument
-from coldframe.shortage import NO_FILES, known_errno
+from coldframe.shortage import MORE_FILES, NO_FILES, known_errno
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -417,8 +417,7 @@ def _unwritable_told(path: Path) -> Iterator[None]:
             raise FailedPrecondition(f"there is no room for {LIVE} in the store {path.parent}; make room") from error
         if known in NO_FILES:
             raise FailedPrecondition(
-                f"{LIVE} cannot be opened in the store {path.parent} ({os.strerror(known)}); let this process "
-                f"have more open (ulimit -n, LimitNOFILE=)"
+                f"{LIVE} cannot be opened in the store {path.parent} ({os.strerror(known)}); {MORE_FILES}"
             ) from error
         raise InvalidArgument(
             f"{LIVE} cannot be written in the store {path.parent} ({os.strerror(known)}); choose a folder that you may "

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from coldframe import checksums
 from coldframe.convert import CONVERTIBLE, hidden_and_heads, to_longformer, whole_number
-from coldframe.errors import NO_RIGHT, InvalidArgument, ModelUnavailable
+from coldframe.errors import InvalidArgument, ModelUnavailable
 from coldframe.recipe import RECIPES, Recipe
+from coldframe.shortage import MAY_NOT_READ
 
 if TYPE_CHECKING:
     import tokenizers
@@ -204,7 +205,7 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         loaded: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
         return loaded
     except PermissionError as error:
-        raise ModelUnavailable(f"the weights in {file.name} {NO_RIGHT}") from error
+        raise ModelUnavailable(f"the weights in {file.name} {MAY_NOT_READ}") from error
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise ModelUnavailable(f"the weights in {file.name} cannot be read; fetch the model again") from error
     except Exception as error:

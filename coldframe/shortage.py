@@ -10,6 +10,12 @@ import sqlite3
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_FILES = {errno.EMFILE, errno.ENFILE}
+MORE_FILES = "let this process have more open (ulimit -n, LimitNOFILE=)"
+MAY_NOT_READ = (
+    "may not be read by the user that this program runs as; give that user the right, as chmod -R a+rX on its folder "
+    "does, and see to the umask of who writes it"
+)
+"""What is said of a file, after its name."""
 _NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
 _SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _SQLITE_FILES = 3  # it opens: the database, its log and the log's index

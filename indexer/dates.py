@@ -24,7 +24,7 @@ from unicodedata import decimal
 from dateutil import parser
 from dateutil.zoneinfo import get_zonefile_instance
 
-from coldframe.epoch import EPOCH_NUMBER, from_epoch
+from coldframe.epoch import EPOCH_NUMBER, FIRST, from_epoch
 
 DateOrder = Literal["dmy", "mdy"]
 _Value: TypeAlias = str | int | float | Decimal | datetime | date | None
@@ -77,7 +77,7 @@ def parse_date(value: _Value, order: DateOrder | None = None) -> datetime | None
         moment = found and _utc(found)
     except (ValueError, OverflowError):
         return None
-    return moment if moment and moment.year >= 1000 else None
+    return moment if moment and moment >= FIRST else None
 
 
 def shown_order(value: object) -> DateOrder | Literal["either"] | None:

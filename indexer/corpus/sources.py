@@ -121,23 +121,27 @@ def _invalid(message: str) -> InvalidArgument:
     return InvalidArgument(message, field="corpus")
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED_SKIPPED]) + (", ..." if len(names) > _NAMED_SKIPPED else "")
+
+
 def _tell_skipped(folder: str, taken: int, skipped: Sequence[str], say: Say) -> None:
     """Say what of a folder is not read, and refuse one of which nothing is."""
-    shown = ", ".join(skipped[:_NAMED_SKIPPED]) + (", ..." if len(skipped) > _NAMED_SKIPPED else "")
     if not taken:
-        holds = f"only {shown}" if skipped else "nothing"
+        holds = f"only {_some(skipped)}" if skipped else "nothing"
         raise _invalid(f"--corpus {folder}: the folder holds no corpus file, {holds}. {allowed_formats()}")
     if skipped:
-        say(f"{folder}: {taken:,} file(s) are read, {len(skipped):,} skipped that are no corpus files: {shown}")
+        said = f"{taken:,} file(s) are read, {len(skipped):,} skipped that are no corpus files"
+        say(f"{folder}: {said}: {_some(skipped)}")
 
 
 def _tell_folders(pattern: str, taken: int, folders: Sequence[str], say: Say) -> None:
     """Say which folders a glob names besides files, for they are not read, and refuse one that names nothing else."""
-    shown = ", ".join(folders[:_NAMED_SKIPPED]) + (", ..." if len(folders) > _NAMED_SKIPPED else "")
     if folders and not taken:
-        raise _invalid(f"--corpus {pattern}: it names only folders, {shown}. For what is in them say {pattern}/**")
+        held = f"it names only folders, {_some(folders)}"
+        raise _invalid(f"--corpus {pattern}: {held}. For what is in them say {pattern}/**")
     if folders:
-        said = f"{taken:,} file(s) are read, {len(folders):,} folder(s) skipped: {shown}"
+        said = f"{taken:,} file(s) are read, {len(folders):,} folder(s) skipped: {_some(folders)}"
         say(f"{pattern}: {said}; for what is in them say {pattern}/** too")
 
 
