@@ -81,7 +81,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One gate: what was measured, what is allowed, and a sentence of both."""
+    """One gate: what was measured, what is allowed, and a sentence of both and of the flag that allows more."""
 
     gate: str
     measured: float
@@ -90,23 +90,9 @@ class Check:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Breach:
-    """A gate that a build does not pass, and a sentence that says why and which flag allows it."""
-
-    gate: str
-    measured: float
-    limit: float
-    message: str
-
-
-def judge(facts: Facts, limits: Limits) -> list[Breach]:
+def judge(facts: Facts, limits: Limits) -> list[Check]:
     """The gates that do not open; an empty list is a pass."""
-    return [
-        Breach(check.gate, check.measured, check.limit, check.message)
-        for check in checks(facts, limits)
-        if not check.passed
-    ]
+    return [check for check in checks(facts, limits) if not check.passed]
 
 
 def checks(facts: Facts, limits: Limits) -> list[Check]:

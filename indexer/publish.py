@@ -103,9 +103,7 @@ def seal(build: Build) -> Manifest:
     model = ModelInfo(
         display_name(config.model), encoder.fingerprint, encoder.recipe.name, encoder.dim, encoder.max_tokens
     )
-    corpus, parameters, facts = corpus_info(build), parameters_of(build), facts_of(build)
-    breaches = judge(facts, config.limits)
-    report = report_of(build, facts)
+    corpus, parameters, report = corpus_info(build), parameters_of(build), report_of(build)
     said = ReportFacts(model, corpus, parameters, encoder.precision, report, previous=build.previous_name)
     write_report(build.out, said)
     return Manifest.seal(
@@ -118,7 +116,7 @@ def seal(build: Build) -> Manifest:
         precision=encoder.precision,
         requested=job.requested(),
         watermark=build.record("read")["live"]["watermark"],
-        held=[] if config.force else [breach.message for breach in breaches],
+        held=[] if config.force else [breach["message"] for breach in report["gates"]],
         after=job.store.names(),
     )
 
@@ -172,10 +170,11 @@ def _drift(build: Build, ancestor: Generation) -> float | None:
     return drift(build.vectors(), ancestor.index.vectors, placements, seed=build.config.seed)
 
 
-def report_of(build: Build, facts: Facts) -> dict[str, Any]:
+def report_of(build: Build) -> dict[str, Any]:
     """What was measured, for the manifest and the picture."""
     measure, describe, embed = (build.record(phase) for phase in ("measure", "describe", "embed"))
-    config, sizes = build.config, np.asarray(facts.sizes)
+    config, facts = build.config, facts_of(build)
+    sizes, told = np.asarray(facts.sizes), ("gate", "measured", "limit", "message")
     return {
         "target_recall": config.target_recall,
         "recall_at_10": measure["recall"],
@@ -195,7 +194,7 @@ def report_of(build: Build, facts: Facts) -> dict[str, Any]:
         "live": build.record("read")["live"],
         "cache": {"reused": embed["reused"], "computed": embed["computed"]},
         "limits": asdict(config.limits),
-        "gates": [asdict(breach) for breach in judge(facts, config.limits)],
+        "gates": [{name: getattr(breach, name) for name in told} for breach in judge(facts, config.limits)],
         "checks": [asdict(check) for check in checks(facts, config.limits)],
         "forced": config.force,
         "previous": build.previous_name,
