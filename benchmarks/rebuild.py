@@ -51,7 +51,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         corpus = folder / "articles.jsonl"
-        config = BuildConfig(CorpusConfig([str(corpus)]), folder / "store", model=args.model, precision=args.precision)
+        config = BuildConfig(
+            corpus=CorpusConfig([str(corpus)]), store=folder / "store", model=args.model, precision=args.precision
+        )
         write(corpus, articles)
         first = build(config)
         kept = unchanged(config, first)

@@ -1,167 +1,52 @@
 """`python -m indexer build`: its flags; once, or again and again, or only what it would take."""
 
-# ruff: noqa: ARG001  (the flags go into the configuration by their names)
+# ruff: noqa: TC001  (Typer reads annotations at run time)
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
 import traceback
-from dataclasses import fields
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.flags import spread
-from coldframe.precision import Device, Precision
-from indexer.corpus_flags import PANEL, CorpusFlags
+from indexer.build_flags import BuildFlags
+from indexer.corpus_flags import CorpusFlags
+from indexer.gates import GATES, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from rich.console import Console
 
-    from indexer.corpus import CorpusConfig
     from indexer.plan import BuildConfig
 
 _YEAR_S = 366 * 24 * 3600  # longer waits than some hundred years are none that a system can wait
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes: "2GiB", "1.5 GB", "800M" or a number alone."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]i?)?b?", text.strip().lower())
-    if found is None:
-        raise InvalidArgument(
-            f"--memory-budget is {text[:40]!r}; give a size such as 2GiB, 800MB, or a number of bytes",
-            field="memory-budget",
-        )
-    return int(float(found[1]) * _UNITS[found[2] or ""])
-
-
-def parse_moment(text: str) -> datetime:
-    """A date, or a date and a time, however a corpus may write it, of which there is one reading; without a zone it is
-    UTC.
-    """
-    from indexer.dates import parse_date, shown_order
-
-    moment = parse_date(text)
-    if moment is None or shown_order(text) == "either":  # the other of its two days may be months away
-        raise InvalidArgument(
-            f"--corpus-as-of is {text!r}; give the date and time at which the corpus was written, such as "
-            f"2026-03-01T04:30:00Z",
-            field="corpus-as-of",
-        )
-    return moment
-
-
-def _flag(panel: str, text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
-
-
-_MODEL, _INDEX, _GATES, _RUN = "Model", "Index", "Gates: what is still good enough", "Run"
-_CorpusAsOf = Annotated[
-    datetime | None,
-    _flag(
-        PANEL,
-        "When the corpus was written; UTC where no zone is given. Articles added, replaced or removed online before "
-        "that yield to it, for every id that it holds; others stand. Without it all that was done online stands.",
-        parser=parse_moment,
-        metavar="TIME",
-    ),
-]
-_Rejects = Annotated[
-    Path | None, _flag(PANEL, "Where rows that cannot be used are listed; without it STORE/rejects.jsonl.")
-]
-_MaxRejectShare = Annotated[float, _flag(PANEL, "The build stops if more of the rows are rejected.")]
-
-_Model = Annotated[str, _flag(_MODEL, "A hub id, a directory, or minilm, the embedded default, which is for trying.")]
-_Recipe = Annotated[
-    str | None,
-    _flag(
-        _MODEL, "seed, mean, first, lead, lead-words, and more that `evaluate` compares; without it the model's own."
-    ),
-]
-_Precision = Annotated[Precision, _flag(_MODEL, "In what to compute; auto takes the fastest that is exact enough.")]
-_Device = Annotated[Device, _flag(_MODEL, "On what; auto takes a GPU where there is one.")]
-
-_Clusters = Annotated[
-    int | None, _flag(_INDEX, "How many; without it about the square root of the texts, or as many as before.")
-]
-_Topics = Annotated[int | None, _flag(_INDEX, "Broad topics over the clusters; 0 for none, without it a few.")]
-_Seed = Annotated[int, _flag(_INDEX, "Of every random draw: the same input and seed build the same.")]
-_TargetRecall = Annotated[
-    float, _flag(_INDEX, "Share of the true 10 nearest that a search shall find; decides the lists it visits.")
-]
-_MemoryBudget = Annotated[
-    int | None, _flag(_INDEX, "What the index may take in memory, such as 2GiB.", parser=parse_size, metavar="SIZE")
-]
-_LatencyBudget = Annotated[float | None, _flag(_INDEX, "Milliseconds that a search may take.")]
-_StorySimilarity = Annotated[
-    float | None,
-    _flag(_INDEX, "Cosine from which two articles may tell one story; without it learned, as `calibrate` does."),
-]
-_StoryWindow = Annotated[float, _flag(_INDEX, "Days between the first and the last article of one story, at most.")]
-_MinClusterSimilarity = Annotated[
-    float, _flag(_INDEX, "Cosine from which a cluster may keep the id of one of the previous generation.")
-]
-
-_MaxArticleLoss = Annotated[float, _flag(_GATES, "Share of articles fewer than before.")]
-_RecallSlack = Annotated[float, _flag(_GATES, "What the recall may fall short of its target.")]
-_MaxEmptyShare = Annotated[float, _flag(_GATES, "Share of clusters that drew no article.")]
-_MaxCellShare = Annotated[float, _flag(_GATES, "Share of articles in the largest cluster.")]
-_MinSurvived = Annotated[float, _flag(_GATES, "Share of articles that keep their cluster's id.")]
-_MaxDrift = Annotated[float, _flag(_GATES, "Drift against the previous generation, 0 to 1.")]
-_Force = Annotated[bool, _flag(_GATES, "Publish what is worse than these limits, too.", "--force")]
-
-_Store = Annotated[Path, _flag(PANEL, "The folder of generations; made if it is not there.")]
-_DryRun = Annotated[
-    bool, _flag(_RUN, "Print what it would take of time, memory and disk, and build nothing.", "--dry-run")
-]
-_Watch = Annotated[
-    float | None, _flag(_RUN, "Build again so many seconds after each end; without changes that is a no-op.")
-]
-_Keep = Annotated[
-    int | None, _flag(_RUN, "In the end, prune all but so many of the newest generations, as `prune` does.")
-]
+_run = partial(typer.Option, rich_help_panel="Run")
 
 
 @spread
 def build_command(
-    context: typer.Context,
     *,
     corpus: CorpusFlags,
-    store: _Store,
-    corpus_as_of: _CorpusAsOf = None,
-    rejects: _Rejects = None,
-    max_reject_share: _MaxRejectShare = 0.05,
-    model: _Model = "minilm",
-    recipe: _Recipe = None,
-    precision: _Precision = "auto",
-    device: _Device = "auto",
-    clusters: _Clusters = None,
-    topics: _Topics = None,
-    seed: _Seed = 0,
-    target_recall: _TargetRecall = 0.99,
-    memory_budget: _MemoryBudget = None,
-    latency_budget: _LatencyBudget = None,
-    story_similarity: _StorySimilarity = None,
-    story_window_days: _StoryWindow = 3.0,
-    min_cluster_similarity: _MinClusterSimilarity = 0.8,
-    max_article_loss: _MaxArticleLoss = 0.1,
-    recall_slack: _RecallSlack = 0.01,
-    max_empty_share: _MaxEmptyShare = 0.1,
-    max_cell_share: _MaxCellShare = 0.25,
-    min_survived: _MinSurvived = 0.8,
-    max_drift: _MaxDrift = 0.1,
-    force: _Force = False,
-    dry_run: _DryRun = False,
-    watch: _Watch = None,
-    keep: _Keep = None,
+    chosen: BuildFlags,
+    limits: Limits,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish what is worse than these limits, too.", rich_help_panel=GATES)
+    ] = False,
+    dry_run: Annotated[
+        bool, _run("--dry-run", help="Print what it would take of time, memory and disk, and build nothing.")
+    ] = False,
+    watch: Annotated[
+        float | None, _run(help="Build again so many seconds after each end; without changes that is a no-op.")
+    ] = None,
+    keep: Annotated[
+        int | None, _run(help="In the end, prune all but so many of the newest generations, as `prune` does.")
+    ] = None,
 ) -> None:
     """Embed a corpus, cluster it, and publish a generation that the server loads.
 
@@ -170,13 +55,17 @@ def build_command(
     from rich.console import Console
 
     from coldframe.store import check_keep
+    from indexer.plan import BuildConfig
 
     console = Console(highlight=False, markup=False)
-    config = configuration(corpus.config(), context.params)
+    config = BuildConfig(**vars(chosen), corpus=corpus.config(), limits=limits, force=force)
     if keep is not None:
         check_keep(keep)
     if dry_run:
-        _estimate(config, console)
+        from indexer.estimate import estimate
+        from indexer.progress import Reporter
+
+        estimate(config, Reporter(console)).show(console)
     elif watch is None:
         try:
             _build(config, keep, console)
@@ -185,16 +74,6 @@ def build_command(
             raise
     else:
         again_and_again(lambda: _build(config, keep, console), watch, console)
-
-
-def configuration(corpus: CorpusConfig, flags: Mapping[str, Any]) -> BuildConfig:
-    """What a person chose, from flags of the same names."""
-    from indexer.gates import Limits
-    from indexer.plan import BuildConfig
-
-    limits = Limits(**{field.name: flags[field.name] for field in fields(Limits)})
-    own = {field.name: flags[field.name] for field in fields(BuildConfig) if field.name in flags}
-    return BuildConfig(**own | {"corpus": corpus}, limits=limits)
 
 
 def _build(config: BuildConfig, keep: int | None, console: Console) -> None:
@@ -216,13 +95,6 @@ def _build(config: BuildConfig, keep: int | None, console: Console) -> None:
     folder = shlex.quote(str(config.store))
     console.print(f"serve it: python -m server --store {folder} --listen localhost:50051", soft_wrap=True)
     console.print(f"digest {manifest.digest}", style="dim", soft_wrap=True)
-
-
-def _estimate(config: BuildConfig, console: Console) -> None:
-    from indexer.estimate import estimate
-    from indexer.progress import Reporter
-
-    estimate(config, Reporter(console)).show(console)
 
 
 def again_and_again(once: Callable[[], None], seconds: float, console: Console) -> None:

@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
+import typer
 
 from coldframe.errors import InvalidArgument
-from coldframe.recipe import Placement
-from indexer.sample import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
-_DRIFT_SAMPLE = 2_000
+GATES = "Gates: what is still good enough"
+_flag = partial(typer.Option, rich_help_panel=GATES)
 # A few cells hold much of a few articles by chance: so many times an even share is always allowed.
 _EVEN_SHARES = 4.0
 
@@ -39,20 +37,20 @@ class Limits:
     Raises InvalidArgument for anything that is no share.
     """
 
-    max_article_loss: float = 0.1
+    max_article_loss: Annotated[float, _flag(help="Share of articles fewer than before.")] = 0.1
     """Articles fewer than in the previous generation. A window of news that moves by a day keeps its size within a
     few hundredths; a feed that was not delivered does not."""
-    recall_slack: float = 0.01
+    recall_slack: Annotated[float, _flag(help="What the recall may fall short of its target.")] = 0.01
     """What the measured recall may fall short of the target: two standard errors of some 200 queries."""
-    max_empty_share: float = 0.1
+    max_empty_share: Annotated[float, _flag(help="Share of clusters that drew no article.")] = 0.1
     """Cells that drew no article: they cost memory and a visit, and tell of centroids that fit the corpus no more."""
-    max_cell_share: float = 0.25
+    max_cell_share: Annotated[float, _flag(help="Share of articles in the largest cluster.")] = 0.25
     """Articles in the largest cell: a visit to it costs that share of an exact search. Four times an even share is
     always allowed, so that corpora of a few cells pass."""
-    min_survived: float = 0.8
+    min_survived: Annotated[float, _flag(help="Share of articles that keep their cluster's id.")] = 0.8
     """Articles of both generations whose cluster id is still the same: what readers follow should not be renamed."""
-    max_drift: float = 0.1
-    """See `drift`. 1 judges nothing."""
+    max_drift: Annotated[float, _flag(help="Drift against the previous generation, 0 to 1.")] = 0.1
+    """See `indexer.drift`. 1 judges nothing."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -69,7 +67,7 @@ class Facts:
     recall: float | None
     """At 10, of a balanced search."""
     target_recall: float
-    sizes: Sequence[int] | NDArray[np.int64]
+    sizes: Sequence[int]
     """Articles of each cell that has any."""
     empty: int = 0
     """Cells that drew no article."""
@@ -125,7 +123,7 @@ def _of_the_index(facts: Facts, limits: Limits) -> Iterator[Check]:
         said = f"{facts.empty:,} of {cells:,} cells drew no article"
         yield _at_most("empty", facts.empty / cells, limits.max_empty_share, said, "--max-empty-share")
     if len(facts.sizes):
-        largest, total = int(np.max(facts.sizes)), int(np.sum(facts.sizes))
+        largest, total = max(facts.sizes), sum(facts.sizes)
         most = min(1.0, max(limits.max_cell_share, _EVEN_SHARES / cells))
         said = f"the largest cell holds {largest:,} of {total:,} articles"
         yield _at_most("cell", largest / max(total, 1), most, said, "--max-cell-share")
@@ -151,51 +149,3 @@ def _sentence(said: str, measured: float, allowed: str) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.1%}"
-
-
-def drift(
-    vectors: NDArray[np.float32],
-    previous: NDArray[np.float32],
-    placements: tuple[Placement, Placement] = (Placement(), Placement()),
-    *,
-    seed: int = 0,
-) -> float | None:
-    """How differently two generations' vectors are spread: 0 for one distribution, 1 for two single points.
-
-    The square root of the energy statistic H = (2 E|X-Y| - E|X-X'| - E|Y-Y'|) / 2 E|X-Y| (Szekely and Rizzo, "Energy
-    statistics", J. Stat. Plan. Inference 143, 2013, section 2): the share of the mean distance between an old and a
-    new article that is there only because one is old and one is new. H is 0 if and only if the distributions are the
-    same; its root grows in proportion to a shift, as a standard deviation does. docs/decisions/0014-report.md has
-    examples of the scale.
-
-    vectors: (n, dim), previous: (m, dim), of unit length, of one encoder, and how each was placed, which is undone: two
-    corpora whose means were taken away lie about one point, whatever they are about. Of each at most 2,000 rows are
-    looked at, drawn by `seed`, in some 0.2 s. None where there are fewer than two rows or the dimensions differ.
-    """
-    if min(len(vectors), len(previous)) < 2 or vectors.shape[1] != previous.shape[1]:
-        return None
-    new, old = (
-        placement.undone(_sample(rows, seed)) for placement, rows in zip(placements, (vectors, previous), strict=True)
-    )
-    between = float(_distances(new, old).mean())
-    within = _mean_of_pairs(_distances(new, new)) + _mean_of_pairs(_distances(old, old))
-    # Without bias, so that two samples of one distribution differ from 0 by their noise alone, to either side.
-    share = (2 * between - within) / (2 * between) if between else 0.0
-    return math.sqrt(max(share, 0.0)) if math.isfinite(share) else math.nan
-
-
-def _sample(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    count = min(len(vectors), _DRIFT_SAMPLE)
-    rows = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
-    return take(vectors, np.sort(rows))
-
-
-def _distances(rows: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Euclidean distances of vectors of unit length, (rows, others)."""
-    return np.sqrt(np.maximum(2 - 2 * (rows @ others.T).astype(np.float64), 0))
-
-
-def _mean_of_pairs(distances: NDArray[np.float64]) -> float:
-    """The mean over pairs of two different rows, (n, n)."""
-    count = len(distances)
-    return float((distances.sum() - np.trace(distances)) / (count * (count - 1)))

@@ -12,6 +12,7 @@ from coldframe.encoder import Encoder
 from coldframe.errors import ColdframeError, FailedPrecondition, InvalidArgument
 from coldframe.live import LIVE
 from coldframe.store import Store
+from indexer.build_flags import BuildFlags
 from indexer.cache import CACHE, Space
 from indexer.choose import Budgets
 from indexer.gates import Limits
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldframe.generation import Generation
-    from coldframe.precision import Device, Precision
     from indexer.corpus import Article, CorpusConfig, Reject, Source
     from indexer.progress import Reporter
 
@@ -29,38 +29,14 @@ _MOST_SEED = 2**31 - 1  # FAISS keeps it in a C int
 _CLOCKS_DIFFER = timedelta(minutes=5)  # less than zones do: local time taken for UTC would take all changes for older
 
 
-@dataclass(frozen=True)
-class BuildConfig:
-    """What a person chooses of a build."""
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(BuildFlags):
+    """All that a person chooses of a build."""
 
     corpus: CorpusConfig
-    store: Path
-    corpus_as_of: datetime | None = None
-    """Live changes made before it yield to the corpus; None: they stand."""
-    model: str = "minilm"
-    recipe: str | None = None
-    precision: Precision = "auto"
-    device: Device = "auto"
-    clusters: int | None = None
-    """None: about the square root of the texts, or as many as before."""
-    topics: int | None = None
-    """None: about the square root of the clusters; 0: none."""
-    seed: int = 0
-    target_recall: float = 0.99
-    memory_budget: int | None = None
-    """Bytes that the index may take in a server's memory."""
-    latency_budget: float | None = None
-    """Milliseconds that a search may take."""
-    story_similarity: float | None = None
-    """None: learned from the corpus."""
-    story_window_days: float = 3.0
-    min_cluster_similarity: float = 0.8
     limits: Limits = field(default_factory=Limits)
     force: bool = False
     """Publish what is worse than the limits too."""
-    rejects: Path | None = None
-    """None: rejects.jsonl in the store."""
-    max_reject_share: float = 0.05
 
     @property
     def rejects_path(self) -> Path:

@@ -11,7 +11,8 @@ import numpy as np
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition
 from coldframe.generation import CorpusInfo, Manifest, ModelInfo, Parameters, verify
 from coldframe.models import display_name, resolve
-from indexer.gates import Facts, checks, drift, judge
+from indexer.drift import drift
+from indexer.gates import Facts, checks, judge
 from indexer.report import ReportFacts, write_report
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def facts_of(build: Build) -> Facts:
         articles=len(vectors),
         recall=build.record("measure")["recall"],
         target_recall=build.config.target_recall,
-        sizes=np.bincount(build.clustering().assignment),
+        sizes=np.bincount(build.clustering().assignment).tolist(),
         empty=build.record("train")["empty"],
         previous_articles=before,
         survived=build.record("describe")["lineage"]["survived"],
@@ -174,7 +175,7 @@ def report_of(build: Build) -> dict[str, Any]:
     """What was measured, for the manifest and the picture."""
     measure, describe, embed = (build.record(phase) for phase in ("measure", "describe", "embed"))
     config, facts = build.config, facts_of(build)
-    sizes, told = np.asarray(facts.sizes), ("gate", "measured", "limit", "message")
+    told = ("gate", "measured", "limit", "message")
     return {
         "target_recall": config.target_recall,
         "recall_at_10": measure["recall"],
@@ -182,9 +183,9 @@ def report_of(build: Build) -> dict[str, Any]:
         "recall_by_probes": measure["curve"],
         "lists_visited": measure.get("visited"),
         "cluster_sizes": {
-            "smallest": int(sizes.min()),
-            "median": float(np.median(sizes)),
-            "largest": int(sizes.max()),
+            "smallest": min(facts.sizes),
+            "median": float(np.median(facts.sizes)),
+            "largest": max(facts.sizes),
         },
         "storages": build.record("add")["considered"],
         "stories": describe["stories"],

@@ -24,7 +24,7 @@ from coldframe.store import Store
 from coldframe.text import article_text
 from indexer import build as building
 from indexer.__main__ import app
-from indexer.build_command import parse_moment
+from indexer.build_flags import parse_moment
 from indexer.corpus import Article
 from indexer.fold import Folded, fold
 from indexer.spool import Spool

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from coldframe.errors import InvalidArgument
 from coldframe.recipe import unit
-from indexer.gates import Facts, Limits, checks, drift, judge
+from indexer.drift import drift
+from indexer.gates import Facts, Limits, checks, judge
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +21,8 @@ import pytest
 from coldframe import settings
 from coldframe.store import Store
 from indexer.__main__ import app
-from indexer.build_command import parse_size
+from indexer.build_flags import parse_size
 from indexer.cache import CACHE
-from indexer.gates import Limits
-from indexer.plan import BuildConfig
 from tests.builds import build, letters
 from tests.clocks import ahead
 from tests.corpus_files import write
@@ -82,17 +80,6 @@ def flags(desk: Path, store: Path, corpus: str) -> list[object]:
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
-
-
-def test_flags_have_the_defaults_of_the_configuration() -> None:
-    command = vars(settings.configured(app, "X"))["commands"]["build"]
-    given = {param.name: param.default for param in command.params}
-    for field in [*fields(BuildConfig), *fields(Limits)]:
-        if field.name in given and field.default is not MISSING:
-            assert given[field.name] == field.default, field.name
-    assert {field.name for field in fields(Limits)} <= {*given}
-    missing = {field.name for field in fields(BuildConfig)} - {*given}
-    assert missing == {"limits"}, "which are made of several flags"
 
 
 @pytest.mark.parametrize(
