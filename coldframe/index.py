@@ -196,7 +196,7 @@ class ClusterIndex:
             rows, scores, unsure = self._candidates(vector, min(fetch, len(self)), wanted, probes, margin)
             if len(rows) < wanted and margin is not None:
                 # All that the margin let through, and more: who asks for more finds what he found, too.
-                lists, _ = self._within(vector, probes, margin)
+                lists, _ = self._lists_to_visit(vector, probes, margin)
                 probes, margin = max(probes, len(lists)), None
             elif len(rows) < wanted and probes < self.clusters:
                 probes *= 2
@@ -241,10 +241,7 @@ class ClusterIndex:
         """The lists that `search_among` visits, the similarities of their centroids, and how many rows are proposed."""
         fetch, wider = self._overfetch * limit + _SPARE_ROWS, WIDER * probes
         if len(allowed) >= _NEARLY_ALL * len(self):
-            if margin is None or probes >= self.clusters:
-                lists, coarse = self._nearest_lists(vector, min(probes, self.clusters))
-            else:
-                lists, coarse = self._within(vector, probes, margin)
+            lists, coarse = self._lists_to_visit(vector, probes, margin)
             held = allowed.per_cluster[lists]
             if held.sum() >= fetch and (held >= _NEARLY_ALL * self.sizes[lists]).all():
                 return lists, coarse, fetch
@@ -298,18 +295,21 @@ class ClusterIndex:
         self, vector: NDArray[np.float32], fetch: int, wanted: int, probes: int, margin: float | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
         """Rows by score, their scores, and whether rows that were not fetched could be among those wanted."""
-        if margin is None or probes >= self.clusters:
-            found, proposed = self._propose(vector, fetch, probes)
+        if probes >= self.clusters and self.storage != "flat":
+            nearest, similarities = self.nearest_rows(np.ascontiguousarray(vector)[None], fetch)
+            found, proposed = _there(nearest[0], similarities[0])
         else:
-            lists, coarse = self._within(vector, probes, margin)
+            lists, coarse = self._lists_to_visit(vector, probes, margin)
             found, proposed = self._visit(vector, lists, coarse, fetch, self._visiting(len(lists)))
         rows, scores, unsure = self._rescored(found, proposed, vector, wanted)
         return rows, scores, unsure and len(found) == fetch
 
-    def _within(
-        self, vector: NDArray[np.float32], probes: int, margin: float
+    def _lists_to_visit(
+        self, vector: NDArray[np.float32], probes: int, margin: float | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The lists that `search` visits with a margin, the nearest first, and the similarities of their centroids."""
+        """The lists that `search` visits, the nearest first, and the similarities of their centroids."""
+        if margin is None or probes >= self.clusters:
+            return self._nearest_lists(vector, min(probes, self.clusters))
         lists, coarse = self._nearest_lists(vector, min(REACH * probes, self.clusters))
         count = lists_within(coarse, probes, margin)
         return lists[:count], coarse[:count]
@@ -355,16 +355,6 @@ class ClusterIndex:
         whose score is so far `ahead` of what was proposed last.
         """
         return bool(ahead < self._sure * math.sqrt(errors @ errors / len(errors)))
-
-    def _propose(
-        self, vector: NDArray[np.float32], fetch: int, probes: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Up to `fetch` rows of the lists visited, and their scores as the codes tell them."""
-        if probes >= self.clusters and self.storage != "flat":
-            found, scores = self.nearest_rows(np.ascontiguousarray(vector)[None], fetch)
-            return _there(found[0], scores[0])
-        lists, coarse = self._nearest_lists(vector, min(probes, self.clusters))
-        return self._visit(vector, lists, coarse, fetch, self._visiting(len(lists)))
 
     def nearest_rows(self, queries: NDArray[np.float32], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest rows by brute force over the stored vectors, (q, limit), -1 where there are none.
