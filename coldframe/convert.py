@@ -66,12 +66,7 @@ def hidden_and_heads(config: dict[str, Any], name: str) -> tuple[int, int]:
 
 
 def to_longformer(
-    config: dict[str, Any],
-    weights: dict[str, torch.Tensor],
-    *,
-    name: str,
-    window: int = WINDOW,
-    max_tokens: int = MAX_TOKENS,
+    config: dict[str, Any], weights: dict[str, torch.Tensor], *, name: str
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Configuration and weights of the Longformer made of a BERT or RoBERTa encoder, which errors call by `name`.
 
@@ -95,7 +90,7 @@ def to_longformer(
     if table is None or len(table) <= first:
         said = "no tensor of that name" if table is None else f"{len(table)} rows, of which the first is row {first}"
         raise InvalidArgument(f"{name} has no table of positions: {_POSITIONS} has {said}", field="model")
-    state[_POSITIONS] = _tile(table, first, pad + 1, max_tokens)
+    state[_POSITIONS] = _tile(table, first, pad + 1)
     for key in [n for n in state if ".attention.self." in n]:
         layer, _, leaf = key.rpartition(".attention.self.")
         part, _, kind_ = leaf.partition(".")
@@ -103,8 +98,8 @@ def to_longformer(
     changed = {
         "model_type": "longformer",
         "architectures": ["LongformerModel"],
-        "attention_window": [window] * layers,
-        "max_position_embeddings": pad + 1 + max_tokens,
+        "attention_window": [WINDOW] * layers,
+        "max_position_embeddings": pad + 1 + MAX_TOKENS,
         "pad_token_id": pad,
     }
     return {**config, **changed}, state
@@ -117,12 +112,12 @@ def _pad(config: dict[str, Any], name: str) -> int:
     return whole_number(config, "pad_token_id", name, least=0)
 
 
-def _tile(table: torch.Tensor, first: int, offset: int, max_tokens: int) -> torch.Tensor:
+def _tile(table: torch.Tensor, first: int, offset: int) -> torch.Tensor:
     """The position table repeated: token i of the new model at row offset + i; rows before it are never read."""
     positions = table[first:]  # (512, hidden) as a rule
-    tiled = table.new_zeros(offset + max_tokens, table.shape[1])
-    for start in range(0, max_tokens, len(positions)):
-        count = min(len(positions), max_tokens - start)
+    tiled = table.new_zeros(offset + MAX_TOKENS, table.shape[1])
+    for start in range(0, MAX_TOKENS, len(positions)):
+        count = min(len(positions), MAX_TOKENS - start)
         tiled[offset + start : offset + start + count] = positions[:count]
     return tiled
 
