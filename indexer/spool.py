@@ -98,8 +98,6 @@ class Spool:
         path.unlink(missing_ok=True)
         self._db = sqlite3.connect(path)
         self._db.executescript(_SCHEMA)
-        self._articles = 0
-        self._texts = 0
         self._removed = False
 
     @classmethod
@@ -107,8 +105,6 @@ class Spool:
         """Open a spool that was filled and put in order before."""
         spool = cls.__new__(cls)
         spool._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        spool._articles = spool._db.execute("SELECT count(*) FROM places").fetchone()[0]
-        spool._texts = spool._db.execute("SELECT count(*) FROM texts").fetchone()[0]
         return spool
 
     def __enter__(self) -> Self:
@@ -123,7 +119,7 @@ class Spool:
         self._db.close()
 
     def __len__(self) -> int:
-        return self._articles
+        return self._count("articles")
 
     def add(self, article: Article) -> bool:
         """Take an article; False if its id is already there, in which case the first one stays."""
@@ -144,21 +140,18 @@ class Spool:
         added = self._db.execute("INSERT OR IGNORE INTO articles VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         if not added.rowcount:
             return False
-        self._articles += 1
-        new = self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", (len(text), digest, added.lastrowid))
-        self._texts += new.rowcount
+        self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", (len(text), digest, added.lastrowid))
         return True
 
     def remove(self, article_id: str) -> bool:
         """Take an article out again; False if there is none with this id. Texts are right when `order` was called."""
         removed = self._db.execute("DELETE FROM articles WHERE id = ?", (article_id,)).rowcount > 0
-        self._articles -= removed
         self._removed |= removed
         return removed
 
     def distinct(self) -> int:
         """Count the distinct embedded texts."""
-        return self._texts
+        return self._count("texts")
 
     def chars(self) -> int:
         """Count the characters of the distinct embedded texts."""
@@ -185,7 +178,6 @@ class Spool:
         """Give every article its row, once all are there: their order by id, from 0."""
         if self._removed:
             self._db.executescript(_MEND)
-            self._texts = self._db.execute("SELECT count(*) FROM texts").fetchone()[0]
         self._db.executescript(_ORDER)
 
     def text(self, row: int) -> str:
@@ -198,11 +190,14 @@ class Spool:
     def seconds(self) -> NDArray[np.int64]:
         """When each row was published, in seconds since 1970, (n,); UNDATED where that is not known."""
         rows = self._db.execute("SELECT published_at FROM places JOIN articles ON row = article ORDER BY place")
-        return np.fromiter((_seconds(published_at) for (published_at,) in rows), np.int64, self._articles)
+        return np.fromiter((_seconds(published_at) for (published_at,) in rows), np.int64, len(self))
 
     def undated(self) -> int:
         """Count the articles without a date."""
-        count: int = self._db.execute("SELECT count(*) FROM articles WHERE published_at IS NULL").fetchone()[0]
+        return self._count("articles WHERE published_at IS NULL")
+
+    def _count(self, what: str) -> int:
+        count: int = self._db.execute(f"SELECT count(*) FROM {what}").fetchone()[0]  # noqa: S608
         return count
 
     def ids(self) -> list[str]:
