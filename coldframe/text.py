@@ -14,6 +14,15 @@ def article_text(title: str, content: str) -> str:
     return "\n".join(part for part in (title.strip(), content.strip()) if part)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no surrogate: readers let one stand for a byte that is no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def text_digest(text: str) -> bytes:
     """16 bytes that are equal for equal texts."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -17,6 +17,8 @@ from html.entities import html5
 
 from lxml import etree
 
+from coldframe.text import is_unicode
+
 _LEVELS = 3  # of entities within entities
 _BREAK = "\u2029"  # PARAGRAPH SEPARATOR, until white space is made normal
 
@@ -64,7 +66,7 @@ def clean(text: str) -> str:
     Never raises. Text in which there is neither a tag nor an entity is returned as it is, and so is text that is not
     Unicode: the caller refuses it.
     """
-    if not _is_unicode(text):
+    if not is_unicode(text):
         return text
     found = text
     for level in range(_LEVELS):
@@ -75,14 +77,6 @@ def clean(text: str) -> str:
             break
         found = decoded
     return text if found is text else _normal(found)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a surrogate, which stands for a byte that could not be decoded
-        return False
-    return True
 
 
 def _visible(markup: str) -> str:

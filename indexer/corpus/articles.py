@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from coldframe.errors import InvalidArgument
-from coldframe.text import article_text
+from coldframe.text import article_text, is_unicode
 from indexer.dates import DateOrder, parse_date
 
 MAX_ID_CHARS = 512
@@ -156,19 +156,11 @@ def _inner(value: object) -> str:
 
 
 def _encoding_fault(cells: list[tuple[str | None, str]], roles: Roles) -> str | None:
-    if _is_unicode("".join(f"{name}{text}" for name, text in cells)):
+    if is_unicode("".join(f"{name}{text}" for name, text in cells)):
         return None
-    name = next(name or "" for name, text in cells if not _is_unicode(f"{name}{text}"))
+    name = next(name or "" for name, text in cells if not is_unicode(f"{name}{text}"))
     spare = "" if name in roles else "; --attributes says which columns are kept"
     return f"not UTF-8: {name[:60]!r} holds bytes that are not UTF-8 text{spare}"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # what could not be decoded was read as surrogates
-        return False
-    return True
 
 
 def _id_fault(article_id: str, roles: Roles) -> str | None:

@@ -11,6 +11,7 @@ from gzip import BadGzipFile
 from typing import TYPE_CHECKING, Any, TextIO
 
 from coldframe.errors import InvalidArgument
+from coldframe.text import is_unicode
 from indexer.corpus.articles import Columns, Row, Rows, check_header, check_needed, recognise
 from indexer.corpus.opening import GZIP, ZSTD, File, open_seekable, open_text
 
@@ -118,8 +119,8 @@ def _read_csv(file: File, columns: Columns, delimiter: str) -> Rows:
 
 def _check_text(file: File, header: list[str]) -> None:
     text = "".join(header)
-    # Bytes that are not UTF-8 were read as surrogates; UTF-16 without its mark is letters with NULs between them.
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    # UTF-16 without its mark is letters with NULs between them.
+    if "\0" in text or not is_unicode(text):
         raise _not_text(file)
 
 
