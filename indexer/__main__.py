@@ -21,7 +21,6 @@ from indexer import store_commands
 from indexer.build_command import build_command
 from indexer.calibrate_command import calibrate_command
 from indexer.evaluate.command import evaluate_command
-from indexer.report_command import report_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +33,7 @@ app.command("verify")(store_commands.verify_command)
 app.command("activate")(store_commands.activate_command)
 app.command("rollback")(store_commands.rollback_command)
 app.command("prune")(store_commands.prune_command)
-app.command("report")(report_command)
+app.command("report")(store_commands.report_command)
 app.command("calibrate")(calibrate_command)
 app.command("evaluate")(evaluate_command)
 

@@ -1,4 +1,4 @@
-"""The commands that look after a store: list, verify, activate, rollback, prune."""
+"""The commands that look after a store: list, verify, activate, rollback, prune, report."""
 
 from __future__ import annotations
 
@@ -184,3 +184,29 @@ def _texts(store: Store) -> Iterator[tuple[str, str, Iterator[bytes]]]:
         except ColdframeError:
             continue
         yield manifest.model.fingerprint, manifest.precision, (digest.as_py() for digest in digests)
+
+
+def report_command(
+    store: ExistingStore,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    generation: Annotated[
+        str | None, typer.Option(help="Its name, as `list` shows it; without it the current one.")
+    ] = None,
+) -> None:
+    """Write the report of a generation to a file: how its clusters look, what it finds, what it took.
+
+    Example: python -m indexer report --store store --out report.html
+    """
+    from coldframe.errors import InvalidArgument, NoGeneration
+    from indexer.report import write_report_of
+
+    found = _store(store)
+    name = generation or found.current()
+    if name is None:
+        raise NoGeneration(f"there is nothing to report: {store} holds no generation")
+    try:
+        write_report_of(found.directory(name), out)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidArgument(f"{out} cannot be written ({reason}); name another file", field="out") from error
+    typer.echo(f"{out} shows generation {name}")

@@ -26,7 +26,7 @@ from indexer.report import ReportFacts, write_report
 from indexer.report.figures import corpus_map, lengths
 from indexer.report.projection import project, sample_rows
 from indexer.report.wording import count, duration, mebibytes, percent
-from indexer.report_command import report_command
+from indexer.store_commands import report_command
 from tests.generations import publish
 
 if TYPE_CHECKING:
