@@ -79,63 +79,7 @@ class Embeddings(nn.Module):
         return normed
 
 
-class LocalAttention(nn.Module):
-    """The sliding window and the global columns, for every token of every document."""
-
-    def __init__(self, config: LongformerConfig, window: int) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.hidden // config.heads
-        self.reach = window // 2
-        self.qkv = Linear(config.hidden, 3 * config.hidden)  # queries come scaled, see `from_reference`
-        self.softmax = Softmax()
-
-    def forward(self, x: Tensor, groups: Sequence[Group], fused: Fused | None = None) -> Tensor:
-        qkv = self.qkv(x).view(-1, 3, self.heads, self.head_dim)  # (tokens, 3, heads, head_dim)
-        if fused is not None:
-            q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # each (1, heads, tokens, head_dim)
-            mask = fused.windows[self.reach]
-            return fused_attention(x.device.type)(q, k, v, block_mask=mask, scale=1.0)[0].transpose(0, 1).flatten(1)
-        out = torch.empty_like(x).view(-1, self.heads, self.head_dim)  # (tokens, heads, head_dim)
-        out[groups[-1].rows.stop :] = 0  # of no document
-        way = way_of(x.dtype)
-        for group in groups:
-            q, k, v = group.spread(qkv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
-            if group.short:
-                found = fused_kernel(q, k, v, group.hidden)
-            elif group.length > max(way.dense, self.reach + 1):
-                found = self._band(way, q, k, v)
-            elif way.even > 1:
-                _, k, v = group.seen(qkv).permute(2, 0, 3, 1, 4)  # each (1, heads, n, head_dim)
-                found = fused_kernel(q, k, v, group.window(self.reach))
-            else:
-                found = way.attend(q, k, v, self.softmax, whole(group.length, self.reach))
-            group.spread(out).copy_(found.transpose(1, 2))  # (documents, length, heads, head_dim)
-        return out.view_as(x)  # (tokens, hidden)
-
-    def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
-        length, reach, out = q.shape[2], self.reach, torch.empty_like(q)
-        ends = [0, length - 1]
-        k_ends, v_ends = k[:, :, ends], v[:, :, ends]  # (1, heads, 2, head_dim)
-        for first in range(0, length, way.block):
-            last = min(first + way.block, length)
-            # The global keys have columns of their own; the band leaves them out, so that each counts once.
-            low, high = widened(max(first - reach, 1), min(last + reach, length - 1), length, way.even)
-            shift = 2 - low  # from a key's place in the document to its column
-            band = Band(2, 0, first - reach + shift, first + reach + 1 + shift)
-            keys = torch.cat([k_ends, k[:, :, low:high]], dim=2)  # (1, heads, 2 + span, head_dim)
-            values = torch.cat([v_ends, v[:, :, low:high]], dim=2)
-            out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, self.softmax, band)
-        return out
-
-
-def widened(low: int, high: int, length: int, even: int) -> tuple[int, int]:
-    """Keys low to high of a document and a few others, which the band hides: with its two global ones a multiple of
-    `even`, where it has as many.
-    """
-    more = -(2 + high - low) % even
-    after = min(more, length - 1 - high)
-    return max(low - (more - after), 1), high + after
+# --- how queries meet keys: on a CPU ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -196,8 +140,11 @@ def way_of(dtype: torch.dtype) -> Way:
     return TILES if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16") else PRODUCTS
 
 
+# --- the same on a GPU ------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Fused:
+class FlexMasks:
     """What a GPU needs to take all documents through one kernel: who sees whom, as masks, made once for all layers."""
 
     windows: Mapping[int, BlockMask]
@@ -206,7 +153,7 @@ class Fused:
     """Whether a token lies in the document of a global one, (2 documents, tokens)."""
 
     @classmethod
-    def of(cls, bounds: Bounds, reaches: set[int], device: torch.device) -> Fused:
+    def of(cls, bounds: Bounds, reaches: set[int], device: torch.device) -> FlexMasks:
         starts, ends = torch.tensor(bounds).unbind(1)  # (documents,) each
         spans = torch.stack([starts, ends - 1]).repeat_interleave(ends - starts, dim=1)
         first, last = moved(spans, device)  # (tokens,) each: the rows of the two global tokens that a token sees
@@ -227,7 +174,7 @@ def _window(first: Tensor, last: Tensor, reach: int) -> BlockMask:
 
 
 @functools.cache
-def fused_attention(device: str) -> Callable[..., Tensor]:
+def flex_attention_on(device: str) -> Callable[..., Tensor]:
     """A kernel compiled at its first call; on the CPU, where only tests ask for it, the slow version of the same."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -238,6 +185,68 @@ def fused_attention(device: str) -> Callable[..., Tensor]:
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device; to a GPU from pinned memory, so that nobody waits for the copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+class LocalAttention(nn.Module):
+    """The sliding window and the global columns, for every token of every document."""
+
+    def __init__(self, config: LongformerConfig, window: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.hidden // config.heads
+        self.reach = window // 2
+        self.qkv = Linear(config.hidden, 3 * config.hidden)  # queries come scaled, see `from_reference`
+        self.softmax = Softmax()
+
+    def forward(self, x: Tensor, groups: Sequence[Group], flex: FlexMasks | None = None) -> Tensor:
+        qkv = self.qkv(x).view(-1, 3, self.heads, self.head_dim)  # (tokens, 3, heads, head_dim)
+        if flex is not None:
+            q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # each (1, heads, tokens, head_dim)
+            mask = flex.windows[self.reach]
+            return flex_attention_on(x.device.type)(q, k, v, block_mask=mask, scale=1.0)[0].transpose(0, 1).flatten(1)
+        out = torch.empty_like(x).view(-1, self.heads, self.head_dim)  # (tokens, heads, head_dim)
+        out[groups[-1].rows.stop :] = 0  # of no document
+        way = way_of(x.dtype)
+        for group in groups:
+            q, k, v = group.spread(qkv).permute(2, 0, 3, 1, 4)  # each (documents, heads, length, head_dim)
+            if group.short:
+                found = fused_kernel(q, k, v, group.hidden)
+            elif group.length > max(way.dense, self.reach + 1):
+                found = self._band(way, q, k, v)
+            elif way.even > 1:
+                _, k, v = group.seen(qkv).permute(2, 0, 3, 1, 4)  # each (1, heads, n, head_dim)
+                found = fused_kernel(q, k, v, group.window(self.reach))
+            else:
+                found = way.attend(q, k, v, self.softmax, whole(group.length, self.reach))
+            group.spread(out).copy_(found.transpose(1, 2))  # (documents, length, heads, head_dim)
+        return out.view_as(x)  # (tokens, hidden)
+
+    def _band(self, way: Way, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Blocks of queries against the keys that their windows cover, and the two global keys in front of them."""
+        length, reach, out = q.shape[2], self.reach, torch.empty_like(q)
+        ends = [0, length - 1]
+        k_ends, v_ends = k[:, :, ends], v[:, :, ends]  # (1, heads, 2, head_dim)
+        for first in range(0, length, way.block):
+            last = min(first + way.block, length)
+            # The global keys have columns of their own; the band leaves them out, so that each counts once.
+            low, high = widened(max(first - reach, 1), min(last + reach, length - 1), length, way.even)
+            shift = 2 - low  # from a key's place in the document to its column
+            band = Band(2, 0, first - reach + shift, first + reach + 1 + shift)
+            keys = torch.cat([k_ends, k[:, :, low:high]], dim=2)  # (1, heads, 2 + span, head_dim)
+            values = torch.cat([v_ends, v[:, :, low:high]], dim=2)
+            out[:, :, first:last] = way.attend(q[:, :, first:last], keys, values, self.softmax, band)
+        return out
+
+
+def widened(low: int, high: int, length: int, even: int) -> tuple[int, int]:
+    """Keys low to high of a document and a few others, which the band hides: with its two global ones a multiple of
+    `even`, where it has as many.
+    """
+    more = -(2 + high - low) % even
+    after = min(more, length - 1 - high)
+    return max(low - (more - after), 1), high + after
 
 
 class GlobalAttention(nn.Module):
@@ -260,14 +269,14 @@ class GlobalAttention(nn.Module):
         self.value = nn.Linear(config.hidden, config.hidden)
         self.kv = Linear(config.hidden, 2 * config.hidden, exact=True)  # both once more, laid out for many rows
 
-    def forward(self, x: Tensor, groups: Sequence[Group], rows: Tensor, fused: Fused | None = None) -> Tensor:
+    def forward(self, x: Tensor, groups: Sequence[Group], rows: Tensor, flex: FlexMasks | None = None) -> Tensor:
         """Outputs for the global tokens, whose row numbers are `rows`: (2 documents, hidden)."""
         q = self.query(x[rows]).view(-1, self.heads, self.head_dim)  # (2 docs, heads, head_dim)
         if groups and len(x) <= way_of(x.dtype).projected and all(group.short for group in groups):
             return self._projected(x, groups, q)
         split = (self.heads, self.head_dim, self.hidden)
         probes = torch.bmm(q.transpose(0, 1), self.key.weight.view(split))  # (heads, 2 docs, hidden)
-        seen = self._by_group(x, groups, probes) if fused is None else self._at_once(x, fused.own, probes)
+        seen = self._by_group(x, groups, probes) if flex is None else self._at_once(x, flex.own, probes)
         out = torch.bmm(seen, self.value.weight.view(split).transpose(1, 2))  # (heads, 2 docs, head_dim)
         return out.transpose(0, 1).flatten(1) + self.value.bias  # (2 docs, hidden)
 
@@ -319,13 +328,13 @@ class Layer(nn.Module):
         x: Tensor,
         groups: Sequence[Group],
         global_rows: Tensor,
-        fused: Fused | None = None,
+        flex: FlexMasks | None = None,
         between: Callable[[], None] | None = None,
     ) -> Tensor:
         """Writes the next hidden state over `x`, (tokens, hidden)."""
-        attended = self.local(x, groups, fused)  # (tokens, hidden)
-        attended[global_rows] = self.global_(x, groups, global_rows, fused)
-        size = part_size(len(x), ROWS) if fused is None else len(x)
+        attended = self.local(x, groups, flex)  # (tokens, hidden)
+        attended[global_rows] = self.global_(x, groups, global_rows, flex)
+        size = part_size(len(x), ROWS) if flex is None else len(x)
         for rows, part in zip(torch.split(x, size), torch.split(attended, size), strict=True):
             mixed = self.attention_norm(self.attention_out(part, rows))  # (rows, hidden)
             rows.copy_(self.feed_norm(self.feed_out(self.feed_in(mixed), mixed)))
@@ -366,13 +375,14 @@ class Longformer(nn.Module):
         device = self.embeddings.word.weight.device
         lengths = [len(document) for document in documents]
         reaches = {window // 2 for window in self.config.windows}
-        on_gpu = device.type == "cuda"
-        blocks = [] if on_gpu else lay_out(lengths, min(reaches))
-        bounds = pack(lengths) if on_gpu else [bound for block in blocks for bound in block.bounds]
-        rows = bounds[-1][1] if on_gpu else evened(blocks[-1].end)
+        if device.type == "cuda":
+            blocks, bounds = [], pack(lengths)
+            rows, flex = bounds[-1][1], FlexMasks.of(bounds, reaches, device)
+        else:
+            blocks, flex = lay_out(lengths, min(reaches)), None
+            bounds, rows = [bound for block in blocks for bound in block.bounds], evened(blocks[-1].end)
         ids, positions = self._laid(documents, bounds, rows)
         global_rows = moved(torch.tensor([row for start, end in bounds for row in (start, end - 1)]), device)
-        fused = Fused.of(bounds, reaches, device) if on_gpu else None
         total = 1 + len(self.layers)
         poolers = [Pooler(recipe, bounds, total_states=total, ids=ids) for recipe in recipes]
         x = self.embeddings(ids, positions)  # (rows, hidden)
@@ -380,7 +390,7 @@ class Longformer(nn.Module):
         for pooler in poolers:
             pooler.see(x)
         for layer in self.layers:
-            x = layer(x, groups, global_rows, fused, between)
+            x = layer(x, groups, global_rows, flex, between)
             for pooler in poolers:
                 pooler.see(x)
         return [pooler.vectors() for pooler in poolers]

@@ -18,7 +18,7 @@ from coldframe.longformer import (
     PRODUCTS,
     ROWS,
     TILES,
-    Fused,
+    FlexMasks,
     Layer,
     Longformer,
     LongformerConfig,
@@ -161,9 +161,9 @@ def test_any_pack_of_documents_equals_the_dense_oracle(
         found[rows] = layer.global_(x, groups, rows)
     bounds, x = pack(lengths), x[tokens]
     rows = torch.tensor([row for start, end in bounds for row in (start, end - 1)])
-    fused = Fused.of(bounds, {window // 2}, x.device)  # as on a GPU
-    at_once = layer.local(x, [], fused)
-    at_once[rows] = layer.global_(x, [], rows, fused)
+    flex = FlexMasks.of(bounds, {window // 2}, x.device)  # as on a GPU
+    at_once = layer.local(x, [], flex)
+    at_once[rows] = layer.global_(x, [], rows, flex)
     wanted = torch.cat([dense_attention(x[start:end], weights, config.heads, window) for start, end in bounds])
     torch.testing.assert_close(found[tokens], wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(at_once, wanted, rtol=1e-4, atol=1e-5)
