@@ -37,27 +37,25 @@ class Budgets:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The storage chosen, and what a search of it costs and finds."""
+class Tried:
+    """A storage, and what a search of it costs and finds."""
 
-    storage: str
-    probes: int | None
-    """This and the next two are None for fp16 and flat without a latency budget: those reach any recall."""
-    recall: float | None
-    latency_ms: float | None
-    bytes: int
-    considered: list[dict[str, Any]]
-    """Every kind: storage, bytes, probes, recall, latency_ms (None where it was not measured) and a reason."""
-
-
-@dataclass(frozen=True)
-class _Tried:
     storage: str
     bytes: int
     probes: int | None = None
+    """This and the next two are None for fp16 and flat without a latency budget: those reach any recall."""
     recall: float | None = None
     latency_ms: float | None = None
     reason: str = ""
+    """Why it will not do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Tried):
+    """The storage chosen."""
+
+    considered: list[dict[str, Any]]
+    """Every kind, as `Tried` has it; what was not measured is None."""
 
 
 def storages(rows: int, dim: int, budgets: Budgets) -> list[str]:
@@ -97,7 +95,7 @@ def choose(
     """
     rows, dim = vectors.shape
     fitting = storages(rows, dim, budgets)
-    tried: list[_Tried] = []
+    tried: list[Tried] = []
     for storage in fitting:
         ClusterIndex.build(centroids, vectors, assignment, storage, seed).write(path)
         index = ClusterIndex.read(path, vectors)  # as a server maps it; what was built is gone from memory
@@ -108,16 +106,16 @@ def choose(
     raise _refusal(tried, budgets)
 
 
-def _try(index: ClusterIndex, budgets: Budgets, seed: int) -> _Tried:
-    """What a kind needs; its reason says why it will not do."""
+def _try(index: ClusterIndex, budgets: Budgets, seed: int) -> Tried:
+    """What a kind needs."""
     if (
         budgets.latency_ms is None
         and index.storage in FAITHFUL
         and (budgets.target_recall < 1 or index.storage == "flat")
     ):
-        return _Tried(index.storage, index.bytes)
+        return Tried(index.storage, index.bytes)
     found = measure(index, budgets.target_recall, seed)
-    tried = _Tried(index.storage, index.bytes, found.probes, found.recall, found.latency_ms)
+    tried = Tried(index.storage, index.bytes, found.probes, found.recall, found.latency_ms)
     if found.recall < budgets.target_recall:
         return replace(tried, reason="finds too few")
     if budgets.latency_ms is not None and found.latency_ms > budgets.latency_ms:
@@ -125,18 +123,17 @@ def _try(index: ClusterIndex, budgets: Budgets, seed: int) -> _Tried:
     return tried
 
 
-def _choice(tried: list[_Tried], rows: int, dim: int, fitting: list[str]) -> Choice:
-    chosen = tried[-1]
+def _choice(tried: list[Tried], rows: int, dim: int, fitting: list[str]) -> Choice:
     measured = {kind.storage: kind for kind in tried}
     considered = []
     for storage in _kinds(rows, dim):
         reason = NOT_NEEDED if storage in fitting else "over the memory budget"
-        kind = measured.get(storage) or _Tried(storage, storage_bytes(storage, rows, dim), reason=reason)
+        kind = measured.get(storage) or Tried(storage, storage_bytes(storage, rows, dim), reason=reason)
         considered.append(asdict(kind))
-    return Choice(chosen.storage, chosen.probes, chosen.recall, chosen.latency_ms, chosen.bytes, considered)
+    return Choice(**asdict(tried[-1]), considered=considered)
 
 
-def _refusal(tried: list[_Tried], budgets: Budgets) -> InvalidArgument:
+def _refusal(tried: list[Tried], budgets: Budgets) -> InvalidArgument:
     """Names the flag that is nearest to letting a kind through, and all that was measured."""
     slow = [kind.latency_ms for kind in tried if kind.reason == "takes too long" and kind.latency_ms is not None]
     if slow:
