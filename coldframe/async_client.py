@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from coldframe import streams
 from coldframe.async_connection import AsyncConnection
@@ -35,7 +35,7 @@ from coldframe.v1.search_service_pb2 import BatchSearchRequest, SearchRequest
 from coldframe.v1.search_service_pb2_grpc import SearchServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
     from datetime import datetime, timedelta
     from typing import Self, Unpack
 
@@ -68,6 +68,10 @@ if TYPE_CHECKING:
     from coldframe.v1.types_pb2 import Article, ArticleSummary, Cluster, Hit
 
 __all__ = ["AsyncClient"]
+
+
+def _stub(kind: Callable[[Any], Any]) -> cached_property[Any]:
+    return cached_property(lambda client: kind(client._connection.channel))
 
 
 class AsyncClient:
@@ -115,25 +119,11 @@ class AsyncClient:
 
     # Each opens the channel, and is made when the first call looks for it. Generators look when they are started.
 
-    @cached_property
-    def _articles(self) -> ArticleServiceAsyncStub:
-        return cast("ArticleServiceAsyncStub", ArticleServiceStub(self._connection.channel))
-
-    @cached_property
-    def _embedding(self) -> EmbeddingServiceAsyncStub:
-        return cast("EmbeddingServiceAsyncStub", EmbeddingServiceStub(self._connection.channel))
-
-    @cached_property
-    def _search(self) -> SearchServiceAsyncStub:
-        return cast("SearchServiceAsyncStub", SearchServiceStub(self._connection.channel))
-
-    @cached_property
-    def _clusters(self) -> ClusterServiceAsyncStub:
-        return cast("ClusterServiceAsyncStub", ClusterServiceStub(self._connection.channel))
-
-    @cached_property
-    def _index(self) -> IndexServiceAsyncStub:
-        return cast("IndexServiceAsyncStub", IndexServiceStub(self._connection.channel))
+    _articles: cached_property[ArticleServiceAsyncStub] = _stub(ArticleServiceStub)
+    _embedding: cached_property[EmbeddingServiceAsyncStub] = _stub(EmbeddingServiceStub)
+    _search: cached_property[SearchServiceAsyncStub] = _stub(SearchServiceStub)
+    _clusters: cached_property[ClusterServiceAsyncStub] = _stub(ClusterServiceStub)
+    _index: cached_property[IndexServiceAsyncStub] = _stub(IndexServiceStub)
 
     # ------------------------------------------------------------------------------------------ searching, recommending
 
