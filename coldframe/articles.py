@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import accumulate, pairwise
 from struct import calcsize
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import regex
 
+from coldframe.epoch import EPOCH
 from coldframe.errors import CorruptGeneration
 from coldframe.storage import touch
 
@@ -49,7 +50,6 @@ _SIGN = regex.compile(r"\X")
 _ROWS_PER_BATCH = 8_192
 # And at most about so many characters, of up to 4 bytes: in one batch Arrow holds less than 2 GiB of a column.
 _CHARS_PER_BATCH = 2**26
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FEW_IDS = 16
 """So few are found by bisection, and more by their hashes."""
 
@@ -94,7 +94,7 @@ class Shown(NamedTuple):
     @classmethod
     def of(cls, row: ArticleRow) -> Self:
         """Of a row that was read."""
-        since = None if row.published_at is None else (row.published_at - _EPOCH) // timedelta(microseconds=1)
+        since = None if row.published_at is None else (row.published_at - EPOCH) // timedelta(microseconds=1)
         return cls(
             row.id,
             row.title,
@@ -281,7 +281,7 @@ class _Rows:
             id=self.ids[place],
             title=self._titles[place],
             excerpt=self._excerpts[place],
-            published_at=_EPOCH + timedelta(microseconds=self._dates[place]) if dated else None,
+            published_at=EPOCH + timedelta(microseconds=self._dates[place]) if dated else None,
             attributes=dict(zip(self._keys.some(start, end), self._items.some(start, end), strict=True)),
             cluster=self._clusters[place],
             tokens_seen=self._seen[place],

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from coldframe.epoch import EPOCH
 from coldframe.errors import FailedPrecondition
 from coldframe.live_file import (
     LIVE,
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LIVE", "Change", "Delete", "Embedded", "Entry", "LiveArticle", "LiveStore", "Outdated", "Upsert"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SAME_TEXT = """
     SELECT * FROM changes
@@ -338,7 +338,7 @@ class LiveStore:
         Raises FailedPrecondition where the store has no room, cannot be written or has another file by now; with
         `alone`, Outdated where there are changes after `after`. begun: is called when nobody else can write any more.
         """
-        now = (datetime.now(UTC) - _EPOCH) // _MICROSECOND
+        now = (datetime.now(UTC) - EPOCH) // _MICROSECOND
         with self._writing() as db:
             state = read_state(db)
             if alone and state.sequence > after:
@@ -389,7 +389,7 @@ def _values(change: Change) -> _Row:
     if isinstance(change, Delete):
         return (change.id, b"", *[None] * 9)
     article = change.article
-    published_at = article.published_at and (article.published_at - _EPOCH) // _MICROSECOND
+    published_at = article.published_at and (article.published_at - EPOCH) // _MICROSECOND
     return (
         article.id,
         text_digest(article_text(article.title, article.content)),
@@ -438,10 +438,10 @@ def _entry(row: _Row) -> Entry:
     if _checksum((number, *values)) != checksum:
         refuse(f"change {number} does not match its checksum")
     changed_at, article_id, digest, title, published_at, attributes, *embedding, content = values
-    moment = _EPOCH + changed_at * _MICROSECOND
+    moment = EPOCH + changed_at * _MICROSECOND
     if title is None:
         return Entry(number, article_id, None, digest, None, moment)
-    published = None if published_at is None else _EPOCH + published_at * _MICROSECOND
+    published = None if published_at is None else EPOCH + published_at * _MICROSECOND
     article = LiveArticle(article_id, title, content, published, json.loads(attributes))
     fingerprint, precision, seen, used, vector = embedding
     embedded = Embedded(np.frombuffer(vector, "<f4"), fingerprint, precision, seen, used)
