@@ -347,7 +347,7 @@ def replaced() -> FailedPrecondition:
     )
 
 
-def code_of(error: sqlite3.Error) -> int:
+def code_of(error: Exception) -> int:
     """SQLite's; that of damage for an error of Python's own, such as text that is no UTF-8."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
 
@@ -370,7 +370,7 @@ def damage_told() -> Iterator[None]:
         raise
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         # What SQLite says may quote what is damaged, and be no text for Python.
-        code = code_of(error) if isinstance(error, sqlite3.DatabaseError) else sqlite3.SQLITE_CORRUPT
+        code = code_of(error)
         if code == sqlite3.SQLITE_BUSY:
             raise FailedPrecondition(
                 f"{LIVE} cannot be locked: another program holds it, or its file system keeps no locks; keep the store "
@@ -378,11 +378,8 @@ def damage_told() -> Iterator[None]:
             ) from error
         if code not in _DAMAGED:
             raise
-        try:
-            # And Python quotes a text that is no UTF-8: an article's, to all callers and to the log.
-            refuse(str(error).partition(" with text ")[0])
-        except CorruptGeneration as refusal:
-            raise refusal from error
+        # And Python quotes a text that is no UTF-8: an article's, to all callers and to the log.
+        refuse(str(error).partition(" with text ")[0])
 
 
 @contextmanager
