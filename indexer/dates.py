@@ -192,9 +192,7 @@ def _day_first(text: str, order: DateOrder | None) -> bool:
     """How dateutil shall read numbers. Raises ValueError for a date of another order; dateutil would turn it."""
     match = _NUMERIC.search(text)
     if match is None:
-        return (
-            False  # and never True: of 2016-08-22 dateutil would make the 8th of a 22nd month, or the other way round
-        )
+        return False  # never True: of 2016-08-22 dateutil would make the 8th of a 22nd month, or the other way round
     by_dots = match[2] == "."
     order = "dmy" if by_dots else order
     shown = "mdy" if by_dots and int(match[3]) > 12 else shown_order(text)

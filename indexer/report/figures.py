@@ -67,7 +67,7 @@ def lengths(tokens: NDArray[np.int64], max_tokens: int) -> Markup:
     colours = np.array([COLOURS["c1"], COLOURS["c2"], COLOURS["c4"]])[read_by]
 
     def draw(figure: Figure, wide: bool) -> None:
-        axes = _axes(figure, "articles")
+        axes = _axes_of_articles(figure)
         axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, edgecolor=COLOURS["surface"])
         axes.set_xscale("log", base=2)
         _ticks(axes, [2**power for power in range(0, 40, 1 if wide else 3) if edges[0] <= 2**power <= edges[-1]])
@@ -90,7 +90,7 @@ def cluster_sizes(sizes: NDArray[np.int64], outliers: NDArray[np.int64], colours
     """Articles of each cluster, (clusters,), the largest first, their outliers on top in a lighter tone."""
 
     def draw(figure: Figure, _wide: bool) -> None:
-        axes = _axes(figure, "articles")
+        axes = _axes_of_articles(figure)
         if len(sizes) > _MOST_BARS:
             axes.fill_between(np.arange(len(sizes)), sizes, color=COLOURS["c1"], linewidth=0)
         else:
@@ -254,9 +254,9 @@ def _bars(axes: Axes, values: Mapping[str, float], say: Callable[[float], str]) 
 # --- what all have in common -----------------------------------------------------------------------------------------
 
 
-def _axes(figure: Figure, title: str) -> Axes:
+def _axes_of_articles(figure: Figure) -> Axes:
     axes = figure.subplots()
-    _dress(axes, title)
+    _dress(axes, "articles")
     return axes
 
 

@@ -31,7 +31,7 @@ COLOURS = {
     "c8": "#8d5a3c",
     "c9": "#b59410",
 }
-"""Name -> the light theme's value; page.css has the dark ones."""
+"""Name -> the light theme's value."""
 
 DARK = {
     "ink": "#e6ebf1",
