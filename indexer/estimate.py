@@ -18,6 +18,7 @@ from rich.table import Table
 
 from coldframe.articles import excerpt
 from coldframe.errors import FailedPrecondition, InvalidArgument
+from coldframe.generation import ARTICLES, INDEX, VECTORS
 from coldframe.storage import storage_bytes
 from coldframe.text import article_text, text_digest
 from indexer import cache
@@ -119,9 +120,9 @@ def disk_for(job: Job, *, rows: int, missing: int, table_bytes: int, scratch: in
     dim = job.encoder.dim
     storage = storages(rows, dim, job.config.budgets())[0]
     files = {
-        "vectors.npy": 4 * dim * rows,
-        "index.faiss": storage_bytes(storage, rows, dim),
-        "articles.arrow": table_bytes,
+        VECTORS: 4 * dim * rows,
+        INDEX: storage_bytes(storage, rows, dim),
+        ARTICLES: table_bytes,
         "report.html, clusters.json": _REPORT_BYTES,
         cache.CACHE: int(_NOT_FULL * missing * (4 * dim + _CACHE_ROW)),
     }
@@ -175,8 +176,10 @@ class Estimate:
     """What `--dry-run` shows."""
 
     job: Job
-    sample: Sample
+    share: float | None
+    """Of the corpus that was looked at, as `Sample` has it."""
     articles: int
+    clusters: int
     missing: int
     """Texts to embed."""
     tokens: int
@@ -185,12 +188,12 @@ class Estimate:
     disk: Disk
     seconds: Mapping[str, float]
     memory_mib: Mapping[str, float]
-    live: tuple[int, int] = (0, 0)
+    live: tuple[int, int]
     """Changes of live articles that will be folded in, and of them those that the current generation has not."""
 
     def show(self, console: Console) -> None:
         """Prints the plan; raises FailedPrecondition in the end where the disk is too small for it."""
-        about = "at least " if self.sample.share is None else "about " if self.sample.share < 1 else ""
+        about = "at least " if self.share is None else "about " if self.share < 1 else ""
         config, encoder = self.job.config, self.job.encoder
         table = Table(box=None, show_header=False)
         table.add_row("corpus", f"{counted(self.job.sources)}, {about}{self.articles:,} articles")
@@ -199,10 +202,8 @@ class Estimate:
         table.add_row("model", f"{encoder.name}, recipe {encoder.recipe.name}, {encoder.precision}, {encoder.device}")
         table.add_row("texts", f"{about}{self.missing:,} to embed, the others are in the cache")
         table.add_row("tokens", f"about {self.tokens:,}, {self.tokens_per_s:,.0f} a second")
-        rows, dim = self.articles, encoder.dim
-        clusters = choose_clusters(rows, config.clusters, None)
-        storage = storages(rows, dim, config.budgets())[0]
-        table.add_row("index", f"{clusters:,} clusters, {storage}, {decimal(storage_bytes(storage, rows, dim))}")
+        storage = storages(self.articles, encoder.dim, config.budgets())[0]
+        table.add_row("index", f"{self.clusters:,} clusters, {storage}, {decimal(self.disk.files[INDEX])}")
         console.print(table)
         phases = Table("phase", "about", "memory", box=None)
         for phase, seconds in self.seconds.items():
@@ -232,19 +233,14 @@ def estimate(config: BuildConfig, reporter: Reporter) -> Estimate:
         embedding_mib = peak_memory_mib()
     tokens = round(missing * tokens_per_text)
     table_bytes, scratch = (round(part / share) for part in (sample.table_bytes, sample.source_bytes))
+    scratch += _ROW_SCRATCH * articles
+    disk = disk_for(job, rows=articles, missing=missing, table_bytes=table_bytes, scratch=scratch)
+    dim, clusters = job.encoder.dim, choose_clusters(articles, config.clusters, None)
+    seconds = _seconds(sample.seconds / share, tokens / tokens_per_s, rows=articles, dim=dim, clusters=clusters)
+    memory_mib = _memory_mib(embedding_mib, disk.files[INDEX], rows=articles, dim=dim, clusters=clusters)
+    live = live_changes(job)
     return Estimate(
-        job,
-        sample,
-        articles,
-        missing,
-        tokens,
-        tokens_per_s,
-        disk_for(
-            job, rows=articles, missing=missing, table_bytes=table_bytes, scratch=scratch + _ROW_SCRATCH * articles
-        ),
-        _seconds(job, sample.seconds / share, articles, tokens / tokens_per_s),
-        _memory_mib(job, articles, embedding_mib),
-        live_changes(job),
+        job, sample.share, articles, clusters, missing, tokens, tokens_per_s, disk, seconds, memory_mib, live
     )
 
 
@@ -278,9 +274,8 @@ def probe(job: Job, sample: Sample) -> tuple[float, float]:
     return sum(token.used for token in tokens) / len(tokens), total / (time.perf_counter() - start)
 
 
-def _seconds(job: Job, reading: float, rows: int, embedding: float) -> dict[str, float]:
+def _seconds(reading: float, embedding: float, *, rows: int, dim: int, clusters: int) -> dict[str, float]:
     """By phase. What is not measured is a rough guess."""
-    dim, clusters = job.encoder.dim, choose_clusters(rows, job.config.clusters, None)
     products = min(rows, 256 * clusters) * clusters * dim * 25
     return {
         "read": 2 * reading,
@@ -293,17 +288,15 @@ def _seconds(job: Job, reading: float, rows: int, embedding: float) -> dict[str,
     }
 
 
-def _memory_mib(job: Job, rows: int, embedding: float) -> dict[str, float]:
+def _memory_mib(embedding: float, index_bytes: int, *, rows: int, dim: int, clusters: int) -> dict[str, float]:
     """By phase, pages of mapped files aside: what the model takes stays, and each phase adds its own."""
-    dim, clusters = job.encoder.dim, choose_clusters(rows, job.config.clusters, None)
-    storage = storages(rows, dim, job.config.budgets())[0]
     by_row = _ROW_SHARES * rows / 2**20
     embedding += _SETTLED_MIB
     return {
         "read": embedding + _READ_MIB,
         "embed": embedding + _READ_MIB + by_row,
         "train": embedding + by_row + 2 * min(rows, 256 * clusters) * dim * 4 / 2**20,
-        "add": embedding + by_row + storage_bytes(storage, rows, dim) / 2**20,
+        "add": embedding + by_row + index_bytes / 2**20,
         "describe": embedding + 4 * by_row + _WORDS_MIB,
         "measure": embedding + by_row,
         "publish": embedding + by_row + _WORDS_MIB,
