@@ -49,23 +49,21 @@ _IN_UTC = {
 }
 
 
-def find_query(query: str, database: str | None) -> tuple[str, None, None, _Rows]:
-    """The location, size and version of a query (the latter are never known), and how to read its rows.
+def find_query(query: str, database: str | None) -> tuple[str, _Rows]:
+    """The location of a query, and how to read its rows.
 
     Raises InvalidArgument for SQL that DuckDB cannot make sense of, a database that cannot be reached, or a driver that
     is not installed.
     """
     if not query.strip():
         raise _bad_query("it is empty")
-    if database is None:
-        with _duckdb(query, None):
-            return f"query {query}", None, None, partial(_read_duckdb, query, None)
-    if (path := _duckdb_file(database)) is not None:
+    path = None if database is None else _duckdb_file(database)
+    if database is None or path is not None:
         with _duckdb(query, path):
-            return f"{path}, query {query}", None, None, partial(_read_duckdb, query, path)
+            return f"query {query}" if path is None else f"{path}, query {query}", partial(_read_duckdb, query, path)
     url = _url(database)
     with _sqlalchemy(url):
-        return f"{_public(url)}, query {query}", None, None, partial(_read_sqlalchemy, query, url)
+        return f"{_public(url)}, query {query}", partial(_read_sqlalchemy, query, url)
 
 
 def _bad_query(reason: object) -> InvalidArgument:

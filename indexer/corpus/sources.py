@@ -64,7 +64,8 @@ def find_sources(
             raise _invalid("give either --corpus or --query; a query names its files itself: select ... from 'a.csv'")
         from indexer.corpus.queries import find_query
 
-        return [Source("query", *find_query(query, database))]
+        location, rows = find_query(query, database)
+        return [Source("query", location, None, None, rows)]
     if database is not None:
         raise InvalidArgument(
             "--database needs a --query that says what to read of it: select id, title, content from articles",
