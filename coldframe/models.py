@@ -96,19 +96,19 @@ def locate(name: str) -> Path:
 def display_name(name: str) -> str:
     """What a model is called on the wire: its id, or the name of its directory, never a path."""
     directory = _directory(name)
-    return directory.resolve().name if name != MINILM and directory is not None else name
+    return directory.resolve().name if directory is not None else name
 
 
 def resolve(name: str) -> str:
     """The name by which another process, started elsewhere, finds the same model."""
     directory = _directory(name)
-    return str(directory.resolve()) if name != MINILM and directory is not None else name
+    return str(directory.resolve()) if directory is not None else name
 
 
 def _directory(name: str) -> Path | None:
-    """The directory of that name; None where there is none, whatever else the name may be."""
+    """The directory of that name; None where there is none, whatever else the name may be, and for the default."""
     path = os.path.expanduser(name)  # those of `os` fail for no name: of nobody's home, or too long for a file
-    return Path(path) if os.path.isdir(path) else None
+    return Path(path) if name != MINILM and os.path.isdir(path) else None
 
 
 def _embedded_minilm() -> Path:
@@ -139,20 +139,15 @@ def _from_hub(name: str) -> Path:
         raise ModelUnavailable(
             f"the hub knows no model {name!r}; check the id, or log in if the model is private"
         ) from error
-    # Without a network the hub's client fails in many ways, of several libraries; for a person they are one.
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _offline(name) from error
     except Exception as error:
-        if "httpx" not in type(error).__module__ and "httpcore" not in type(error).__module__:
+        # Without a network the hub's client fails in many ways, of several libraries; for a person they are one.
+        known = isinstance(error, HfHubHTTPError | OSError | RuntimeError | ValueError)
+        if not known and type(error).__module__.partition(".")[0] not in {"httpx", "httpcore"}:
             raise
-        raise _offline(name) from error
-
-
-def _offline(name: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"the model {name!r} is not on this machine and the hub cannot be reached; connect once to fetch it, or copy "
-        f"its files into a directory and name that, or use {MINILM}, the embedded default"
-    )
+        raise ModelUnavailable(
+            f"the model {name!r} is not on this machine and the hub cannot be reached; connect once to fetch it, or "
+            f"copy its files into a directory and name that, or use {MINILM}, the embedded default"
+        ) from error
 
 
 def read_config(directory: Path, name: str) -> dict[str, Any]:
