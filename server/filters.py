@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from math import isnan
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,13 +18,17 @@ from coldframe.errors import InvalidArgument
 from server.columns import UNDATED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from google.protobuf.timestamp_pb2 import Timestamp
     from numpy.typing import NDArray
 
     from coldframe.v1 import ranking_pb2
     from server.columns import Attribute, Columns
+
+    _Mask = NDArray[np.bool_]
+    _Test = Callable[[Columns, int], _Mask]
+    """One condition of the tree: which of the first rows match, (rows,), in a fresh array."""
 
 MAX_DEPTH = 8
 MAX_CONDITIONS = 256
@@ -46,14 +51,7 @@ class Condition:
 
     def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
         """Which of the first `rows` rows match, (rows,). The array is the caller's."""
-        return self._test.mask(columns, rows)
-
-
-class _Test(Protocol):
-    """One condition of the tree."""
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        """Which of the first rows match, (rows,), in a fresh array."""
+        return self._test(columns, rows)
 
 
 def compile(  # noqa: A001 - what it does; the module is named where it is called
@@ -88,11 +86,11 @@ class _Compiler:
         if kind == "cluster":
             return self._cluster(message.cluster.ids, f"{field}.cluster.ids")
         if kind == "all_of":
-            return _AllOf(self._list(message.all_of, f"{field}.all_of", depth))
+            return partial(_all_of, self._list(message.all_of, f"{field}.all_of", depth))
         if kind == "any_of":
-            return _AnyOf(self._list(message.any_of, f"{field}.any_of", depth))
+            return partial(_any_of, self._list(message.any_of, f"{field}.any_of", depth))
         if kind == "not":
-            return _Not(self.compile(getattr(message, "not"), f"{field}.not", depth + 1))
+            return partial(_not, self.compile(getattr(message, "not"), f"{field}.not", depth + 1))
         raise InvalidArgument(
             f"{field} is empty; give one of attribute, published, cluster, all_of, any_of or not", field=field
         )
@@ -116,7 +114,7 @@ class _Compiler:
         self.missing |= {name: None for name in ids if name not in self._clusters}
         wanted = np.zeros(len(self._clusters), np.bool_)
         wanted[[self._clusters[name] for name in ids if name in self._clusters]] = True
-        return _InCluster(wanted)
+        return partial(_in_cluster, wanted)
 
 
 def _attribute(message: ranking_pb2.AttributeFilter, field: str) -> _Test:
@@ -129,11 +127,11 @@ def _attribute(message: ranking_pb2.AttributeFilter, field: str) -> _Test:
     if kind == "in":
         values = getattr(message, "in").values
         _check_count(values, f"{field}.in.values", "values")
-        return _HasValue(key, list(values))
+        return partial(_has_value, key, list(values))
     if kind == "range":
         return _range(message.range, key, f"{field}.range")
     if kind == "exists":
-        return _Exists(key) if message.exists else _Not(_Exists(key))
+        return partial(_exists, key) if message.exists else partial(_not, partial(_exists, key))
     raise InvalidArgument(f"{field} asks for nothing of {key!r}; give one of in, range or exists", field=field)
 
 
@@ -147,7 +145,7 @@ def _range(message: ranking_pb2.NumberRange, key: str, field: str) -> _Test:
         raise InvalidArgument(
             f"{field}.min is {least:g}, above {field}.max, which is {most:g}; min must not be above max", field=field
         )
-    return _InRange(key, least, most)
+    return partial(_in_range, key, least, most)
 
 
 def _published(message: ranking_pb2.DateFilter, field: str) -> _Test:
@@ -159,7 +157,7 @@ def _published(message: ranking_pb2.DateFilter, field: str) -> _Test:
             f"{message.before.ToJsonString()}; since must not be after before",
             field=field,
         )
-    return _Published(since, before)
+    return partial(_published_within, since, before)
 
 
 def _microseconds(moment: Timestamp, field: str) -> int:
@@ -182,91 +180,57 @@ def _check_count(values: Sequence[str], field: str, what: str) -> None:
         raise InvalidArgument(f"{field} has {len(values):,} {what}; allowed are 1 to {MAX_VALUES:,}", field=field)
 
 
-@dataclass(frozen=True, slots=True)
-class _HasValue:
-    key: str
-    values: Sequence[str]
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        attribute = columns.attribute(self.key)
-        wanted = np.zeros(len(attribute.numbers), np.bool_)  # (values,)
-        for value in self.values:
-            place = attribute.places.get(value)
-            if place is not None and place < len(wanted):  # or it came after the rows that are asked about
-                wanted[place] = True
-        return _rows_with(attribute, wanted, rows)
+# --- the conditions, each with what it was told first ----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _InRange:
-    key: str
-    least: float
-    most: float
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        attribute = columns.attribute(self.key)
-        numbers = attribute.numbers  # (values,)
-        return _rows_with(attribute, (numbers >= self.least) & (numbers <= self.most), rows)
+def _has_value(key: str, values: Sequence[str], columns: Columns, rows: int) -> _Mask:
+    attribute = columns.attribute(key)
+    wanted = np.zeros(len(attribute.numbers), np.bool_)  # (values,)
+    for value in values:
+        place = attribute.places.get(value)
+        if place is not None and place < len(wanted):  # or it came after the rows that are asked about
+            wanted[place] = True
+    return _rows_with(attribute, wanted, rows)
 
 
-def _rows_with(attribute: Attribute, wanted: NDArray[np.bool_], rows: int) -> NDArray[np.bool_]:
+def _in_range(key: str, least: float, most: float, columns: Columns, rows: int) -> _Mask:
+    attribute = columns.attribute(key)
+    numbers = attribute.numbers  # (values,)
+    return _rows_with(attribute, (numbers >= least) & (numbers <= most), rows)
+
+
+def _rows_with(attribute: Attribute, wanted: _Mask, rows: int) -> _Mask:
     """Rows that have one of the wanted values, (rows,)."""
     table = np.append(wanted, False)  # the last place, -1, is that of rows without the attribute
     return table[attribute.codes[:rows]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Exists:
-    key: str
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        return columns.attribute(self.key).codes[:rows] >= 0
+def _exists(key: str, columns: Columns, rows: int) -> _Mask:
+    return columns.attribute(key).codes[:rows] >= 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    since: int
-    before: int
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        dates = columns.microseconds[:rows]
-        return (dates >= self.since) & (dates < self.before)  # `since` is above UNDATED
+def _published_within(since: int, before: int, columns: Columns, rows: int) -> _Mask:
+    dates = columns.microseconds[:rows]
+    return (dates >= since) & (dates < before)  # `since` is above UNDATED
 
 
-@dataclass(frozen=True, slots=True)
-class _InCluster:
-    wanted: NDArray[np.bool_]
-    """(clusters,)"""
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        return self.wanted[columns.clusters[:rows]]
+def _in_cluster(wanted: _Mask, columns: Columns, rows: int) -> _Mask:
+    return wanted[columns.clusters[:rows]]
 
 
-@dataclass(frozen=True, slots=True)
-class _AllOf:
-    tests: Sequence[_Test]
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        found = np.ones(rows, np.bool_)
-        for test in self.tests:
-            found &= test.mask(columns, rows)
-        return found
+def _all_of(tests: Sequence[_Test], columns: Columns, rows: int) -> _Mask:
+    found = np.ones(rows, np.bool_)
+    for test in tests:
+        found &= test(columns, rows)
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class _AnyOf:
-    tests: Sequence[_Test]
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        found = np.zeros(rows, np.bool_)
-        for test in self.tests:
-            found |= test.mask(columns, rows)
-        return found
+def _any_of(tests: Sequence[_Test], columns: Columns, rows: int) -> _Mask:
+    found = np.zeros(rows, np.bool_)
+    for test in tests:
+        found |= test(columns, rows)
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Not:
-    test: _Test
-
-    def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        return ~self.test.mask(columns, rows)
+def _not(test: _Test, columns: Columns, rows: int) -> _Mask:
+    return ~test(columns, rows)
