@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.drawn import Drawn, store_of
 from coldframe import Client
 from server.address import Address
+from server.admission import CALL, Call
 from server.app import Server
 from server.engine import Engine
 from server.security.guard import Guard
@@ -43,6 +44,7 @@ class _Ungated(Guard):
 
 class _Open(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        CALL.set(Call())
         return await continuation(handler_call_details)
 
 

@@ -14,13 +14,15 @@ import math
 import time
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from coldframe.errors import DeadlineExceeded, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from server.security.keys import Key
     from server.threads import Threads
 
 _T = TypeVar("_T")
@@ -38,24 +40,35 @@ _ROUNDED = 0.01
 """Of the time that a caller gives, at most: so much more of it gRPC says that there is."""
 
 
+@dataclass(slots=True, eq=False)
 class Call:
-    """What is known of a call beside its request.
+    """What is known of a call beside its request, from its first byte to its end. The gate makes it."""
 
-    `deadline` is of `time.monotonic()`, None where the caller waits for ever; `company` is what the parts of a batch or
-    a stream share. Where calls are traced, `spans` collects (stage, start, end) of `time.perf_counter()`, `began` is
-    the call's own, and `parent` is what its caller said of the trace; else `spans` is None.
-    """
-
-    __slots__ = ("began", "company", "deadline", "due", "parent", "request_id", "spans")
-
-    def __init__(self, deadline: float | None = None, request_id: str = "") -> None:
-        self.deadline = deadline
-        self.due = due(deadline)
-        self.request_id = request_id
-        self.company: Company | None = None
-        self.spans: list[tuple[str, float, float]] | None = None
-        self.began = 0.0
-        self.parent: dict[str, str] = {}
+    method: str = ""
+    pool: str = ""
+    audited: bool = False
+    key: Key | None = None
+    peer: str = ""
+    certificate: str = ""
+    """The name in the certificate that the caller showed; "" for none."""
+    request_id: str = ""
+    """From the gate, if it is audited or refused there, else from its work."""
+    requests: int = 0
+    items: int = 0
+    """Articles or ids in them."""
+    item_errors: int = 0
+    outcome: str = "CANCELLED"
+    """A status; this one until another is known."""
+    began: float = field(default_factory=time.monotonic)
+    deadline: float | None = None
+    """Its caller's, of `time.monotonic()`; None where he waits for ever."""
+    company: Company | None = None
+    """What the parts of a batch or a stream share."""
+    spans: list[tuple[str, float, float]] | None = None
+    """Where calls are traced: (stage, start, end) of `time.perf_counter()`; else None."""
+    traced_from: float = 0.0
+    parent: Mapping[str, str] | None = None
+    """What its caller said of the trace."""
 
     def spent(self, stage: str, start: float) -> None:
         """Notes that a stage went from `start`, of `time.perf_counter()`, to now, where that is wanted."""
@@ -69,20 +82,17 @@ class Call:
 
     @property
     def reason(self) -> str:
-        """Why nobody waits any more, where the call was cancelled: "deadline" or "gone"."""
-        return "deadline" if time.monotonic() >= self.due else "gone"
+        """Why nobody waits any more, where the call was cancelled: "deadline" or "gone". The caller's own clock may end
+        it before the server's does.
+        """
+        if self.deadline is None:
+            return "gone"
+        return "deadline" if time.monotonic() >= self.deadline - _ROUNDED * (self.deadline - self.began) else "gone"
 
     def require_time(self) -> None:
         """Raises DeadlineExceeded where the deadline has passed."""
         if self.late:
             raise DeadlineExceeded(TOO_LATE)
-
-
-def due(deadline: float | None) -> float:
-    """From when on the end of a call is that of its caller's time, and not a caller who changed his mind: his own clock
-    may end it before the server's does.
-    """
-    return math.inf if deadline is None else deadline - _ROUNDED * max(0.0, deadline - time.monotonic())
 
 
 class Company:

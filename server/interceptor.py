@@ -14,9 +14,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from coldframe.errors import ColdframeError, InternalError, InvalidArgument, error_classes
-from server.admission import CALL, Call, Company
+from server.admission import CALL, Company
 from server.observe.witness import REQUEST_ID
-from server.security import audit
 from server.wire.errors import status_of
 from server.wire.replies import item_error
 from server.wire.sizes import too_large
@@ -24,6 +23,7 @@ from server.wire.sizes import too_large
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from server.admission import Call
     from server.door import Door
     from server.observe.witness import Witness
 
@@ -101,16 +101,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
-        metadata, told = context.invocation_metadata() or (), audit.CALL.get()
-        assert told is not None, "the gate let it in"
-        request_id = told.request_id or self._witness.request_id(metadata)
-        call = Call(told.deadline, request_id)
+        metadata, call = context.invocation_metadata() or (), CALL.get()
+        call.request_id = call.request_id or self._witness.request_id(metadata)
         if parts:
             call.company = Company()
         if self._witness.tracer is not None:
             self._witness.tracer.begin(call, metadata, stream=stream)
-        CALL.set(call)
-        told.request_id = request_id
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
 
@@ -147,13 +143,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 yield _whole(request, name)
 
         async def answer(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[bytes]:
-            call, told = self._begin(context, parts=True, stream=True), audit.CALL.get()
-            assert told is not None, "the gate let it in"
+            call = self._begin(context, parts=True, stream=True)
             try:
                 async for found in method(whole(requests), context):
                     reply, raw = self._written(found, write, name)
                     witness.streamed(tally, reply, call)
-                    told.item_errors += reply.HasField("error")
+                    call.item_errors += reply.HasField("error")
                     yield raw
             except Exception as error:
                 await refuse(context, error, name)
@@ -202,20 +197,13 @@ def _whole(request: Any, name: str) -> Any:
     return request
 
 
-async def refuse(context: _Context, error: Exception, name: str, request_id: str | None = None) -> NoReturn:
-    """Ends a call with the status that stands for an error; one that nobody foresaw is logged under a ticket.
-
-    `request_id` None is that of the call at hand.
-    """
+async def refuse(context: _Context, error: Exception, name: str) -> NoReturn:
+    """Ends the call at hand with the status of an error; one that nobody foresaw is logged under a ticket."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, ColdframeError):
         ticket = uuid.uuid4().hex[:12]
         _log.error("%s failed, ticket %s", name, ticket, exc_info=error)
         error = InternalError(f"the server failed; its log says why under {ticket}")
-    await _abort(context, error, CALL.get().request_id if request_id is None else request_id)
-
-
-async def _abort(context: _Context, error: ColdframeError, request_id: str) -> NoReturn:
     code, message, trailing = status_of(error)
-    await context.abort(code, message, (*trailing, (REQUEST_ID, request_id)))
+    await context.abort(code, message, (*trailing, (REQUEST_ID, CALL.get().request_id)))

@@ -182,7 +182,7 @@ def test_a_search_whose_deadline_has_passed_is_not_run(served: tuple[Client, Eng
     before = line.counts.dropped["deadline"]
 
     async def too_late() -> None:
-        CALL.set(Call(time.monotonic() - 0.001))
+        CALL.set(Call(deadline=time.monotonic() - 0.001))
         await line.through(engine._search, ran.set)
 
     with pytest.raises(DeadlineExceeded, match="nothing was computed"):

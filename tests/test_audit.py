@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from coldframe.errors import InvalidArgument, Overloaded, PermissionDenied, Unauthenticated, UnknownGeneration
-from server.admission import SearchLine
+from server.admission import Call, SearchLine
 from server.security import audit
 from tests.disks import files_of_at_most
 from tests.guarded import guarded
@@ -58,7 +58,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
 def test_a_file_that_is_named_twice_has_each_line_once(path: Path) -> None:
     for _ in range(2):
         audit.to_file(path)
-    audit.note(audit.Call("/a.B/C", "call", audited=True))
+    audit.note(Call("/a.B/C", "call", audited=True))
     assert path.read_text().count("\n") == 1
 
 
@@ -91,12 +91,12 @@ def test_a_file_that_filled_its_disk_is_let_go_when_it_is_moved_away(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     audit.to_file(path)
-    audit.note(audit.Call("/a.B/First", "call", audited=True))
+    audit.note(Call("/a.B/First", "call", audited=True))
     with files_of_at_most(path.stat().st_size + 100):
         for _ in range(50):  # more than a buffer holds
-            audit.note(audit.Call("/a.B/Lost", "call", audited=True))
+            audit.note(Call("/a.B/Lost", "call", audited=True))
         path.rename(path.with_suffix(".1"))
-        audit.note(audit.Call("/a.B/Anew", "call", audited=True))
+        audit.note(Call("/a.B/Anew", "call", audited=True))
         opened = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
         assert not [name for name in opened if name.startswith(str(path.with_suffix(".1")))]
     assert written(path) == ["/a.B/Anew"]
@@ -106,11 +106,11 @@ def test_a_file_that_filled_its_disk_is_let_go_when_it_is_moved_away(
 
 def test_a_line_of_which_the_disk_took_a_part_damages_no_other(path: Path) -> None:
     audit.to_file(path)
-    audit.note(audit.Call("/a.B/First", "call", audited=True))
+    audit.note(Call("/a.B/First", "call", audited=True))
     with files_of_at_most(path.stat().st_size + 100):
-        audit.note(audit.Call("/a.B/Lost", "call", audited=True))
+        audit.note(Call("/a.B/Lost", "call", audited=True))
     for _ in range(2):
-        audit.note(audit.Call("/a.B/Last", "call", audited=True))
+        audit.note(Call("/a.B/Last", "call", audited=True))
     assert written(path) == ["/a.B/First", "/a.B/Last", "/a.B/Last"]
     assert path.read_text().count("\n") == 4
 

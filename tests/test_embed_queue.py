@@ -59,7 +59,7 @@ class Lines:
     async def embed(self, tokens: int, deadline_s: float | None = None, *, bulk: bool = False) -> float:
         """Seconds until a text of so many tokens has its vector."""
         if deadline_s is not None:
-            CALL.set(Call(time.monotonic() + deadline_s))
+            CALL.set(Call(deadline=time.monotonic() + deadline_s))
         start = time.perf_counter()
         found = await self.queue.embed([text_of(tokens)], bulk=bulk)
         assert found.vectors.tolist() == [[tokens]]

@@ -1,4 +1,7 @@
-"""Short versions of `benchmarks.load`: a real server that is asked for too much, and told to stop under load."""
+"""Short versions of `benchmarks.load`: a real server that is asked for too much, and told to stop under load.
+
+And of `benchmarks.gate`, which serves without the gate that names every call.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from benchmarks import gate
 from benchmarks.crowd import Answers
 from benchmarks.drawn import queries_path
 from benchmarks.load import Running, running, soak, term, together
@@ -87,3 +91,11 @@ def test_answers_are_joined_by_status() -> None:
     other.add("CANCELLED", 0.5, 1.0)
     whole = together([one, other])
     assert (whole.count, whole.seconds, whole.p(50), whole.p(50, "CANCELLED")) == (3, 2.0, 6.0, 1.0)
+
+
+def test_what_the_gate_costs_is_held_against_a_server_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gate", "--calls", "100"])
+    gate.main()
+    assert [line[:12] for line in capsys.readouterr().out.splitlines()] == ["without a ga", "with a gate "]

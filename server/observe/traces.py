@@ -38,13 +38,13 @@ class Tracer:
 
     def begin(self, call: Call, metadata: Iterable[tuple[str, Any]], *, stream: bool) -> None:
         """Remembers whose part a call is, and lets it note its times; a stream, which may never end, notes none."""
-        call.began = time.perf_counter()
+        call.traced_from = time.perf_counter()
         call.spans = None if stream else []
         call.parent = {key: value for key, value in metadata if key in {"traceparent", "tracestate"}}
 
     def finish(self, method: str, timing: Any, call: Call) -> None:
         """Makes the spans of a call that was answered."""
-        self._tell(method, call, call.began, _parts(timing, call))
+        self._tell(method, call, call.traced_from, _parts(timing, call))
 
     def replied(self, method: str, timing: Any, call: Call) -> None:
         """Makes the spans of a reply of a stream. How long its parts took is known, and their order; so they follow

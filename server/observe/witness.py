@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from server.admission import Call
     from server.observe.traces import Tracer
-    from server.security import audit
 
 _slow = logging.getLogger("coldframe.slow")
 REQUEST_ID = "x-request-id"
@@ -71,11 +70,11 @@ class Witness:
                 return value
         return f"{self._beginning}-{next(self._numbers):x}"
 
-    def ended(self, call: audit.Call) -> None:
+    def ended(self, call: Call) -> None:
         """Counts a call that is over, whatever became of it."""
         tally = self.of(call.method)
         tally.codes[call.outcome] = tally.codes.get(call.outcome, 0) + 1
-        seconds = time.perf_counter() - call.began
+        seconds = time.monotonic() - call.began
         tally.seconds.observe(seconds)
         if call.outcome == "OK" or call.pool.endswith("stream"):  # which lasts as long as its caller likes
             return
@@ -112,7 +111,7 @@ def tell_slow(method: str, timing: Any, request_id: str) -> None:
     _slow.warning("slow: %s, ms: %s", method, told, extra={"method": method, **parts, "request_id": request_id})
 
 
-def _tell_slow_end(call: audit.Call, ms: float) -> None:
+def _tell_slow_end(call: Call, ms: float) -> None:
     """A line for a call that took long and was not answered: of its parts nobody knows."""
     fields = {"method": call.method, "code": call.outcome, "total_ms": round(ms, 1)}
     beside = {**fields, "request_id": call.request_id}

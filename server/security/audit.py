@@ -12,12 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import stat
 import time
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -28,40 +25,10 @@ from coldframe.errors import InvalidArgument
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
-    from server.security.keys import Key
+    from server.admission import Call
 
 LOGGER = "coldframe.audit"
 _log, _server = logging.getLogger(LOGGER), logging.getLogger("coldframe.server")
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """A call from its first byte to its end."""
-
-    method: str
-    pool: str
-    audited: bool
-    key: Key | None = None
-    peer: str = ""
-    certificate: str = ""
-    """The name in the certificate that the caller showed; "" for none."""
-    request_id: str = ""
-    """From the gate, if it is audited or refused there, else from its work."""
-    requests: int = 0
-    items: int = 0
-    """Articles or ids in them."""
-    item_errors: int = 0
-    outcome: str = "CANCELLED"
-    """A status; this one until another is known."""
-    deadline: float | None = None
-    """Its caller's, of `time.monotonic()`; None where he waits for ever."""
-    due: float = math.inf
-    """As of `admission.due`."""
-    began: float = field(default_factory=time.perf_counter)
-
-
-CALL: ContextVar[Call | None] = ContextVar("call", default=None)
-"""The call that is being answered, for whoever tells of it."""
 
 
 def note(call: Call, event: str = "end") -> None:
@@ -81,7 +48,7 @@ def note(call: Call, event: str = "end") -> None:
         "items": call.items,
         "item_errors": call.item_errors,
         "outcome": call.outcome if event == "end" else "",
-        "ms": round(1e3 * (time.perf_counter() - call.began), 1),
+        "ms": round(1e3 * (time.monotonic() - call.began), 1),
     }
     # A call ends where its context is not at hand, of which the log would know the id.
     _log.info("%s", json.dumps(document, ensure_ascii=True), extra={"request_id": call.request_id})

@@ -20,11 +20,10 @@ import grpc
 import grpc.aio
 
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
-from server.admission import due
+from server.admission import CALL, Call
 from server.interceptor import BATCHES, refuse
 from server.observe.witness import Witness
 from server.security import audit, roles
-from server.security.audit import CALL, Call
 from server.security.keys import identify
 from server.security.limits import Limits, Meter
 from server.security.patience import Patience
@@ -85,13 +84,13 @@ class Gate(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         call = Call(method, _pool(method, handler), roles.audited(method))
         metadata = handler_call_details.invocation_metadata or ()
+        CALL.set(call)
         if call.audited:
             call.request_id = self.witness.request_id(metadata)
         try:
             self._admit(call, metadata)
         except ColdframeError as error:
             return self._refusing(call, error)
-        CALL.set(call)
         return self._watching(method, handler)
 
     # --- letting in --------------------------------------------------------------------------------------------------
@@ -111,7 +110,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _end(self, call: Call) -> None:
         self._meter.leave(call.pool, call.key)
-        if call.outcome == "CANCELLED" and time.monotonic() >= call.due:
+        if call.outcome == "CANCELLED" and call.reason == "deadline":
             call.outcome = "DEADLINE_EXCEEDED"  # gRPC cancels what is late, too
         self._told(call)
 
@@ -143,7 +142,7 @@ class Gate(grpc.aio.ServerInterceptor):
     async def _refuse(self, call: Call, context: _Context, error: ColdframeError) -> NoReturn:
         """Ends a call that came to no work of ours, which would have named it."""
         self._name(call, context)
-        await refuse(context, error, call.method, call.request_id)
+        await refuse(context, error, call.method)
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
@@ -335,10 +334,8 @@ def _pool(method: str, handler: Any) -> str:
 def _begun(context: _Context) -> Call:
     """The call that this task answers, with what only its context knows."""
     call = CALL.get()
-    assert call is not None, "the gate let it in"
     if (left := context.time_remaining()) is not None:
         call.deadline = time.monotonic() + left
-        call.due = due(call.deadline)
     if call.audited:
         _note_caller(call, context)
     return call
