@@ -71,7 +71,7 @@ class Server:
     ) -> None:
         self._engine, self._guard, self._worker = engine, guard or Guard(), worker
         self._door, witness = Door(engine.searches), witness or Witness()
-        self._guard.gate.witness = witness
+        self._guard.gate.witness, self._guard.gate.door = witness, self._door
         limits = self._guard.limits
         errors = ErrorInterceptor(engine.catch_up, self._door, witness, limits.message_bytes)
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.

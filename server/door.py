@@ -15,9 +15,9 @@ from coldframe.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
 
-    from coldframe.errors import ColdframeError
     from server.admission import SearchLine
 
+_OURS = "/coldframe."
 _ALWAYS_LET_IN = frozenset(
     {
         "/coldframe.v1.IndexService/GetIndex",
@@ -45,13 +45,17 @@ class Door:
         self._reading: set[asyncio.Task[Any]] = set()
         self._watching: set[asyncio.Task[Any]] = set()
 
-    def refusal(self, method: str) -> ColdframeError | None:
-        """Why a call of a method, "/package.Service/Method", is not let in; None where it is."""
-        if self.closed():
-            return stopping()
+    def admit(self, method: str) -> None:
+        """Lets a call of a method, "/package.Service/Method", in; health and reflection always.
+
+        Raises Unavailable once the server stops, and Overloaded where the search line is full.
+        """
+        if not method.startswith(_OURS):
+            return
+        if self._closed:
+            raise stopping()
         if self._searches.full and method not in _ALWAYS_LET_IN:
-            return self._searches.refuse()
-        return None
+            raise self._searches.refuse()
 
     def closed(self) -> bool:
         """Whether the server stops."""

@@ -1,10 +1,9 @@
-"""What stands around every method: requests are read, admitted and counted, replies written, errors told as they are
+"""What stands around every method: requests are read and counted, replies written, errors told as they are
 on the wire (`server.wire.errors`), and what nobody foresaw as INTERNAL, under a ticket.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,7 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from coldframe.errors import ColdframeError, InternalError, InvalidArgument, error_classes
+from coldframe.errors import ColdframeError, InternalError, InvalidArgument
 from server.admission import CALL, Company
 from server.observe.witness import REQUEST_ID
 from server.wire.errors import status_of
@@ -63,8 +62,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             if handler is None:
                 return None
             self._wrapped[name] = (self._wrap if name.startswith(_OURS) else self._ending)(handler, name)
-        refusal = self._door.refusal(name) if name.startswith(_OURS) else None
-        return self._wrapped[name] if refusal is None else _refusing(type(refusal).__name__, refusal.message)
+        return self._wrapped[name]
 
     def _wrap(self, handler: Any, name: str) -> Any:
         read, write = _lenient(handler.request_deserializer), handler.response_serializer
@@ -163,17 +161,6 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         error = item_error(too_large(len(raw), self._reply_bytes, name))
         reply = type(reply)(correlation_id=reply.correlation_id, error=error)
         return reply, write(reply)
-
-
-@functools.lru_cache(maxsize=16)
-def _refusing(kind: str, message: str) -> Any:
-    """A handler that refuses by an error of a kind. As one of a stream of requests it need not read any first."""
-    status = status_of(error_classes()[kind](message))
-
-    async def tell(_requests: Any, context: _Context) -> None:
-        await context.abort(*status)
-
-    return grpc.stream_unary_rpc_method_handler(tell)
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -32,6 +32,7 @@ from server.wire.requests import MAX_SEARCHES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
+    from server.door import Door
     from server.place import Words
     from server.security.keys import Key
 
@@ -59,9 +60,11 @@ class Gate(grpc.aio.ServerInterceptor):
         self._for_keyless = Patience(min(limits.receive_s, _KEYLESS_RECEIVE_S))
         self._for_next = Patience(limits.idle_s)
         self._keyless = asyncio.Semaphore(_KEYLESS_READ)
-        self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self._wrapped: dict[str, Any] = {}
         self.witness = Witness()
         """Names calls, and is told of every one that is over."""
+        self.door: Door | None = None
+        """Asked last, of calls that may come in else."""
 
     @property
     def open(self) -> int:
@@ -91,7 +94,9 @@ class Gate(grpc.aio.ServerInterceptor):
             self._admit(call, metadata)
         except ColdframeError as error:
             return self._refusing(call, error)
-        return self._watching(method, handler)
+        if method not in self._wrapped:
+            self._wrapped[method] = self._wrap(handler)
+        return self._wrapped[method]
 
     # --- letting in --------------------------------------------------------------------------------------------------
 
@@ -103,6 +108,8 @@ class Gate(grpc.aio.ServerInterceptor):
             _require_role(call.key, call.method)
         elif role is not None:
             self._meter.spend(None)
+        if self.door is not None:
+            self.door.admit(call.method)
         self._meter.enter(call.pool, call.key)
         task = asyncio.current_task()
         assert task is not None, "gRPC answers each call in a task"
@@ -146,20 +153,12 @@ class Gate(grpc.aio.ServerInterceptor):
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
-    def _watching(self, method: str, handler: Any) -> Any:
-        known = self._wrapped.get(method)
-        if known is None or known[0] is not handler:
-            known = self._wrapped[method] = handler, self._wrap(handler)
-        return known[1]
-
     def _wrap(self, handler: Any) -> Any:
         codecs = handler.request_deserializer, handler.response_serializer
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream), *codecs)
         if handler.unary_stream is not None:  # health's Watch
             return grpc.stream_stream_rpc_method_handler(self._watch(handler.unary_stream), *codecs)
-        if handler.stream_unary is not None:  # one that only refuses, a stream or not
-            return grpc.stream_unary_rpc_method_handler(self._refused(handler.stream_unary))
         # As a stream to gRPC, so that this is asked before the message is there, and not after.
         return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary), *codecs)
 
@@ -179,17 +178,6 @@ class Gate(grpc.aio.ServerInterceptor):
                 gone = isinstance(error, InvalidArgument) and not call.requests
                 call.outcome = "CANCELLED" if gone else error.code
                 await self._refuse(call, context, error)
-
-        return answer
-
-    def _refused(self, method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        async def answer(requests: object, context: _Context) -> None:
-            call = _begun(context)
-            try:
-                await method(requests, context)
-            except grpc.aio.AbortError:
-                call.outcome = _code(context)
-                raise
 
         return answer
 
