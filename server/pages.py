@@ -28,6 +28,23 @@ class Last(NamedTuple):
     """What the list is in order of; None where it was among those that come after all others, in no order with them."""
 
 
+class Place(NamedTuple):
+    """Where a page begins, and what of the first page all others must know to follow it."""
+
+    start: int = 0
+    first: int = 0
+    """How many hits the first page was asked for; 0: this is the first."""
+    moment: int = 0
+    """That its ages were counted to, in seconds since 1970; 0: now, or no age counts."""
+    largest: float | None = None
+    """That its popularity was held against; None where popularity does not count."""
+    last: Last | None = None
+    """The hit that the page comes after; `start` is what it is where nothing changed since, and holds without it."""
+
+
+FIRST = Place()
+
+
 def standing(view: View, last: Last, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> int | None:
     """The place of an article in a list, (n,); None where it is not there any more, or has become another one."""
     row = view.row_of(last.id)

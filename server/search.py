@@ -20,6 +20,7 @@ from coldframe.recipe import unit
 from coldframe.v1 import ranking_pb2
 from server import filters, pages
 from server.interests import Interest, group, negative_part, negative_weights, share_places
+from server.pages import FIRST, Place
 from server.ranking import Candidates, Options, Ranked, in_order, merge
 from server.tiers import Priors, Tiers
 from server.view import rows_of
@@ -62,19 +63,12 @@ class Ask:
     priors: Mapping[str, float] = field(default_factory=dict)
     popularity: tuple[str, float] | None = None
     """An attribute that holds a number, and the weight of its logarithm."""
-    start: int = 0
-    """The place of the page's first hit."""
-    first: int = 0
-    """The limit of the first page, by whose steps all pages go down; 0: this is the first."""
-    largest: float | None = None
-    """What popularity was held against on the first page, or the order of all would be another one by now."""
-    last: pages.Last | None = None
-    """The hit that the page comes after, wherever that stands by now; without it the page begins at `start`."""
+    place: Place = FIRST
 
     @property
     def fetch(self) -> int:
         """How many articles are looked for at first."""
-        return (self.first or self.limit) + _SPARE
+        return (self.place.first or self.limit) + _SPARE
 
     @property
     def pool(self) -> int:
@@ -300,7 +294,7 @@ def _page(view: View, hunt: _Hunt, ask: Ask, reach: int = 0) -> Found:
     priors = Priors.of(view, ask.priors, allowed, hunt.vectors) if ask.priors else None
     levels = [(descent, Tiers(view, priors, interest)) for interest, descent in enumerate(descents)]
     most = POOL if reranks else MOST_PAGED
-    depth = min(max(ask.start + ask.limit, reach), most)
+    depth = min(max(ask.place.start + ask.limit, reach), most)
     # One more than the page shows whether there is another; exploration shares out exactly the places there are.
     places = min(depth + (depth < most and ask.options.explore_fraction == 0), _room(view, ask))
     ranked = _fill(view, hunt, ask, levels, places=places, fetch=ask.pool if reranks else ask.fetch)
@@ -354,18 +348,20 @@ def _room(view: View, ask: Ask) -> int:
 
 def _begin(view: View, ask: Ask, rows: Rows, ranked: Ranked, *, falling: bool) -> int:
     """How many hits come before the page. falling: whether scores do, from the first to the last."""
-    if ask.last is None:
-        return ask.start
-    place = pages.standing(view, ask.last, rows, ranked.score)
+    start, last = ask.place.start, ask.place.last
+    if last is None:
+        return start
+    place = pages.standing(view, last, rows, ranked.score)
     if place is not None:
         return place + 1
-    return pages.passed(view, ask.last, rows, ranked.score, ask.start) if falling else ask.start
+    return pages.passed(view, last, rows, ranked.score, start) if falling else start
 
 
 def _nearest(view: View, hunt: _Hunt, ask: Ask, found: _Descent) -> Found:
     """The page of most calls: one list, which is in order as it comes."""
-    fetch, room, late = ask.fetch, _room(view, ask), ask.last is not None and ask.last.score is None
-    most = min(ask.start + ask.limit, MOST_PAGED) if ask.last is None else MOST_PAGED
+    fetch, room, last = ask.fetch, _room(view, ask), ask.place.last
+    late = last is not None and last.score is None
+    most = min(ask.place.start + ask.limit, MOST_PAGED) if last is None else MOST_PAGED
     while True:
         found.deepen(fetch)
         clusters = view.clusters(found.rows) if ask.options.max_per_cluster else None
@@ -394,14 +390,15 @@ def _whole(found: Tiers, ask: Ask) -> bool:
 
 def _passed(view: View, ask: Ask, found: _Descent, places: Sequence[int]) -> int:
     """How many of the places of a list, ascending, come before the page."""
-    if ask.last is None:
-        return ask.start
-    place = pages.standing(view, ask.last, found.rows, found.scores)
+    start, last = ask.place.start, ask.place.last
+    if last is None:
+        return start
+    place = pages.standing(view, last, found.rows, found.scores)
     if place is not None:
         return bisect_right(places, place)
-    if ask.last.score is None:
-        return ask.start
-    count = pages.passed(view, ask.last, found.rows[: found.ordered], found.scores[: found.ordered], 0)
+    if last.score is None:
+        return start
+    count = pages.passed(view, last, found.rows[: found.ordered], found.scores[: found.ordered], 0)
     return bisect_left(places, count)
 
 
@@ -418,7 +415,7 @@ def _candidates(view: View, found: Tiers, ask: Ask, hunt: _Hunt) -> Candidates:
     rows, prior = found.rows, found.prior
     if ask.popularity is not None:
         key, weight = ask.popularity
-        prior = prior + (weight * view.popularity(rows, key, ask.largest)).astype(np.float32)
+        prior = prior + (weight * view.popularity(rows, key, ask.place.largest)).astype(np.float32)
     first = view.vectors(rows[found.tier == 0]) if ask.options.diversity > 0 else None
     return Candidates(
         rows=rows,

@@ -12,6 +12,7 @@ import pytest
 from coldframe.recipe import unit
 from coldframe.store import Store
 from server.overlay import LiveRow
+from server.pages import Place
 from server.ranking import Options
 from server.search import POOL, Ask, Found, Shape, Taste, recommend, search
 from server.seeds import Point
@@ -156,7 +157,7 @@ def test_pages_make_the_long_answer_across_the_tiers(view: View, name: str) -> N
     given = SHORT[name] | {"max_per_cluster": 330}
     whole = search(view, Point(question()), asked(1_000, **given))
     assert len(whole.rows) == 3 * 330
-    pages = [search(view, Point(question()), asked(150, start=n, first=150, **given)) for n in range(0, 1_000, 150)]
+    pages = [search(view, Point(question()), asked(150, place=Place(n, 150), **given)) for n in range(0, 1_000, 150)]
     assert [name for page in pages for name in ids(view, page)] == ids(view, whole)
     assert [page.more for page in pages] == [True] * 6 + [False]
 

@@ -11,7 +11,7 @@ from coldframe.v1 import cluster_service_pb2_grpc
 from server import clusters, pages
 from server.columns import microseconds
 from server.engine import Timing
-from server.pages import Last
+from server.pages import Last, Place
 from server.wire import paging, replies, requests
 from server.wire.hits import summary
 
@@ -94,7 +94,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         if put_in_order is None:
             raise _no_order(request.order, pb.ArticleOrder.keys())
 
-        def run() -> tuple[list[types_pb2.ArticleSummary], paging.Place, int]:
+        def run() -> tuple[list[types_pb2.ArticleSummary], Place, int]:
             rows, keys = put_in_order(view, number)
             start = place.start
             if place.last is not None:
@@ -102,7 +102,7 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             page = rows[start : start + size].tolist()
             end = start + len(page)
             last = Last(view.id_of(page[-1]), float(keys[end - 1])) if page else None
-            return [summary(view, row) for row in page], paging.Place(end, last=last), len(rows)
+            return [summary(view, row) for row in page], Place(end, last=last), len(rows)
 
         articles, after, total = await self._engine.searching(run, clock)
         return pb.ListClusterArticlesResponse(
@@ -153,7 +153,7 @@ def _no_order(order: int, names: list[str]) -> InvalidArgument:
     return InvalidArgument(f"order is {order}; allowed are {', '.join(names)}", field="order")
 
 
-def _next(served: Served, request: Any, place: paging.Place, total: int) -> str:
+def _next(served: Served, request: Any, place: Place, total: int) -> str:
     return paging.Asked(served, request).at(place) if place.start < total else ""
 
 

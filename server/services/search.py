@@ -11,7 +11,7 @@ from coldframe.v1 import search_service_pb2 as pb
 from coldframe.v1 import search_service_pb2_grpc
 from server import clusters
 from server.engine import Timing
-from server.pages import Last
+from server.pages import Last, Place
 from server.search import Taste, recommend, search
 from server.seeds import missing, resolve, unknown
 from server.streaming import in_order
@@ -172,14 +172,14 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         )
 
 
-def _after(view: View, asked: Ask, found: Found, expansion: Expansion | None = None) -> paging.Place:
+def _after(view: View, asked: Ask, found: Found, expansion: Expansion | None = None) -> Place:
     """Where the page after this one begins."""
     last = Last(view.id_of(int(found.rows[-1])), None if found.late else float(found.ranked.score[-1]))
     ages = asked.options.half_life_s is not None or (expansion is not None and expansion.max_age_s is not None)
-    moment, largest = int(asked.options.as_of_s) if ages else 0, asked.largest
+    moment, largest = int(asked.options.as_of_s) if ages else 0, asked.place.largest
     if asked.popularity is not None and largest is None:
         largest = view.largest(asked.popularity[0])
-    return paging.Place(found.end, asked.first or asked.limit, moment, largest, last)
+    return Place(found.end, asked.place.first or asked.limit, moment, largest, last)
 
 
 def _nearest(

@@ -7,12 +7,12 @@ import binascii
 import hashlib
 import math
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coldframe.errors import InvalidArgument
-from server.pages import Last
+from server.pages import FIRST, Last, Place
 from server.wire.requests import MAX_ID_CHARS, MAX_LIMIT
 
 if TYPE_CHECKING:
@@ -27,20 +27,6 @@ _BLOCK = 2_047
 # Whoever makes a token of his own gets no further than numbers that can be counted with, and a search for so many.
 _MOST = 2**40
 _OF_A_PAGE = ("page_token", "page_size", "limit")
-
-
-class Place(NamedTuple):
-    """Where a page begins, and what of the first page all others must know to follow it."""
-
-    start: int = 0
-    first: int = 0
-    """How many hits the first page was asked for; 0: this is the first."""
-    moment: int = 0
-    """That its ages were counted to, in seconds since 1970; 0: now, or no age counts."""
-    largest: float | None = None
-    """That its popularity was held against; None where popularity does not count."""
-    last: Last | None = None
-    """The hit that the page comes after; `start` is what it is where nothing changed since, and holds without it."""
 
 
 @lru_cache
@@ -96,7 +82,7 @@ class Asked:
     def place(self, token: str) -> Place:
         """The place that a token names; of the first page for an empty one."""
         if not token:
-            return _FIRST
+            return FIRST
         try:
             start, first, moment, largest, score, last_id = self._said(token).split(":", 5)
             last = Last(last_id, float(score) if score else None) if last_id else None
@@ -140,9 +126,6 @@ class Asked:
                 "belongs to another request; send the one that it came with; only the number of hits may differ"
             )
         return said
-
-
-_FIRST = Place()
 
 
 def _possible(place: Place) -> bool:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from coldframe.v1 import ranking_pb2
+    from server.pages import Place
     from server.serving import Served
-    from server.wire.paging import Place
 
 MAX_EXCLUDED = 10_000
 MAX_PRIORS = 10_000
@@ -48,10 +48,7 @@ def ask(message: ranking_pb2.Ranking, served: Served, limit: int, place: Place, 
         popularity=(_key(message.popularity_attribute), weight) if message.popularity_attribute else None,
         probes=probes,
         margin=margin,
-        start=place.start,
-        first=place.first,
-        largest=place.largest,
-        last=place.last,
+        place=place,
     )
 
 
@@ -63,8 +60,7 @@ def _minute() -> int:
 @lru_cache(maxsize=16)
 def _usual(limit: int, probes: int, margin: float | None, moment: int, place: Place) -> Ask:
     """What is asked for where nothing is said."""
-    options = Options(as_of_s=moment)
-    return Ask(limit, options, probes, margin, start=place.start, first=place.first, last=place.last)
+    return Ask(limit, Options(as_of_s=moment), probes, margin, place=place)
 
 
 def _options(message: ranking_pb2.Ranking, moment: int) -> Options:
