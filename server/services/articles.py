@@ -78,9 +78,7 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
             outcomes, view = await self._write(served, articles, clock)
         served = served.showing(view)
         results = await self._engine.searching(lambda: _results(view, articles, outcomes, limits), clock)
-        return pb.UpsertArticlesResponse(
-            results=results, served_by=replies.served_by(served), timing=replies.timing(clock)
-        )
+        return replies.signed(pb.UpsertArticlesResponse(results=results), served, clock)
 
     async def _write(self, served: Served, articles: Sequence[LiveArticle], clock: Timing) -> tuple[Outcomes, View]:
         for _ in range(_TRIES):
@@ -112,12 +110,11 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
             outcomes, view = await self._engine.writer.apply([Delete(name) for name in named])
             served, known = served.showing(view), dict(zip(named, outcomes, strict=True))
             gone = {name for name in ids if known.get(name, Outcome.MISSING) is Outcome.MISSING}
-        return pb.DeleteArticlesResponse(
+        response = pb.DeleteArticlesResponse(
             deleted_ids=[name for name in ids if name not in gone],
             missing_ids=[name for name in ids if name in gone],
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
         )
+        return replies.signed(response, served, clock)
 
     async def GetArticle(  # noqa: N802, D102
         self, request: pb.GetArticleRequest, context: Context
@@ -128,14 +125,10 @@ class ArticleService(article_service_pb2_grpc.ArticleServiceServicer):
             raise UnknownArticle(f"no article {request.id!r} in the index")
         limits = _limits(request)
         result = await self._engine.searching(lambda: _result(served.view, row, limits), clock)
-        return pb.GetArticleResponse(
-            article=result.article,
-            usage=result.usage,
-            clusters=result.clusters,
-            neighbors=result.neighbors,
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
+        response = pb.GetArticleResponse(
+            article=result.article, usage=result.usage, clusters=result.clusters, neighbors=result.neighbors
         )
+        return replies.signed(response, served, clock)
 
 
 def _limits(request: pb.UpsertArticlesRequest | pb.GetArticleRequest) -> tuple[int, int]:

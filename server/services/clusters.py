@@ -66,22 +66,17 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             return [replies.cluster(view, number) for number in left[:size].tolist()], len(left) > size
 
         listed, more = await self._engine.searching(run, clock)
-        return pb.ListClustersResponse(
-            clusters=listed,
-            next_page_token=asked.without(shown) if more else "",
-            total_size=total,
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
+        response = pb.ListClustersResponse(
+            clusters=listed, next_page_token=asked.without(shown) if more else "", total_size=total
         )
+        return replies.signed(response, served, clock)
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
         number = _number(served, request.cluster_id)
         limit = requests.count(request, "neighbor_limit", 5, least=0, most=100)
         response = await self._engine.searching(lambda: _described(served.view, number, limit), clock)
-        response.served_by.CopyFrom(replies.served_by(served))
-        response.timing.CopyFrom(replies.timing(clock))
-        return response
+        return replies.signed(response, served, clock)
 
     async def ListClusterArticles(  # noqa: N802, D102
         self, request: pb.ListClusterArticlesRequest, context: Context
@@ -89,7 +84,8 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
         clock, served = Timing(), self._engine.served()
         number = _number(served, request.cluster_id)
         size = requests.count(request, "page_size", 100)
-        place = paging.Asked(served, request).place(request.page_token)
+        asked = paging.Asked(served, request)
+        place = asked.place(request.page_token)
         view, put_in_order = served.view, _ARTICLE_ORDERS.get(request.order)
         if put_in_order is None:
             raise _no_order(request.order, pb.ArticleOrder.keys())
@@ -105,13 +101,9 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             return [summary(view, row) for row in page], Place(end, last=last), len(rows)
 
         articles, after, total = await self._engine.searching(run, clock)
-        return pb.ListClusterArticlesResponse(
-            articles=articles,
-            next_page_token=_next(served, request, after, total),
-            total_size=total,
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
-        )
+        token = asked.at(after) if after.start < total else ""
+        response = pb.ListClusterArticlesResponse(articles=articles, next_page_token=token, total_size=total)
+        return replies.signed(response, served, clock)
 
     async def TrendingClusters(  # noqa: N802, D102
         self, request: pb.TrendingClustersRequest, context: Context
@@ -131,14 +123,10 @@ class ClusterService(cluster_service_pb2_grpc.ClusterServiceServicer):
             return [_trending(view, trend) for trend in found[:limit]], end
 
         trending, end = await self._engine.searching(run, clock)
-        response = pb.TrendingClustersResponse(
-            clusters=trending,
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
-        )
+        response = pb.TrendingClustersResponse(clusters=trending)
         if end is not None:
             response.as_of.FromMicroseconds(end)
-        return response
+        return replies.signed(response, served, clock)
 
 
 def _number(served: Served, cluster_id: str) -> int:
@@ -151,10 +139,6 @@ def _number(served: Served, cluster_id: str) -> int:
 
 def _no_order(order: int, names: list[str]) -> InvalidArgument:
     return InvalidArgument(f"order is {order}; allowed are {', '.join(names)}", field="order")
-
-
-def _next(served: Served, request: Any, place: Place, total: int) -> str:
-    return paging.Asked(served, request).at(place) if place.start < total else ""
 
 
 def _described(view: View, number: int, limit: int) -> pb.GetClusterResponse:

@@ -30,14 +30,11 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
         embedded = await self._engine.embed(served, requests.texts(request.texts), clock)
-        return pb.EmbedResponse(
-            embeddings=[
-                replies.embedding(vector, of, packed=request.packed)
-                for vector, of in zip(placed(served, embedded), embedded, strict=True)
-            ],
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
-        )
+        embeddings = [
+            replies.embedding(vector, of, packed=request.packed)
+            for vector, of in zip(placed(served, embedded), embedded, strict=True)
+        ]
+        return replies.signed(pb.EmbedResponse(embeddings=embeddings), served, clock)
 
     def StreamEmbed(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.StreamEmbedRequest], context: Context
@@ -51,9 +48,6 @@ class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
             embedded = await self._engine.embed(served, [requests.text(request.text, "text")], clock)
         except ColdframeError as error:
             return pb.StreamEmbedResponse(correlation_id=request.correlation_id, error=replies.item_error(error))
-        return pb.StreamEmbedResponse(
-            correlation_id=request.correlation_id,
-            embedding=replies.embedding(placed(served, embedded)[0], embedded[0], packed=request.packed),
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
-        )
+        embedding = replies.embedding(placed(served, embedded)[0], embedded[0], packed=request.packed)
+        response = pb.StreamEmbedResponse(correlation_id=request.correlation_id, embedding=embedding)
+        return replies.signed(response, served, clock)

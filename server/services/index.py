@@ -46,7 +46,7 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
             replaced_count=len(view.replaced),
         )
         index.created_at.FromDatetime(manifest.created_at)
-        return pb.GetIndexResponse(index=index, served_by=replies.served_by(served), timing=replies.timing(clock))
+        return replies.signed(pb.GetIndexResponse(index=index), served, clock)
 
     async def ActivateGeneration(  # noqa: N802, D102
         self, request: pb.ActivateGenerationRequest, context: Context
@@ -59,12 +59,8 @@ class IndexService(index_service_pb2_grpc.IndexServiceServicer):
         work.add_done_callback(self._ended)
         # Loading may take longer than a caller waits, and would then never come to an end.
         done = await asyncio.shield(work)
-        return pb.ActivateGenerationResponse(
-            previous_generation=done.before,
-            changed=done.changed,
-            served_by=replies.served_by(self._engine.served()),
-            timing=replies.timing(clock),
-        )
+        response = pb.ActivateGenerationResponse(previous_generation=done.before, changed=done.changed)
+        return replies.signed(response, self._engine.served(), clock)
 
     def _ended(self, work: asyncio.Task[Activation]) -> None:
         self._under_way.discard(work)

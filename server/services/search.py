@@ -54,10 +54,8 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         # At the same time, so that their texts are embedded together, and all from one state of the index.
         turns = asyncio.Lock()
         results = await asyncio.gather(*(self._search_within(served, one, turns) for one in request.requests))
-        attribution = paging.attribution(served, request)
-        return pb.BatchSearchResponse(
-            results=results, served_by=replies.served_by(served, attribution), timing=replies.timing(clock)
-        )
+        attribution = paging.Asked(served, request).attribution()
+        return replies.signed(pb.BatchSearchResponse(results=results), served, clock, attribution)
 
     async def _search_within(
         self, served: Served, request: pb.SearchRequest, turns: asyncio.Lock
@@ -163,13 +161,8 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         if point is None:
             raise unknown(seed)
         matches, outlier = await self._engine.searching(lambda: _nearest(view, point.vector, limit, heat), clock)
-        return pb.NearestClustersResponse(
-            matches=matches,
-            usage=replies.usage(point.usage),
-            outlier=outlier,
-            served_by=replies.served_by(served),
-            timing=replies.timing(clock),
-        )
+        response = pb.NearestClustersResponse(matches=matches, usage=replies.usage(point.usage), outlier=outlier)
+        return replies.signed(response, served, clock)
 
 
 def _after(view: View, asked: Ask, found: Found, expansion: Expansion | None = None) -> Place:

@@ -35,23 +35,6 @@ def _paged_by(kind: Descriptor) -> tuple[str, ...]:
     return tuple(field for field in _OF_A_PAGE if field in kind.fields_by_name)
 
 
-def _digest(request: Message) -> str:
-    """16 hex digits, equal for equal requests."""
-    raw, digest = request.SerializeToString(deterministic=True), hashlib.blake2b(digest_size=8)
-    for start in range(0, len(raw), _BLOCK):
-        digest.update(raw[start : start + _BLOCK])
-    return digest.hexdigest()
-
-
-def attribution(served: Served, request: Message) -> str:
-    """Ties an answer to the state of the index, the model and the request."""
-    return _attribution(served, _digest(request))
-
-
-def _attribution(served: Served, digest: str) -> str:
-    return f"{served.generation.name}.{served.view.sequence}.{served.encoder.fingerprint[:12]}.{digest}"
-
-
 class Asked:
     """What a request asks for, whichever of its pages and however long they are, of one generation."""
 
@@ -60,17 +43,22 @@ class Asked:
 
     @cached_property
     def _digest(self) -> str:
+        """16 hex digits, equal for equal requests."""
         # CopyFrom does the same, and takes four times as long.
         bare = self._request.FromString(self._request.SerializeToString())
         for field in _paged_by(bare.DESCRIPTOR):
             bare.ClearField(field)
-        return _digest(bare)
+        raw, digest = bare.SerializeToString(deterministic=True), hashlib.blake2b(digest_size=8)
+        for start in range(0, len(raw), _BLOCK):
+            digest.update(raw[start : start + _BLOCK])
+        return digest.hexdigest()
 
     def attribution(self) -> str:
-        """As that of the whole request; it is not digested a second time."""
+        """Ties an answer to the state of the index, the model and the request, which is not digested a second time."""
         page = [str(getattr(self._request, field)) for field in _paged_by(self._request.DESCRIPTOR)]
-        digest = hashlib.blake2b(" ".join([self._digest, *page]).encode(), digest_size=8)
-        return _attribution(self._served, digest.hexdigest())
+        digest = hashlib.blake2b(" ".join([self._digest, *page]).encode(), digest_size=8).hexdigest()
+        served = self._served
+        return f"{served.generation.name}.{served.view.sequence}.{served.encoder.fingerprint[:12]}.{digest}"
 
     def at(self, place: Place) -> str:
         """The token of the page that begins at a place."""

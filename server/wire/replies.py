@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from coldframe.v1 import embedding_service_pb2, search_service_pb2, types_pb2
 from server.columns import UNDATED
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from server.engine import Timing
     from server.serving import Served
     from server.view import View
+
+_Reply = TypeVar("_Reply", bound="_Signed")
+
+
+class _Signed(Protocol):
+    """A reply of any method."""
+
+    @property
+    def served_by(self) -> types_pb2.ServedBy: ...
+    @property
+    def timing(self) -> types_pb2.Timing: ...
 
 
 def cluster(view: View, number: int, *, representatives: bool = False) -> types_pb2.Cluster:
@@ -68,15 +79,15 @@ def item_error(error: ColdframeError) -> types_pb2.ItemError:
     return types_pb2.ItemError(code=error.code, message=error.message, field=getattr(error, "field", ""))
 
 
-def timing(value: Timing) -> types_pb2.Timing:
-    """The stages, and the total up to now: write it last."""
-    message = types_pb2.Timing()
-    write_timing(message, value)
-    return message
+def signed(reply: _Reply, served: Served, clock: Timing, attribution: str = "") -> _Reply:
+    """A reply with what answered, to what where it is ranked, and where the time went up to now: sign it last."""
+    write_served_by(reply.served_by, served, attribution)
+    write_timing(reply.timing, clock)
+    return reply
 
 
 def write_timing(message: types_pb2.Timing, value: Timing) -> None:
-    """The same, where it belongs."""
+    """The stages, and the total up to now: write it last."""
     message.tokenize_ms = value.tokenize_ms
     message.queue_ms = value.queue_ms
     message.embed_ms = value.embed_ms
@@ -85,15 +96,8 @@ def write_timing(message: types_pb2.Timing, value: Timing) -> None:
     message.total_ms = value.total_ms
 
 
-def served_by(served: Served, attribution: str = "") -> types_pb2.ServedBy:
-    """What answered, and to what, where the answer is ranked."""
-    message = types_pb2.ServedBy()
-    write_served_by(message, served, attribution)
-    return message
-
-
-def write_served_by(message: types_pb2.ServedBy, served: Served, attribution: str = "") -> None:
-    """The same, where it belongs."""
+def write_served_by(message: types_pb2.ServedBy, served: Served, attribution: str) -> None:
+    """What answered, and to what, where the answer is ranked; else ""."""
     model = served.generation.manifest.model
     message.generation = served.generation.name
     message.model = model.name
