@@ -56,10 +56,11 @@ def main(context: typer.Context, *, config: Config) -> None:
         )
 
 
-def run(config: Config, place: Place | None = None, announce: Callable[[str], None] | None = None) -> None:
+def run(config: Config, place: Place | None = None, announce: Callable[[str], object] | None = None) -> None:
     """Serves until SIGTERM. A worker has a place; without one, and with several workers, they are looked after here."""
     from server.address import Address
     from server.observe import logs
+    from server.observe.lines import Lines
     from server.security.guard import raise_open_files
 
     cores.rest_soon()
@@ -67,7 +68,8 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logs.begin(config.log_format)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
-    announce = announce or _saying()
+    # It goes on where whoever read what is printed has gone, or reads no more.
+    announce = announce or Lines(sys.stdout).put
     address = Address.parse(config.listen)
     raise_open_files()
     guard = config.guard(None if place is None else place.page)
@@ -81,20 +83,8 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], No
     _serve(config, address, guard, place, announce)
 
 
-def _saying() -> Callable[[str], None]:
-    """Who prints lines; the server goes on where whoever read what is printed has gone, or reads no more."""
-    from server.observe.lines import Lines
-
-    lines = Lines(sys.stdout)
-
-    def say(line: str) -> None:
-        lines.put(line)
-
-    return say
-
-
 def _serve(
-    config: Config, address: Address, guard: Guard, place: Place | None, announce: Callable[[str], None]
+    config: Config, address: Address, guard: Guard, place: Place | None, announce: Callable[[str], object]
 ) -> None:
     from coldframe.store import Store
     from server.threads import SWITCH_S

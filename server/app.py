@@ -31,7 +31,6 @@ from coldframe.v1 import (
 from server.address import Address, require_free, taken
 from server.door import Door
 from server.interceptor import ErrorInterceptor
-from server.observe.station import Station
 from server.observe.witness import Witness
 from server.security.guard import Guard
 from server.services import reflection
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from server.engine import Engine
+    from server.observe.station import Station
     from server.place import Place
 
 _log = logging.getLogger("coldframe.server")
@@ -154,12 +154,12 @@ class _ByName:
 async def serve(
     engine: Engine,
     address: Address,
-    guard: Guard | None = None,
+    guard: Guard,
     *,
-    grace_s: float = 10.0,
-    announce: Callable[[str], None] = print,
-    place: Place | None = None,
-    station: Station | None = None,
+    grace_s: float,
+    announce: Callable[[str], object],
+    place: Place | None,
+    station: Station,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains; looks at what it follows on SIGHUP. A worker, who has a place, ends
     with its supervisor, too.
@@ -179,7 +179,6 @@ async def serve(
             loop.add_reader(place.alive, what, *about)
 
     end_by(_give_up, engine)
-    station = station or Station()
     station.open(engine, lambda: engine.ready and not stopping.is_set(), guard)
     if place is None:
         require_free(address)  # said at once, and not after a model was loaded

@@ -66,7 +66,7 @@ _UNKNOWN = 255
 """The status of a worker whose fork server, which alone hears it, ended before it."""
 
 
-def supervise(config: Config, address: Address, announce: Callable[[str], None]) -> int:
+def supervise(config: Config, address: Address, announce: Callable[[str], object]) -> int:
     """Serves by as many workers as the configuration says, until SIGTERM; returns the exit status.
 
     A worker that dies is started again; one that cannot even start ends them all, with its status.
@@ -187,7 +187,7 @@ class _Crew:
 
     config: Config
     page: Path
-    announce: Callable[[str], None]
+    announce: Callable[[str], object]
     running: dict[int, BaseProcess] = field(default_factory=dict)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     status: int = 0
