@@ -115,25 +115,22 @@ def _configuration(certificate: Certificate) -> grpc.ServerCertificateConfigurat
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_certificate(files: CertificateFiles, now: datetime | None = None) -> Certificate:
-    """Reads and checks. Raises InvalidArgument that names the file, and what is wrong with it.
-
-    now: for which it must be valid; None takes the clock's.
-    """
-    chain, key = _chain(files.chain), _key(files)
+def read_certificate(files: CertificateFiles) -> Certificate:
+    """Reads and checks. Raises InvalidArgument that names the file, and what is wrong with it."""
+    chain, key, now = _chain(files.chain), _key(files), datetime.now(UTC)
     leaf = chain[0]
     _require_kind(leaf, files.chain)
     _require_purpose(leaf, files.chain)
     if _spki(leaf.public_key()) != _spki(key.public_key()):
         raise _refused(files.key, "is not the key of", f"{files.chain}; give the pair that belongs together", "tls_key")
     for certificate in chain:
-        _require_valid(certificate, files.chain, now or datetime.now(UTC))
+        _require_valid(certificate, files.chain, now)
     _require_order(chain, files.chain)
     return Certificate(
         # Without what else the files may hold: gRPC takes the first key or certificate that it finds.
         b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain),
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
-        _client_ca(files, now or datetime.now(UTC)),
+        _client_ca(files, now),
         leaf.subject.rfc4514_string() or "no name",
         names(leaf),
         leaf.not_valid_after_utc,
