@@ -150,43 +150,41 @@ class LiveColumns:
         self._clusters = _Growing(np.int32)
         self._stories = _Growing(np.int64)
         self._rows: list[Mapping[str, str]] = []
-        self._rows_known = 0
         self._attributes: OrderedDict[str, _GrowingAttribute] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return self._rows_known
+        return len(self._rows)
 
     def copy(self, rows: int) -> LiveColumns:
         """The first rows, in columns of their own."""
         other = LiveColumns()
         for name in ("_microseconds", "_clusters", "_stories"):
             setattr(other, name, getattr(self, name).copy(rows))
-        other._rows, other._rows_known = self._rows[:rows], rows
+        other._rows = self._rows[:rows]
         return other
 
     @property
     def microseconds(self) -> NDArray[np.int64]:
         """See `Columns`."""
-        return self._microseconds.first(self._rows_known)
+        return self._microseconds.first(len(self._rows))
 
     @property
     def clusters(self) -> NDArray[np.int32]:
         """See `Columns`."""
-        return self._clusters.first(self._rows_known)
+        return self._clusters.first(len(self._rows))
 
     @property
     def stories(self) -> NDArray[np.int64]:
         """See `Columns`."""
-        return self._stories.first(self._rows_known)
+        return self._stories.first(len(self._rows))
 
     def append(self, published_at: datetime | None, cluster: int, story: int, attributes: Mapping[str, str]) -> None:
         """Adds one row. `published_at` knows its time zone. `attributes` is kept, and must not change any more."""
         self._microseconds.append(microseconds(published_at))
         self._clusters.append(cluster)
         self._stories.append(story)
-        self._rows.append(attributes)
-        self._rows_known += 1  # last: what readers count is whole
+        self._rows.append(attributes)  # last: what readers count is whole
 
     def attribute(self, key: str) -> Attribute:
         """One attribute of the rows that are there. It is read once; later rows are added when it is asked again."""
@@ -195,7 +193,7 @@ class LiveColumns:
             self._attributes[key] = growing  # the last one used stands last
             if len(self._attributes) > MAX_ATTRIBUTES:
                 self._attributes.popitem(last=False)
-            return growing.read(self._rows, self._rows_known)
+            return growing.read(self._rows)
 
 
 class _Growing:
@@ -239,12 +237,13 @@ class _GrowingAttribute:
     numbers: _Growing = field(default_factory=lambda: _Growing(np.float64))
     places: dict[str, int] = field(default_factory=dict)
 
-    def read(self, rows: Sequence[Mapping[str, str]], length: int) -> Attribute:
-        """Reads on to row `length`, and gives all up to there."""
-        for row in range(len(self.codes), length):
-            value = rows[row].get(self.key)
+    def read(self, rows: Sequence[Mapping[str, str]]) -> Attribute:
+        """Reads on to the last row, and gives all up to there."""
+        for attributes in rows[len(self.codes) :]:
+            value = attributes.get(self.key)
             self.codes.append(-1 if value is None else self._place(value))
-        return Attribute(self.codes.first(length), self.values, self.numbers.first(len(self.numbers)), self.places)
+        codes, numbers = self.codes.first(len(self.codes)), self.numbers.first(len(self.numbers))
+        return Attribute(codes, self.values, numbers, self.places)
 
     def _place(self, value: str) -> int:
         place = self.places.get(value)
