@@ -137,11 +137,6 @@ class Found:
     late: bool = False
     """Whether that one is among those that a deeper search found above others, and come after them."""
 
-    @property
-    def medoids(self) -> list[int]:
-        """The seed that stands for each interest."""
-        return [interest.medoid for interest in self.interests]
-
 
 @dataclass(frozen=True)
 class _Hunt:

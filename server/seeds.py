@@ -49,7 +49,7 @@ class VectorSeed:
     """A vector, (dim,), of unit length."""
 
     vector: NDArray[np.float32]
-    field: str = "seed.vector"
+    field: str
     """Where the request has it."""
 
 

@@ -101,12 +101,12 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
-        seeds, view = tastes.seeds(request), served.view
+        (seeds, weights), view = zip(*tastes.seeds(request), strict=True), served.view
         page, limit = paging.Asked(served, request), requests.count(request, "limit", 10)
         asked = ask(request.ranking, served, limit, page.place(request.page_token))
         parts, shape = Parts.of(request.ranking.read_mask), tastes.shape(request)
-        points = await resolve(self._engine, served, [seed.seed for seed in seeds], clock)
-        taste = Taste(points, [seed.weight for seed in seeds], shape)
+        points = await resolve(self._engine, served, seeds, clock)
+        taste = Taste(points, weights, shape)
         response = pb.RecommendResponse(
             usages=[replies.usage(point.usage if point else None) or tastes.NO_USAGE for point in points]
         )
@@ -119,8 +119,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         finding = self._find(work, response, view, parts, clock)
         replies.write_served_by(response.served_by, served, page.attribution())
         found = await finding
-        gone = missing([seed.seed for seed in seeds], points)
-        response.missing_ids.extend(dict.fromkeys([*gone, *found.missing]))
+        response.missing_ids.extend(dict.fromkeys([*missing(seeds, points), *found.missing]))
         if found.more:
             response.next_page_token = page.at(_after(view, asked, found, shape.expansion))
         replies.write_timing(response.timing, clock)

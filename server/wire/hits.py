@@ -155,7 +155,7 @@ def _explanation(view: View, found: Found, place: int) -> types_pb2.Explanation:
         freshness=float(ranked.freshness[place]),
         explored=bool(ranked.explored[place]),
         interest=interest,
-        seed=found.medoids[interest],
+        seed=found.interests[interest].medoid,
         cluster_id=cluster.id,
         cluster_label=cluster.label,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
@@ -21,22 +20,14 @@ NO_USAGE = types_pb2.Usage()
 _MOST_WEIGHT = 1_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class WeightedSeed:
-    """A seed, and how much it counts: below zero, against what is like it."""
-
-    seed: Seed
-    weight: float
-
-
-def seeds(request: search_service_pb2.RecommendRequest) -> list[WeightedSeed]:
-    """The seeds, one of them at least with a weight above 0."""
+def seeds(request: search_service_pb2.RecommendRequest) -> list[tuple[Seed, float]]:
+    """The seeds, and how much each counts, one of them at least above 0; below, against what is like it."""
     requests.entries(request.seeds, MAX_SEEDS, "seeds")
     read = [
-        WeightedSeed(requests.seed(message.seed, f"seeds[{n}].seed"), _weight(message, f"seeds[{n}].weight"))
+        (requests.seed(message.seed, f"seeds[{n}].seed"), _weight(message, f"seeds[{n}].weight"))
         for n, message in enumerate(request.seeds)
     ]
-    if not any(seed.weight > 0 for seed in read):
+    if not any(weight > 0 for _, weight in read):
         raise InvalidArgument(
             "seeds all have weights below 0; at least one must be above: what is wanted", field="seeds"
         )
