@@ -252,7 +252,7 @@ def test_json_lines_hold_what_was_said_and_broke() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logs.JsonFormatter())
-    handler.addFilter(logs.RequestIdFilter())
+    handler.addFilter(logs.with_request_id)
     logger = logging.Logger("coldframe.test")
     logger.addHandler(handler)
     logger.warning("slow: %s", "Ärger", extra={"total_ms": 12.5, "request_id": "r-1"})

@@ -23,13 +23,11 @@ _LAST_WORDS_S = 1.0
 _OWN = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "request_id"}
 
 
-class RequestIdFilter(logging.Filter):
+def with_request_id(record: logging.LogRecord) -> bool:
     """Gives every record the id of the request at hand, "" where there is none."""
-
-    def filter(self, record: logging.LogRecord) -> bool:  # noqa: D102
-        if not hasattr(record, "request_id"):
-            record.request_id = CALL.get().request_id
-        return True
+    if not hasattr(record, "request_id"):
+        record.request_id = CALL.get().request_id
+    return True
 
 
 def _of_one_who_stayed(record: logging.LogRecord) -> bool:
@@ -100,7 +98,7 @@ def begin(form: str) -> None:
     """Sends the log to standard error. Raises InvalidArgument for a form that there is not."""
     require_format(form)
     handler = Told(Lines(sys.stderr))
-    handler.addFilter(RequestIdFilter())
+    handler.addFilter(with_request_id)
     handler.addFilter(_of_one_who_stayed)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,13 +213,8 @@ def _batches(served: Served) -> Iterator[Metric]:
 
 
 def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    counts = list(histogram.counts)
-    above = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), counts, strict=True):
-        above += count
-        buckets.append((bound, above))
-    family.add_metric(labels, buckets, histogram.total)
+    bounds = (*map(str, histogram.bounds), "+Inf")
+    family.add_metric(labels, [*zip(bounds, accumulate(histogram.counts), strict=True)], histogram.total)
 
 
 def _gauge(name: str, said: str, value: float) -> GaugeMetricFamily:

@@ -83,12 +83,9 @@ class Witness:
 
     def replied(self, tally: MethodTally, reply: Any, call: Call) -> None:
         """Notes where the time of an answered call went."""
-        timing = reply.timing
-        tally.staged(timing)
-        if self._slow_ms is not None and timing.total_ms > self._slow_ms:
-            tell_slow(tally.name, timing, call.request_id)
+        self._answered(tally, reply.timing, call)
         if call.spans is not None and self.tracer is not None:
-            self.tracer.finish(tally.name, timing, call)
+            self.tracer.finish(tally.name, reply.timing, call)
 
     def streamed(self, tally: MethodTally, reply: Any, call: Call) -> None:
         """Counts a reply of a stream, and notes where its time went."""
@@ -97,11 +94,14 @@ class Witness:
         tally.items[code] = tally.items.get(code, 0) + 1
         if not failed:
             timing = getattr(reply, "response", reply).timing
-            tally.staged(timing)
-            if self._slow_ms is not None and timing.total_ms > self._slow_ms:
-                tell_slow(tally.name, timing, call.request_id)
+            self._answered(tally, timing, call)
             if self.tracer is not None:
                 self.tracer.replied(tally.name, timing, call)
+
+    def _answered(self, tally: MethodTally, timing: Any, call: Call) -> None:
+        tally.staged(timing)
+        if self._slow_ms is not None and timing.total_ms > self._slow_ms:
+            tell_slow(tally.name, timing, call.request_id)
 
 
 def tell_slow(method: str, timing: Any, request_id: str) -> None:
