@@ -94,7 +94,8 @@ class Writer:
         self._store, self._thread = store, thread
         self._view, self._publish, self._see_others, self._turns = view, publish, see_others, turns
         self._line: deque[_Waiting] = deque()
-        self._waiting = 0
+        self.waiting = 0
+        """Changes that wait to be written."""
         self.writing = 0
         """Changes of the transaction that is under way."""
         self.counts = Counts()
@@ -104,22 +105,17 @@ class Writer:
         self._said = ""
         self._worker: asyncio.Task[None] | None = None
 
-    @property
-    def waiting(self) -> int:
-        """Changes that wait to be written."""
-        return self._waiting
-
     async def apply(self, changes: Sequence[Change]) -> tuple[Outcomes, View]:
         """Commits all of the changes, no two of one id, or none; says what came of each, and the first view with them.
 
         Raises Overloaded, at once, where too many wait; StaleVector; and what the store says of a disk that refuses.
         """
-        if self._waiting + len(changes) > MAX_WAITING:
+        if self.waiting + len(changes) > MAX_WAITING:
             self.counts.refuse()
-            raise Overloaded(f"{self._waiting:,} changes wait to be written, which is as many as this server takes")
+            raise Overloaded(f"{self.waiting:,} changes wait to be written, which is as many as this server takes")
         item = _Waiting(changes, asyncio.get_running_loop().create_future(), CALL.get())
         self._line.append(item)
-        self._waiting += len(changes)
+        self.waiting += len(changes)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await item.done
@@ -149,7 +145,7 @@ class Writer:
             if ids & new and not gone:
                 break
             self._line.popleft()
-            self._waiting -= len(item.changes)
+            self.waiting -= len(item.changes)
             if gone:
                 self.counts.dropped[item.call.reason] += 1
             else:

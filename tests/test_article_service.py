@@ -384,7 +384,7 @@ def test_callers_that_wait_together_are_committed_together(served: tuple[Client,
         commits = count_commits(patch)
         held = Barrier(engine._write)
         calls = [pool.submit(client.delete, [f"{n:03}"]) for n in range(20)]
-        wait_until(lambda: engine.writer._waiting >= 19)
+        wait_until(lambda: engine.writer.waiting >= 19)
         held.open()
         assert {len(call.result(60).deleted_ids) for call in calls} == {1}
     assert sum(commits) == 20
@@ -401,7 +401,7 @@ def test_a_change_does_not_wait_behind_one_whose_caller_has_gone(
 
         def stand_in_line(name: str, waiting: int) -> Any:
             call = stub.DeleteArticles.future(DeleteArticlesRequest(ids=[name]))
-            wait_until(lambda: engine.writer._waiting >= waiting)
+            wait_until(lambda: engine.writer.waiting >= waiting)
             return call
 
         first = stub.DeleteArticles.future(DeleteArticlesRequest(ids=["000"]))
