@@ -73,7 +73,7 @@ class Server:
         self._door, witness = Door(engine.searches), witness or Witness()
         self._guard.gate.witness, self._guard.gate.door = witness, self._door
         limits = self._guard.limits
-        errors = ErrorInterceptor(engine.catch_up, self._door, witness, limits.message_bytes)
+        errors = ErrorInterceptor(engine.catch_up, witness, limits.message_bytes)
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
         options = (("grpc.so_reuseport", int(worker)), *limits.options(keys=self._guard.keys() is not None))
         self._server = grpc.aio.server(interceptors=[self._guard.gate, errors], options=options)

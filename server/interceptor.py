@@ -1,5 +1,5 @@
-"""What stands around every method: requests are read and counted, replies written, errors told as they are
-on the wire (`server.wire.errors`), and what nobody foresaw as INTERNAL, under a ticket.
+"""What stands around every method of Coldframe's own: calls are named, replies written and counted, errors told as they
+are on the wire (`server.wire.errors`), and what nobody foresaw as INTERNAL, under a ticket.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
-from coldframe.errors import ColdframeError, InternalError, InvalidArgument
+from coldframe.errors import ColdframeError, InternalError
 from server.admission import CALL, Company
 from server.observe.witness import REQUEST_ID
 from server.wire.errors import status_of
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from server.admission import Call
-    from server.door import Door
     from server.observe.witness import Witness
 
     CatchUp = Callable[[], Awaitable[None] | None]
@@ -34,21 +32,17 @@ _OURS = "/coldframe."
 BATCHES = frozenset({"/coldframe.v1.SearchService/BatchSearch"})
 
 
-class _Malformed:
-    """Stands for a request whose bytes are no message of its type."""
-
-
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once. Of
-    others, health and reflection, streams are ended when the server stops, and that is all.
+    """Wraps every method of Coldframe's own services, which are unary or stream both ways. Each is wrapped once; those
+    of health and reflection are let alone.
 
     A request is not looked at before `catch_up` has what it gave, if it gave anything, to wait for: whoever was told of
     a change by another worker sees it here. Replies leave it as bytes, `reply_bytes` of them at most: one that is too
     large to be sent is refused in words, where gRPC would say RESOURCE_EXHAUSTED, as if to come back helped.
     """
 
-    def __init__(self, catch_up: CatchUp, door: Door, witness: Witness, reply_bytes: int) -> None:
-        self._catch_up, self._door, self._witness, self._reply_bytes = catch_up, door, witness, reply_bytes
+    def __init__(self, catch_up: CatchUp, witness: Witness, reply_bytes: int) -> None:
+        self._catch_up, self._witness, self._reply_bytes = catch_up, witness, reply_bytes
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(  # noqa: D102
@@ -59,43 +53,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         name = handler_call_details.method
         if name not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            self._wrapped[name] = (self._wrap if name.startswith(_OURS) else self._ending)(handler, name)
+            if handler is None or not name.startswith(_OURS):
+                return handler
+            self._wrapped[name] = self._wrap(handler, name)
         return self._wrapped[name]
 
     def _wrap(self, handler: Any, name: str) -> Any:
-        read, write = _lenient(handler.request_deserializer), handler.response_serializer
+        read, write = handler.request_deserializer, handler.response_serializer
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(self._guarded_stream(handler.stream_stream, write, name), read)
         return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, write, name), read)
-
-    def _ending(self, handler: Any, name: str) -> Any:
-        """A method of others, its stream ended when the server stops. Of each request that is none, for which health
-        takes no key, gRPC would log a traceback, and answer with the name of a library.
-        """
-        door, codecs = self._door, (_lenient(handler.request_deserializer), handler.response_serializer)
-
-        async def answer(request: Any, context: _Context) -> Any:
-            return await handler.unary_unary(_whole(request, name), context)
-
-        async def watch(request: Any, context: _Context) -> None:
-            try:
-                await door.watch(handler.unary_stream(_whole(request, name), context))
-            except ColdframeError as error:
-                await refuse(context, error, name)
-
-        async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-            async for request in door.read(requests):
-                yield _whole(request, name)
-
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(watch, *codecs)
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(
-                lambda requests, context: handler.stream_stream(whole(requests), context), *codecs
-            )
-        return grpc.unary_unary_rpc_method_handler(answer, *codecs)
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
         """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
@@ -118,7 +85,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             try:
                 if (others := catch_up()) is not None:
                     await others
-                reply = await method(_whole(request, name), context)
+                reply = await method(request, context)
                 raw = write(reply)
                 if len(raw) > self._reply_bytes:
                     raise too_large(len(raw), self._reply_bytes, name)
@@ -132,18 +99,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _guarded_stream(
         self, method: Callable[..., AsyncIterator[Any]], write: Callable[[Any], bytes], name: str
     ) -> Callable[..., AsyncIterator[bytes]]:
-        catch_up, door, witness, tally = self._catch_up, self._door, self._witness, self._witness.of(name)
+        catch_up, witness, tally = self._catch_up, self._witness, self._witness.of(name)
 
-        async def whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-            async for request in door.read(requests):
+        async def caught_up(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for request in requests:
                 if (others := catch_up()) is not None:
                     await others
-                yield _whole(request, name)
+                yield request
 
         async def answer(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[bytes]:
             call = self._begin(context, parts=True, stream=True)
             try:
-                async for found in method(whole(requests), context):
+                async for found in method(caught_up(requests), context):
                     reply, raw = self._written(found, write, name)
                     witness.streamed(tally, reply, call)
                     call.item_errors += reply.HasField("error")
@@ -161,27 +128,6 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         error = item_error(too_large(len(raw), self._reply_bytes, name))
         reply = type(reply)(correlation_id=reply.correlation_id, error=error)
         return reply, write(reply)
-
-
-def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    # gRPC answers INTERNAL where a deserializer raises; a broken request is the caller's fault, and is told so.
-    def read(raw: bytes) -> Any:
-        try:
-            return deserialize(raw)
-        except (DecodeError, UnicodeDecodeError):
-            return _Malformed()
-
-    return read
-
-
-def _whole(request: Any, name: str) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidArgument(
-            f"the request's bytes are no message that {name} takes: they are another type's, or a text in them is not "
-            f"UTF-8, such as one that was cut within a character",
-            field="request",
-        )
-    return request
 
 
 async def refuse(context: _Context, error: Exception, name: str) -> NoReturn:

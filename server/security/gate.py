@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
 from server.admission import CALL, Call
@@ -49,8 +50,15 @@ _LOOK_S = 1.0
 """Who waits longer for the next turn looks whether its key says something else by now."""
 
 
+class _Malformed:
+    """Stands for a request whose bytes are no message of its type."""
+
+
 class Gate(grpc.aio.ServerInterceptor):
     """Lets calls in. keys: those of this moment by id; None where callers need none."""
+
+    door: Door
+    """The server's, which sets it."""
 
     def __init__(self, keys: Keys, limits: Limits, words: Words) -> None:
         self._keys, self._limits = keys, limits
@@ -63,8 +71,6 @@ class Gate(grpc.aio.ServerInterceptor):
         self._wrapped: dict[str, Any] = {}
         self.witness = Witness()
         """Names calls, and is told of every one that is over."""
-        self.door: Door | None = None
-        """Asked last, of calls that may come in else."""
 
     @property
     def open(self) -> int:
@@ -108,8 +114,7 @@ class Gate(grpc.aio.ServerInterceptor):
             _require_role(call.key, call.method)
         elif role is not None:
             self._meter.spend(None)
-        if self.door is not None:
-            self.door.admit(call.method)
+        self.door.admit(call.method)
         self._meter.enter(call.pool, call.key)
         task = asyncio.current_task()
         assert task is not None, "gRPC answers each call in a task"
@@ -154,7 +159,7 @@ class Gate(grpc.aio.ServerInterceptor):
     # --- watching over -----------------------------------------------------------------------------------------------
 
     def _wrap(self, handler: Any) -> Any:
-        codecs = handler.request_deserializer, handler.response_serializer
+        codecs = _lenient(handler.request_deserializer), handler.response_serializer
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream), *codecs)
         if handler.unary_stream is not None:  # health's Watch
@@ -186,10 +191,10 @@ class Gate(grpc.aio.ServerInterceptor):
             call = _begun(context)
             try:
                 request = await self._message(context, call)
+                # One that reads and writes through the context, as health's does.
+                await self.door.watch(method(request, context))
             except ColdframeError as error:
                 await self._refuse(call, context, error)
-            # One that reads and writes through the context, as health's does.
-            await method(request, context)
 
         return answer
 
@@ -208,7 +213,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if searches > 1:
             # One was paid as the call opened. A batch of too many is refused, and costs no more than the largest.
             self._meter.spend(call.key, min(searches, MAX_SEARCHES), paid=1)
-        return request
+        return _whole(request, call.method)
 
     async def _read_keyless(self, context: _Context) -> Any:
         async with self._keyless:
@@ -220,7 +225,8 @@ class Gate(grpc.aio.ServerInterceptor):
             if call.audited:
                 audit.note(call, "begin")
             try:
-                async with aclosing(method(self._requests(context, call), context)) as replies:
+                requests = self.door.read(self._requests(context, call))
+                async with aclosing(method(requests, context)) as replies:
                     async for reply in replies:
                         await context.write(reply)
                 call.outcome = "OK"
@@ -250,7 +256,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 return
             _count(call, request)
             await self._turn(call)
-            yield request
+            yield _whole(request, call.method)
 
     async def _turn(self, call: Call) -> None:
         """Waits until the key may ask again: unread, what else it sends stays with the caller."""
@@ -304,6 +310,27 @@ def _token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
         "this server answers callers with a key only; send it as metadata, 'authorization: Bearer cfk_...' "
         "(coldframe.Client: api_key; command line: COLDFRAME_API_KEY)"
     )
+
+
+def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    # gRPC answers INTERNAL where a deserializer raises; a broken request is the caller's fault, and is told so.
+    def read(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except (DecodeError, UnicodeDecodeError):
+            return _Malformed()
+
+    return read
+
+
+def _whole(request: Any, name: str) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidArgument(
+            f"the request's bytes are no message that {name} takes: they are another type's, or a text in them is not "
+            f"UTF-8, such as one that was cut within a character",
+            field="request",
+        )
+    return request
 
 
 def _require_role(key: Key, method: str) -> None:
