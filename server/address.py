@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coldframe.errors import InvalidArgument
@@ -18,10 +18,12 @@ class Address:
 
     host: str
     port: int
+    flag: str = "listen"
+    """By which it was given."""
 
     @classmethod
     def parse(cls, value: str, flag: str = "listen") -> Address:
-        """Raises InvalidArgument for anything that is not HOST:PORT, given by a flag."""
+        """Raises InvalidArgument for anything that is not HOST:PORT."""
         host, colon, port = value.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not colon or not bare or not port.isdecimal() or int(port) > 65_535 or (":" in bare and bare == host):
@@ -30,20 +32,18 @@ class Address:
                 f"[::1]:50051",
                 field=flag,
             )
-        return cls(host, int(port))
+        return cls(host, int(port), flag)
 
     def at(self, port: int) -> Address:
         """Another port of the host."""
-        return Address(self.host, port)
+        return replace(self, port=port)
 
-    def places(self, flag: str = "listen") -> list[tuple[int, Any]]:
-        """The families and socket addresses that the host has. Raises InvalidArgument where it has none, given by a
-        flag.
-        """
+    def places(self) -> list[tuple[int, Any]]:
+        """The families and socket addresses that the host has. Raises InvalidArgument where it has none."""
         try:
             found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise taken(self, flag) from error
+            raise taken(self) from error
         return [(family, place) for family, _, _, _, place in found]
 
     def meets(self, other: Address) -> bool:
@@ -57,22 +57,22 @@ class Address:
         return f"{self.host}:{self.port}"
 
 
-def require_free(address: Address, flag: str = "listen") -> None:
+def require_free(address: Address) -> None:
     """Raises InvalidArgument where the port is taken on any of the host's addresses, or none of them is this machine's.
 
     gRPC is content with one of them: where another program has 127.0.0.1 it would take localhost's ::1 and say nothing.
     """
     free, refusal = False, None
-    for family, place in address.places(flag):
+    for family, place in address.places():
         try:
             _try(family, place)
             free = True
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise taken(address, flag) from error
+                raise taken(address) from error
             refusal = error
     if not free:
-        raise taken(address, flag) from refusal
+        raise taken(address) from refusal
 
 
 def _try(family: int, place: Any) -> None:
@@ -83,10 +83,10 @@ def _try(family: int, place: Any) -> None:
         probe.bind(place)
 
 
-def taken(address: Address, flag: str = "listen") -> InvalidArgument:
+def taken(address: Address) -> InvalidArgument:
     """What is said where an address cannot be listened on."""
     return InvalidArgument(
         f"cannot listen on {address}: the port is taken, or the host is not this machine's; choose another with "
-        f"--{flag} HOST:PORT",
-        field=flag,
+        f"--{address.flag} HOST:PORT",
+        field=address.flag,
     )

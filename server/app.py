@@ -102,7 +102,7 @@ class Server:
             raise taken(address) from error
         await self.set_health()
         await self._server.start()
-        return Address(address.host, port)
+        return address.at(port)
 
     def _open(self, address: str) -> int:
         credentials = self._guard.credentials()

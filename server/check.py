@@ -197,7 +197,7 @@ def _operators(config: Config) -> Iterator[tuple[str, str]]:
         )
     listen = Address.parse(config.listen)
     for address in map(first.at, ports):
-        require_free(address, "metrics")
+        require_free(address)
         if address.meets(listen):
             raise InvalidArgument(f"--metrics would listen on {address}, and so would --listen", field="metrics")
     yield "ok", f"{first} is free" if len(ports) == 1 else f"{first} to {ports[-1]} are free, one for each worker"

@@ -6,6 +6,7 @@ import http
 import http.client
 import socket
 import ssl
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -61,7 +62,7 @@ def _require_ready(metrics: Address, timeout_s: float) -> None:
 
 
 def _asked(address: Address) -> Address:
-    return Address(_ANYWHERE.get(address.host, address.host), address.port)
+    return replace(address, host=_ANYWHERE.get(address.host, address.host))
 
 
 def _channel(config: Config, timeout_s: float) -> grpc.Channel:

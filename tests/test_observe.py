@@ -174,7 +174,7 @@ def test_callers_of_metrics_that_go_are_nothing_to_tell_and_what_breaks_is_logge
 
 def test_a_metrics_host_that_there_is_not_is_said_by_its_flag() -> None:
     with pytest.raises(InvalidArgument, match="--metrics HOST:PORT"):
-        Port(Address("no-such-host.invalid", 0), CollectorRegistry(), Pulse(), lambda: True)
+        Port(Address("no-such-host.invalid", 0, "metrics"), CollectorRegistry(), Pulse(), lambda: True)
 
 
 # --------------------------------------------------------------------------------------------------------------- logs

@@ -322,8 +322,8 @@ def test_what_no_server_could_start_with_is_found_before_one_tries(
 
 def test_a_host_of_which_this_machine_has_one_address_can_be_had() -> None:
     class Half(Address):
-        def places(self, flag: str = "listen") -> list[tuple[int, Any]]:
-            return [(socket.AF_INET, (FOREIGN, 0)), *super().places(flag)]
+        def places(self) -> list[tuple[int, Any]]:
+            return [(socket.AF_INET, (FOREIGN, 0)), *super().places()]
 
     require_free(Half("127.0.0.1", 0))
 

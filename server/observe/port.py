@@ -101,7 +101,7 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
 
 def _listening(address: Address, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     # A name of both families, such as localhost, is IPv4's, where Prometheus and probes look first.
-    family, place = min(address.places("metrics"), key=lambda found: found[0] != socket.AF_INET)
+    family, place = min(address.places(), key=lambda found: found[0] != socket.AF_INET)
 
     class Server(ThreadingHTTPServer):
         address_family = family
@@ -130,4 +130,4 @@ def _listening(address: Address, handler: type[BaseHTTPRequestHandler]) -> Threa
     try:
         return Server(place, handler)
     except OSError as error:
-        raise taken(address, "metrics") from error
+        raise taken(address) from error
