@@ -77,7 +77,7 @@ class Server:
         # Two servers on one port would share its calls in silence; unless they are of one crew the second one fails.
         options = (("grpc.so_reuseport", int(worker)), *limits.options(keys=self._guard.keys() is not None))
         self._server = grpc.aio.server(interceptors=[self._guard.gate, errors], options=options)
-        self._health = HealthService()
+        self._health = HealthService(SERVICES)
         self._register()
 
     def _register(self) -> None:
@@ -123,11 +123,7 @@ class Server:
 
     async def set_health(self) -> None:
         """Tells whether there is something to answer from."""
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if self._engine.ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for name in ("", *SERVICES):
-            await self._health.set(name, status)
+        await self._health.set(serving=self._engine.ready)
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, finishes those under way within `grace_s`, and ends."""

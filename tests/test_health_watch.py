@@ -40,7 +40,7 @@ def test_who_watches_goes_on_to_hear_where_another_one_goes(
         assert [next(watch).status for watch in (leaving, staying)] == [NOT_SERVING] * 2
         leaving.cancel()
         wait_until(lambda: len(server._door._watching) == 1)
-        background.run(server._health.set(service, SERVING))
+        background.run(server._health.set(serving=True))
         assert next(staying).status == SERVING
         unknown = stub.Watch(health_pb2.HealthCheckRequest(service="no.such.Service"), timeout=60)
         assert next(unknown).status == UNKNOWN
@@ -50,11 +50,11 @@ def test_who_watches_goes_on_to_hear_where_another_one_goes(
 
 def test_a_server_that_stops_is_not_said_to_answer_by_what_it_hears_of_its_engine_late() -> None:
     async def told() -> list[int]:
-        health, nobody = HealthService(), cast("Any", None)
-        await health.set("", SERVING)
+        health, nobody = HealthService([]), cast("Any", None)
+        await health.set(serving=True)
         before = await health.Check(health_pb2.HealthCheckRequest(), nobody)
         await health.enter_graceful_shutdown()
-        await health.set("", SERVING)
+        await health.set(serving=True)
         return [before.status, (await health.Check(health_pb2.HealthCheckRequest(), nobody)).status]
 
     assert asyncio.run(told()) == [SERVING, NOT_SERVING]

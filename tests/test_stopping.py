@@ -99,7 +99,7 @@ def test_streams_that_watch_hold_no_stop_and_hear_of_it(background: Background, 
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "no.such.Service")]
         told = [[next(watch).status] for watch in watches]
-        background.run(server._health.set("", SERVING))
+        background.run(server._health.set(serving=True))
         reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         answers = reflection.ServerReflectionInfo(questions())
         next(answers)
