@@ -52,7 +52,6 @@ class Call:
     certificate: str = ""
     """The name in the certificate that the caller showed; "" for none."""
     request_id: str = ""
-    """From the gate, if it is audited or refused there, else from its work."""
     requests: int = 0
     items: int = 0
     """Articles or ids in them."""

@@ -1,5 +1,5 @@
-"""What stands around every method of Coldframe's own: calls are named, replies written and counted, errors told as they
-are on the wire (`server.wire.errors`), and what nobody foresaw as INTERNAL, under a ticket.
+"""What stands around every method of Coldframe's own: changes of others are waited for, replies written and counted,
+errors told as they are on the wire (`server.wire.errors`), and what nobody foresaw as INTERNAL, under a ticket.
 """
 
 from __future__ import annotations
@@ -65,13 +65,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, write, name), read)
 
     def _begin(self, context: _Context, *, parts: bool, stream: bool = False) -> Call:
-        """Notes what is known of a call where its work finds it. `parts`: it is a batch or a stream."""
-        metadata, call = context.invocation_metadata() or (), CALL.get()
-        call.request_id = call.request_id or self._witness.request_id(metadata)
+        """Notes what the work of a call needs to know. `parts`: it is a batch or a stream."""
+        call = CALL.get()
         if parts:
             call.company = Company()
         if self._witness.tracer is not None:
-            self._witness.tracer.begin(call, metadata, stream=stream)
+            self._witness.tracer.begin(call, context.invocation_metadata() or (), stream=stream)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
 

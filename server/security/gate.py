@@ -14,7 +14,7 @@ import logging
 import time
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -91,11 +91,10 @@ class Gate(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        call = Call(method, _pool(method, handler), roles.audited(method))
         metadata = handler_call_details.invocation_metadata or ()
+        name = self.witness.request_id(metadata)
+        call = Call(method, _pool(method, handler), roles.audited(method), request_id=name)
         CALL.set(call)
-        if call.audited:
-            call.request_id = self.witness.request_id(metadata)
         try:
             self._admit(call, metadata)
         except ColdframeError as error:
@@ -139,22 +138,12 @@ class Gate(grpc.aio.ServerInterceptor):
             if isinstance(error, Unauthenticated):
                 call.audited = False  # whoever has no key must not fill the disk
             _note_caller(call, context)
-            self._name(call, context)
             if isinstance(error, Unauthenticated):
                 self._strangers.note(call)
             self._told(call)
-            await self._refuse(call, context, error)
+            await refuse(context, error, call.method)
 
         return grpc.stream_stream_rpc_method_handler(tell)
-
-    def _name(self, call: Call, context: _Context) -> None:
-        if not call.request_id:
-            call.request_id = self.witness.request_id(context.invocation_metadata() or ())
-
-    async def _refuse(self, call: Call, context: _Context, error: ColdframeError) -> NoReturn:
-        """Ends a call that came to no work of ours, which would have named it."""
-        self._name(call, context)
-        await refuse(context, error, call.method)
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
@@ -182,7 +171,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 # Who goes before the message is there looks like one who ends the call without it.
                 gone = isinstance(error, InvalidArgument) and not call.requests
                 call.outcome = "CANCELLED" if gone else error.code
-                await self._refuse(call, context, error)
+                await refuse(context, error, call.method)
 
         return answer
 
@@ -194,7 +183,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 # One that reads and writes through the context, as health's does.
                 await self.door.watch(method(request, context))
             except ColdframeError as error:
-                await self._refuse(call, context, error)
+                await refuse(context, error, call.method)
 
         return answer
 
@@ -235,7 +224,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 raise
             except ColdframeError as error:  # of a stream that is none of ours, such as reflection
                 call.outcome = error.code
-                await self._refuse(call, context, error)
+                await refuse(context, error, call.method)
             except grpc.aio.InternalError as error:
                 # The caller went while it was written to. gRPC would log a traceback of each, a thousand of a crowd.
                 raise asyncio.CancelledError from error
