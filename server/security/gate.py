@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     _Context = grpc.aio.ServicerContext[Any, Any]
     Keys = Callable[[], Mapping[str, Key] | None]
+    Deserialize = Callable[[bytes], Any]
 
 _log = logging.getLogger("coldframe.server")
 _BEARER = "bearer "
@@ -48,10 +49,6 @@ _KEYLESS_READ = 16
 """Messages without a key that come at once: each may be as large as any, and all that is there of it is kept."""
 _LOOK_S = 1.0
 """Who waits longer for the next turn looks whether its key says something else by now."""
-
-
-class _Malformed:
-    """Stands for a request whose bytes are no message of its type."""
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -148,19 +145,19 @@ class Gate(grpc.aio.ServerInterceptor):
     # --- watching over -----------------------------------------------------------------------------------------------
 
     def _wrap(self, handler: Any) -> Any:
-        codecs = _lenient(handler.request_deserializer), handler.response_serializer
+        read, write = handler.request_deserializer, handler.response_serializer
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream), *codecs)
+            return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, read), None, write)
         if handler.unary_stream is not None:  # health's Watch
-            return grpc.stream_stream_rpc_method_handler(self._watch(handler.unary_stream), *codecs)
+            return grpc.stream_stream_rpc_method_handler(self._watch(handler.unary_stream, read), None, write)
         # As a stream to gRPC, so that this is asked before the message is there, and not after.
-        return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary), *codecs)
+        return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary, read), None, write)
 
-    def _unary(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _unary(self, method: Callable[..., Awaitable[Any]], read: Deserialize) -> Callable[..., Awaitable[Any]]:
         async def answer(_: object, context: _Context) -> Any:
             call = _begun(context)
             try:
-                request = await self._message(context, call)
+                request = await self._message(context, call, read)
                 reply = await method(request, context)
                 call.outcome = "OK"
                 return reply
@@ -175,11 +172,11 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return answer
 
-    def _watch(self, method: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    def _watch(self, method: Callable[..., Any], read: Deserialize) -> Callable[..., Awaitable[None]]:
         async def answer(_: object, context: _Context) -> None:
             call = _begun(context)
             try:
-                request = await self._message(context, call)
+                request = await self._message(context, call, read)
                 # One that reads and writes through the context, as health's does.
                 await self.door.watch(method(request, context))
             except ColdframeError as error:
@@ -187,34 +184,34 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return answer
 
-    async def _message(self, context: _Context, call: Call) -> Any:
+    async def _message(self, context: _Context, call: Call, read: Deserialize) -> Any:
         """The one message of a call. Raises DeadlineExceeded where it stays away, Overloaded for a batch too many."""
         keyed = call.pool == "call"
         patience = self._for_message if keyed else self._for_keyless
         try:
-            request = await patience.wait(context.read() if keyed else self._read_keyless(context))
+            raw = await patience.wait(context.read() if keyed else self._read_keyless(context))
         except TimeoutError as error:
             raise DeadlineExceeded(f"the request was not there within {patience.seconds:g} s of its call") from error
-        if request is grpc.aio.EOF:
+        if raw is grpc.aio.EOF:
             raise InvalidArgument("the call ended without its request", field="request")
-        _count(call, request)
-        searches = len(getattr(request, "requests", ())) if call.method in BATCHES else 0
+        request = _read(raw, read, call)
+        searches = len(request.requests) if call.method in BATCHES else 0
         if searches > 1:
             # One was paid as the call opened. A batch of too many is refused, and costs no more than the largest.
             self._meter.spend(call.key, min(searches, MAX_SEARCHES), paid=1)
-        return _whole(request, call.method)
+        return request
 
     async def _read_keyless(self, context: _Context) -> Any:
         async with self._keyless:
             return await context.read()
 
-    def _stream(self, method: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    def _stream(self, method: Callable[..., Any], read: Deserialize) -> Callable[..., Awaitable[None]]:
         async def answer(_: object, context: _Context) -> None:
             call = _begun(context)
             if call.audited:
                 audit.note(call, "begin")
             try:
-                requests = self.door.read(self._requests(context, call))
+                requests = self.door.read(self._requests(context, call, read))
                 async with aclosing(method(requests, context)) as replies:
                     async for reply in replies:
                         await context.write(reply)
@@ -231,21 +228,21 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return answer
 
-    async def _requests(self, context: _Context, call: Call) -> AsyncIterator[Any]:
+    async def _requests(self, context: _Context, call: Call, read: Deserialize) -> AsyncIterator[Any]:
         """The messages of a stream, as fast as its key may ask. Raises what ends the stream."""
         while True:
             try:
-                request = await self._for_next.wait(context.read())
+                raw = await self._for_next.wait(context.read())
             except TimeoutError as error:
                 raise DeadlineExceeded(
                     f"this stream brought no message for {self._limits.idle_s:g} s; open another when there is more "
                     f"to ask"
                 ) from error
-            if request is grpc.aio.EOF:
+            if raw is grpc.aio.EOF:
                 return
-            _count(call, request)
+            request = _read(raw, read, call)
             await self._turn(call)
-            yield _whole(request, call.method)
+            yield request
 
     async def _turn(self, call: Call) -> None:
         """Waits until the key may ask again: unread, what else it sends stays with the caller."""
@@ -301,27 +298,6 @@ def _token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     )
 
 
-def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    # gRPC answers INTERNAL where a deserializer raises; a broken request is the caller's fault, and is told so.
-    def read(raw: bytes) -> Any:
-        try:
-            return deserialize(raw)
-        except (DecodeError, UnicodeDecodeError):
-            return _Malformed()
-
-    return read
-
-
-def _whole(request: Any, name: str) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidArgument(
-            f"the request's bytes are no message that {name} takes: they are another type's, or a text in them is not "
-            f"UTF-8, such as one that was cut within a character",
-            field="request",
-        )
-    return request
-
-
 def _require_role(key: Key, method: str) -> None:
     role = roles.needed(method)
     if role is not None and not key.role.reaches(role):
@@ -352,12 +328,21 @@ def _note_caller(call: Call, context: _Context) -> None:
         call.certificate = b", ".join(names).decode("utf-8", "replace")
 
 
-def _count(call: Call, request: Any) -> None:
+def _read(raw: bytes, deserialize: Deserialize, call: Call) -> Any:
+    """A message, counted. Raises InvalidArgument for bytes that are none: gRPC would answer INTERNAL."""
     call.requests += 1
-    if not call.audited:  # to ask a message for a field that it has not takes longer than all else here
-        return
-    inside = getattr(request, "request", request)  # a stream's has its request inside
-    call.items += len(getattr(inside, "articles", ())) + len(getattr(inside, "ids", ()))
+    try:
+        request = deserialize(raw)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(
+            f"the request's bytes are no message that {call.method} takes: they are another type's, or a text in them "
+            f"is not UTF-8, such as one that was cut within a character",
+            field="request",
+        ) from error
+    if call.audited:  # to ask a message for a field that it has not takes longer than all else here
+        inside = getattr(request, "request", request)  # a stream's has its request inside
+        call.items += len(getattr(inside, "articles", ())) + len(getattr(inside, "ids", ()))
+    return request
 
 
 def _code(context: _Context) -> str:
