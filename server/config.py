@@ -212,7 +212,7 @@ class Config:
         from server.address import Address
         from server.place import Words
         from server.security.certificates import Tls
-        from server.security.guard import Guard
+        from server.security.guard import Guard, require_guarded
 
         files, host = self.certificate_files(), Address.parse(self.listen).host
         guard = Guard(
@@ -223,7 +223,7 @@ class Config:
             words=Words(page),
         )
         if not self.insecure:
-            guard.require_safe(host)
+            require_guarded(host, tls=files is not None, keys=self.api_keys is not None)
         if self.audit_log is not None:
             audit.to_file(self.audit_log)
         return guard

@@ -101,10 +101,10 @@ class Witness:
     def _answered(self, tally: MethodTally, timing: Any, call: Call) -> None:
         tally.staged(timing)
         if self._slow_ms is not None and timing.total_ms > self._slow_ms:
-            tell_slow(tally.name, timing, call.request_id)
+            _tell_slow(tally.name, timing, call.request_id)
 
 
-def tell_slow(method: str, timing: Any, request_id: str) -> None:
+def _tell_slow(method: str, timing: Any, request_id: str) -> None:
     """A line for a call that took long, with its parts in milliseconds; the rest is waiting for threads and gRPC."""
     parts = {f"{stage}_ms": round(getattr(timing, f"{stage}_ms"), 1) for stage in (*STAGES, "total")}
     told = ", ".join(f"{name.removesuffix('_ms')} {ms:g}" for name, ms in parts.items())

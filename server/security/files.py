@@ -33,14 +33,14 @@ class Watched(Generic[T]):
         """Whether the files, as they are now, are not what goes on."""
         return bool(self._refusal)
 
-    def refresh(self) -> bool:
-        """Reads the files if they changed; whether there is another value. Blocks for as long as that takes.
+    def refresh(self) -> None:
+        """Reads the files if they changed; blocks for as long as that takes.
 
         What was refused is read again every time: a certificate of tomorrow becomes valid without a change.
         """
         signature = self._look()
         if signature == self._signature and not self._refusal:
-            return False
+            return
         self._signature = signature
         try:
             self.value = self._read()
@@ -48,10 +48,9 @@ class Watched(Generic[T]):
             if error.message != self._refusal:
                 _log.error("%s refused, and the old goes on: %s", self._what, error)
             self._refusal = error.message
-            return False
-        self._refusal = ""
-        _log.info("%s read anew", self._what)
-        return True
+        else:
+            self._refusal = ""
+            _log.info("%s read anew", self._what)
 
     def _look(self) -> Signature:
         return [_signature(path) for path in self._paths]

@@ -71,10 +71,6 @@ class Guard:
         """For the server's port; None for plain text."""
         return None if self.tls is None else self.tls.credentials()
 
-    def require_safe(self, host: str) -> None:
-        """Raises InvalidArgument where a host is open to others, and what it says and who it answers is not guarded."""
-        require_guarded(host, tls=self.tls is not None, keys=self._keys is not None)
-
     async def watch(self, poll_s: float = 1.0) -> None:
         """Reads certificates and keys again when they change; for ever."""
         while True:
