@@ -200,8 +200,6 @@ class EmbedQueue:
         encoder: Encoder,
         thread: Executor,
         *,
-        max_quick_tokens: int = MAX_QUICK_TOKENS,
-        max_bulk_tokens: int = MAX_BULK_TOKENS,
         aside: Aside | None = None,
         busy: Callable[[], bool] = lambda: False,
         cores: Cores | None = None,
@@ -215,8 +213,8 @@ class EmbedQueue:
         self._cores = cores or Cores()
         self._encoder = encoder
         self._thread = thread
-        self.quick = Line("quick", max_quick_tokens)
-        self.bulk = Line("bulk", max_bulk_tokens)
+        self.quick = Line("quick", MAX_QUICK_TOKENS)
+        self.bulk = Line("bulk", MAX_BULK_TOKENS)
         self.lines = self.quick, self.bulk
         self.batches = Batches()
         if before is not None:

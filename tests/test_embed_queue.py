@@ -52,9 +52,9 @@ def text_of(tokens: int) -> Tokens:
 class Lines:
     """A queue before a slow encoder, on a loop of its own."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self) -> None:
         self.encoder, self._pool = Slow(), ThreadPoolExecutor(1)
-        self.queue = EmbedQueue(self.encoder, self._pool, **options)  # type: ignore[arg-type]
+        self.queue = EmbedQueue(self.encoder, self._pool)  # type: ignore[arg-type]
 
     async def embed(self, tokens: int, deadline_s: float | None = None, *, bulk: bool = False) -> float:
         """Seconds until a text of so many tokens has its vector."""
@@ -121,7 +121,8 @@ def test_a_small_article_that_is_to_be_kept_waits_behind_seed_texts(lines: Lines
 
 
 def test_a_full_line_of_texts_refuses_and_the_other_line_does_not() -> None:
-    lines = Lines(max_quick_tokens=95, max_bulk_tokens=1_000)
+    lines = Lines()
+    lines.queue.quick.most, lines.queue.bulk.most = 95, 1_000
 
     async def run() -> None:
         first = asyncio.create_task(lines.embed(200))  # computed at once

@@ -173,7 +173,8 @@ class Crowded(Engine):
     def __init__(self, generation: Generation, encoder: Encoder, store: Store) -> None:
         super().__init__(store)
         self.door = Door(encoder)
-        self.queue = EmbedQueue(cast("Encoder", self.door), self._compute, max_quick_tokens=20)
+        self.queue = EmbedQueue(cast("Encoder", self.door), self._compute)
+        self.queue.quick.most = 20
         self.gone = threading.Semaphore(0)
         self._fixed = Served(View.of(Base(generation)), encoder, self.queue)
 
