@@ -92,9 +92,9 @@ def _cap(message: ranking_pb2.Ranking, name: str, default: int) -> int:
 
 
 def _key(value: str) -> str:
-    if len(value) > requests.MAX_KEY_CHARS:
+    if len(value) > filters.MAX_KEY_CHARS:
         raise InvalidArgument(
-            f"{_F}.popularity_attribute has {len(value):,} characters; at most {requests.MAX_KEY_CHARS} are allowed",
+            f"{_F}.popularity_attribute has {len(value):,} characters; at most {filters.MAX_KEY_CHARS} are allowed",
             field=f"{_F}.popularity_attribute",
         )
     return value

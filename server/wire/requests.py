@@ -11,6 +11,7 @@ import numpy as np
 from coldframe.errors import InvalidArgument
 from coldframe.live import LiveArticle
 from coldframe.text import MAX_TEXT_CHARS, article_text
+from server.filters import MAX_KEY_CHARS
 from server.seeds import ClusterSeed, RowSeed, Seed, TextSeed, VectorSeed
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MAX_DELETES = 1_000
 MAX_SEARCHES = 64
 MAX_ID_CHARS = 512
 MAX_ATTRIBUTES = 64
-MAX_KEY_CHARS, MAX_VALUE_CHARS = 128, 4_096
+MAX_VALUE_CHARS = 4_096
 YEAR_S = 366 * 86_400
 # Of the squared length, in fp32: what was brought to unit length once is not to be had any nearer.
 _UNIT = 5e-7
