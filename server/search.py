@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
     from server.filters import Condition
     from server.seeds import Point
-    from server.view import Allowed, View
-
-    Floats = NDArray[np.float32]
-    Rows = NDArray[np.int64]
+    from server.view import Allowed, Floats, Rows, View
 
 POOL = 1_000
 """Candidates of an interest that are ranked by more than similarity before all others. So many can be paged through."""

@@ -13,12 +13,7 @@ from server.view import rows_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
-    from server.view import Allowed, View
-
-    Floats = NDArray[np.float32]
-    Rows = NDArray[np.int64]
+    from server.view import Allowed, Floats, Rows, View
 
 _BLOCK = 2_048
 

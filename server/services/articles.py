@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coldframe.errors import ColdframeError, InvalidArgument, Unavailable, UnknownArticle
 from coldframe.live import Delete, LiveArticle, Upsert
@@ -22,12 +22,9 @@ from server.writer import Change, Outcome, Outcomes, Same, StaleVector, applied,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    import grpc.aio
-
     from server.engine import Engine
+    from server.services import Context
     from server.serving import Served
-
-    Context = grpc.aio.ServicerContext[Any, Any]
 
 _MOST_NEAR = 100
 _TRIES = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument, UnknownCluster
 from coldframe.v1 import cluster_service_pb2 as pb
@@ -16,14 +16,11 @@ from server.wire import paging, replies, requests
 from server.wire.hits import summary
 
 if TYPE_CHECKING:
-    import grpc.aio
-
     from coldframe.v1 import types_pb2
     from server.engine import Engine
+    from server.services import Context
     from server.serving import Served
     from server.view import View
-
-    Context = grpc.aio.ServicerContext[Any, Any]
 
 _DAY_S = 86_400.0
 _ORDERS = {

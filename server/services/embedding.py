@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coldframe.errors import ColdframeError
 from coldframe.v1 import embedding_service_pb2 as pb
@@ -14,11 +14,8 @@ from server.wire import replies, requests
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import grpc.aio
-
     from server.engine import Engine
-
-    Context = grpc.aio.ServicerContext[Any, Any]
+    from server.services import Context
 
 
 class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):

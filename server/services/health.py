@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    Context = grpc.aio.ServicerContext[Any, Any]
+    from server.services import Context
 
 _NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coldframe.errors import InvalidArgument
 from coldframe.v1 import index_service_pb2 as pb
@@ -12,12 +12,9 @@ from server.engine import Timing
 from server.wire import replies
 
 if TYPE_CHECKING:
-    import grpc.aio
-
     from server.engine import Engine
     from server.exchange import Activation
-
-    Context = grpc.aio.ServicerContext[Any, Any]
+    from server.services import Context
 
 
 class IndexService(index_service_pb2_grpc.IndexServiceServicer):

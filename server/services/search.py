@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coldframe.errors import ColdframeError
 from coldframe.v1 import search_service_pb2 as pb
@@ -22,16 +22,14 @@ from server.wire.ranking import ask
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    import grpc.aio
     import numpy as np
     from numpy.typing import NDArray
 
     from server.engine import Engine
     from server.search import Ask, Expansion, Found
+    from server.services import Context
     from server.serving import Served
     from server.view import View
-
-    Context = grpc.aio.ServicerContext[Any, Any]
 
 
 _MUCH = 65_536
