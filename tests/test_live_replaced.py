@@ -23,6 +23,7 @@ from coldframe.live_file import copied
 from server.observe.metrics import Pulse, ServerCollector, registry
 from server.observe.witness import Witness
 from server.place import PAGE_BYTES, Latest
+from server.security.guard import Guard
 from tests.disks import mount, read_only_view, used_kib
 from tests.live_articles import contents, filled, upsert
 from tests.newsroom import opened, piece, words
@@ -175,7 +176,7 @@ def test_a_full_disk_is_said_once_in_the_log_and_counted(
             [*_, line] = said(logging.ERROR)
             assert "No space left on device" in line
             assert len(said(logging.ERROR)) == times
-            registered = registry(ServerCollector(engine, Witness(), Pulse()))
+            registered = registry(ServerCollector(engine, Witness(), Pulse(), Guard()))
             assert registered.get_sample_value("coldframe_failed_writes_total") == engine.writer.failed
             assert mount(disk, "remount,size=64m")
             client.upsert([piece("after", words(f"after {times}"))])

@@ -41,7 +41,7 @@ _OURS = "coldframe.v1."
 class ServerCollector(Collector):
     """Reads what a server counted."""
 
-    def __init__(self, engine: Engine, witness: Witness, pulse: Pulse, guard: Guard | None = None) -> None:
+    def __init__(self, engine: Engine, witness: Witness, pulse: Pulse, guard: Guard) -> None:
         self._engine, self._witness, self._pulse, self._guard = engine, witness, pulse, guard
         self._drifts = Drifts()
 
@@ -51,8 +51,7 @@ class ServerCollector(Collector):
         yield from _calls(methods)
         yield from self._lines()
         yield from self._process()
-        if self._guard is not None:
-            yield from _open_calls(self._guard)
+        yield from _open_calls(self._guard)
         served = self._engine.served() if self._engine.ready else None
         yield from self._files(served)
         yield _gauge("coldframe_ready", "1 where there is an index to answer from.", float(served is not None))
@@ -106,13 +105,13 @@ class ServerCollector(Collector):
             "1 where a file changed and cannot be used, and what was before goes on.",
             labels=["file"],
         )
-        found = {} if self._guard is None else self._guard.refused()
+        found = self._guard.refused()
         if served is not None:  # else there is none of before
             found["generation"] = self._engine.exchange.refused
         for name, value in found.items():
             refused.add_metric([name], float(value))
         yield refused
-        if self._guard is not None and self._guard.tls is not None:
+        if self._guard.tls is not None:
             ends = self._guard.tls.certificate.expires_at.timestamp()
             yield _gauge("coldframe_certificate_expires_timestamp_seconds", "When the certificate in use ends.", ends)
 

@@ -38,7 +38,7 @@ class Station:
         """Of /metrics; None where there is none."""
         return None if self._port is None else self._port.port
 
-    def open(self, engine: Engine, ready: Callable[[], bool], guard: Guard | None = None) -> None:
+    def open(self, engine: Engine, ready: Callable[[], bool], guard: Guard) -> None:
         """Answers from now on: alive, and ready once the engine is. Raises InvalidArgument for an address in use."""
         if self._metrics is None:
             return
