@@ -23,7 +23,6 @@ from google.protobuf.message import DecodeError
 from coldframe.errors import ColdframeError, DeadlineExceeded, InvalidArgument, PermissionDenied, Unauthenticated
 from server.admission import CALL, Call
 from server.interceptor import BATCHES, refuse
-from server.observe.witness import Witness
 from server.security import audit, roles
 from server.security.keys import identify
 from server.security.limits import Limits, Meter
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from server.door import Door
+    from server.observe.witness import Witness
     from server.place import Words
     from server.security.keys import Key
 
@@ -55,7 +55,8 @@ class Gate(grpc.aio.ServerInterceptor):
     """Lets calls in. keys: those of this moment by id; None where callers need none."""
 
     door: Door
-    """The server's, which sets it."""
+    witness: Witness
+    """The server's, which sets both. The witness names calls, and is told of every one that is over."""
 
     def __init__(self, keys: Keys, limits: Limits, words: Words) -> None:
         self._keys, self._limits = keys, limits
@@ -66,8 +67,6 @@ class Gate(grpc.aio.ServerInterceptor):
         self._for_next = Patience(limits.idle_s)
         self._keyless = asyncio.Semaphore(_KEYLESS_READ)
         self._wrapped: dict[str, Any] = {}
-        self.witness = Witness()
-        """Names calls, and is told of every one that is over."""
 
     @property
     def open(self) -> int:
