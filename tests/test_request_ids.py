@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from coldframe.v1.article_service_pb2 import DeleteArticlesRequest
+from server.admission import SearchLine
 from tests.guarded import guarded
 from tests.newsroom import piece
 from tests.test_security import endless
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DELETE = "/coldframe.v1.ArticleService/DeleteArticles"
 INDEX = "/coldframe.v1.IndexService/GetIndex"
+SEARCH = "/coldframe.v1.SearchService/Search"
 MADE = r"[0-9a-f]{8}-[0-9a-f]+"
 
 
@@ -55,6 +57,18 @@ def documents(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     found = [json.loads(record.getMessage()) for record in records]
     assert [document["request_id"] for document in found] == [record.__dict__["request_id"] for record in records]
     return found
+
+
+def test_a_call_that_finds_the_line_full_is_told_its_id_and_a_stranger_does_not_count_as_one(
+    server: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SearchLine, "full", True)
+    counts = server.engine.searches.counts
+    before = counts.refused
+    assert refused(server, SEARCH, "cfk_no", None)[0] == "UNAUTHENTICATED"
+    assert counts.refused == before
+    assert refused(server, SEARCH, server.key(), "mine-2") == ("RESOURCE_EXHAUSTED", "mine-2")
+    assert counts.refused == before + 1
 
 
 @pytest.mark.parametrize("name", ["mine-1", None])
