@@ -131,10 +131,9 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def tell(_: object, context: _Context) -> None:
             call.outcome = error.code
-            if isinstance(error, Unauthenticated):
-                call.audited = False  # whoever has no key must not fill the disk
             _note_caller(call, context)
             if isinstance(error, Unauthenticated):
+                call.audited = False  # whoever has no key must not fill the disk
                 self._strangers.note(call)
             self._told(call)
             await refuse(context, error, call.method)
