@@ -86,9 +86,6 @@ class Allowed:
     plain: frozenset[int] | None
     """Where all of the generation's rows are allowed but these few: what they are. None: see `base`."""
 
-    def __len__(self) -> int:
-        return len(self.base) + int(self.live.sum())
-
 
 @dataclass(frozen=True)
 class View:

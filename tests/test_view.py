@@ -131,7 +131,7 @@ def test_what_a_search_may_answer_is_told_without_a_look_at_all_that_were_replac
         matching = set(range(ROWS) if condition is None else base.matching(condition).rows().tolist())
         allowed = view.allow(condition, [3])
         assert set(allowed.base.rows().tolist()) == (matching & set(range(1, ROWS, 2))) - {3}
-        assert len(allowed) == len(allowed.base.rows())
+        assert len(allowed.base) == len(allowed.base.rows())
         assert allowed.plain is None, "more than can be fetched and dropped"
 
 

@@ -33,11 +33,6 @@ class Station:
         self._port: Port | None = None
         self._beating: asyncio.Task[None] | None = None
 
-    @property
-    def port(self) -> int | None:
-        """Of /metrics; None where there is none."""
-        return None if self._port is None else self._port.port
-
     def open(self, engine: Engine, ready: Callable[[], bool], guard: Guard) -> None:
         """Answers from now on: alive, and ready once the engine is. Raises InvalidArgument for an address in use."""
         if self._metrics is None:
