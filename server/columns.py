@@ -54,9 +54,6 @@ class Attribute:
 class Columns(Protocol):
     """The rows of one kind, by column. All arrays are (rows,) and are not to be written to."""
 
-    def __len__(self) -> int:
-        """How many rows there are."""
-
     @property
     def microseconds(self) -> NDArray[np.int64]:
         """Date of each article since 1970, exactly; UNDATED where it is unknown."""
@@ -95,9 +92,6 @@ class BaseColumns:
         self.stories = np.asarray(articles.column("story").to_numpy(), np.int64)
         # Of no method: it would hold on to the columns, and they to it, long after another generation is served.
         self._read = lru_cache(MAX_ATTRIBUTES)(partial(_read_attribute, articles.column("attributes")))
-
-    def __len__(self) -> int:
-        return len(self.microseconds)
 
     def attribute(self, key: str) -> Attribute:
         """One attribute; the first time it is asked for, it is read from the table."""
@@ -152,9 +146,6 @@ class LiveColumns:
         self._rows: list[Mapping[str, str]] = []
         self._attributes: OrderedDict[str, _GrowingAttribute] = OrderedDict()
         self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def copy(self, rows: int) -> LiveColumns:
         """The first rows, in columns of their own."""
