@@ -158,8 +158,7 @@ class Engine:
 
     def load(self) -> None:
         """Opens the current generation and its encoder; blocks. Raises what makes it impossible to serve."""
-        self._served = self._loader.load(None)
-        self._latest.tell(self._served.view.sequence)
+        self._serve(self._loader.load(None))
 
     async def watch(self, loaded: Callable[[], Awaitable[None]], poll_s: float = 1.0) -> None:
         """Exchanges what is served whenever another generation becomes current, and tells `loaded`; for ever. Shows
@@ -215,7 +214,7 @@ class Engine:
 
     def _take_over(self, new: Served) -> None:
         """Replays what was written while the generation was loaded, on the thread that writes: nothing is lost."""
-        self._served = new.showing(self._loader.replay(new.view, new.encoder))
+        self._serve(new.showing(self._loader.replay(new.view, new.encoder)))
 
     def writable(self) -> LiveStore:
         """The live articles, to be written. The file is made with the first of them: a store that may only be read can
@@ -258,8 +257,14 @@ class Engine:
         return next_in_line(self._store.path / "generations")
 
     def _show(self, view: View) -> None:
-        self._served = self.served().showing(view)
-        self._latest.tell(view.sequence)
+        self._serve(self.served().showing(view))
+
+    def _serve(self, served: Served) -> None:
+        """Answers from another state. The workers are told of it first: who saw a change here must not be shown what
+        was before it by the next one, though the one who wrote it may not have come to tell of it yet.
+        """
+        self._latest.tell(served.view.sequence)
+        self._served = served
 
     def catch_up(self) -> Awaitable[None] | None:
         """What must be waited for before a request is looked at: changes of other workers; None where there is none."""
@@ -280,7 +285,7 @@ class Engine:
     def _see_others(self) -> None:
         """Shows what others wrote. On the thread that writes."""
         served, told = self.served(), self._latest.number  # read first: the file has all that was told of
-        self._served = served.showing(self._loader.see_others(served.view, served.encoder, told))
+        self._serve(served.showing(self._loader.see_others(served.view, served.encoder, told)))
 
     @property
     def folder(self) -> Path:

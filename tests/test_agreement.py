@@ -1,0 +1,46 @@
+"""Servers of one store and workers of one server: what any of them has said, none takes back."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from coldframe.errors import UnknownArticle
+from coldframe.live import LIVE, LiveStore
+from server.place import PAGE_BYTES, Latest, Place
+from tests.live_articles import upsert
+from tests.newsroom import opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldframe import Client
+    from tests.conftest import Background
+
+
+def has(client: Client, article_id: str) -> bool:
+    try:
+        client.get_article(article_id)
+    except UnknownArticle:
+        return False
+    return True
+
+
+def test_what_one_worker_showed_of_a_change_that_its_writer_has_not_told_of_the_others_show_too(
+    background: Background, own_newsroom: Path, tmp_path: Path
+) -> None:
+    """A writer is slow, or stopped, between the disk and the page: who looks at the file meanwhile finds the change."""
+    (page := tmp_path / "page").write_bytes(bytes(PAGE_BYTES))
+    writing, *others = (Latest(Place(number, 3, page, -1, frozenset(os.sched_getaffinity(0)))) for number in range(3))
+    with (
+        LiveStore(own_newsroom / LIVE) as live,
+        opened(background, own_newsroom, latest=others[0]) as (one, _),
+        opened(background, own_newsroom, latest=others[1]) as (other, _),
+    ):
+        (number,) = live.apply([upsert("told")])
+        writing.tell(number)
+        assert has(other, "told")
+        live.apply([upsert("not told")])
+        assert has(one, "told")
+        assert has(one, "not told")
+        assert has(other, "not told")
