@@ -205,6 +205,10 @@ class Writer:
             for change, sequence in zip(writes, numbers, strict=True):
                 view = applied(view, change, sequence)
             self._publish(view)
+        else:
+            self._see_others()  # or what another server changed a moment ago would pass for what it was
+            if self._view().sequence > view.sequence:
+                raise Outdated
         return [(outcomes, view) if isinstance(outcomes, list) else outcomes for outcomes in found]
 
     @staticmethod

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from coldframe.errors import UnknownArticle
 from coldframe.live import LIVE, LiveStore
+from coldframe.v1.article_service_pb2 import UPSERT_OUTCOME_CREATED as CREATED
+from coldframe.v1.article_service_pb2 import UPSERT_OUTCOME_REPLACED as REPLACED
 from server.place import PAGE_BYTES, Latest, Place
 from tests.live_articles import upsert
-from tests.newsroom import opened
+from tests.newsroom import opened, piece
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,3 +46,21 @@ def test_what_one_worker_showed_of_a_change_that_its_writer_has_not_told_of_the_
         assert has(one, "told")
         assert has(one, "not told")
         assert has(other, "not told")
+
+
+def test_what_comes_as_a_server_shows_it_is_held_against_what_another_one_has_written_since(
+    background: Background, own_newsroom: Path
+) -> None:
+    """Who is told of nothing looks once a second: an article that was corrected, or removed, by way of the other one,
+    and is sent again as it was, was not "unchanged", and nothing of it would have been kept.
+    """
+    first, second = piece("corrected", title="first"), piece("corrected", title="second")
+    with opened(background, own_newsroom) as (one, _), opened(background, own_newsroom) as (other, _):
+        one.upsert([first, piece("removed")])
+        other.upsert([second])
+        other.delete(["removed"])
+        outcomes = [one.upsert([each]).results[0].outcome for each in (first, piece("removed"))]
+    assert outcomes == [REPLACED, CREATED]
+    with opened(background, own_newsroom) as (client, _):
+        assert client.get_article("corrected").article.title == "first"
+        assert has(client, "removed")
