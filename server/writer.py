@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
-    from coldframe.live import LiveArticle, LiveStore
+    from coldframe.live import Embedded, LiveArticle, LiveStore
     from server.view import View
 
 _log = logging.getLogger("coldframe.server")
@@ -200,6 +200,7 @@ class Writer:
             if not isinstance(change, Same) and self._counts(change, outcome)
         ]
         if writes:
+            writes = self._alike(writes)
             numbers = self._store().apply(writes, view.sequence, alone=True, begun=begun)
             self._note_kept()
             for change, sequence in zip(writes, numbers, strict=True):
@@ -230,6 +231,24 @@ class Writer:
             # Its moment is still to come where a clock was put back.
             return abs(datetime.now(UTC) - known.changed_at) > _AGAIN
         return outcome is not Outcome.UNCHANGED
+
+    def _alike(self, writes: Sequence[Upsert | Delete]) -> list[Upsert | Delete]:
+        """The same with one vector for each text, that of the file where it has one. Texts that came at the same time
+        were embedded apart, and the last digits hang on what beside: a view gives a copy the vector of the first, and
+        one that is made later, when the first is gone, must give it no other.
+        """
+        vectors: dict[bytes, Embedded] = {}
+        alike: list[Upsert | Delete] = []
+        for change in writes:
+            if isinstance(change, Upsert):
+                digest = text_digest(article_text(change.article.title, change.article.content))
+                if digest not in vectors:
+                    held = self._store().embedded(digest, change.embedded.fingerprint)
+                    vectors[digest] = held or change.embedded
+                alike.append(replace(change, embedded=vectors[digest]))
+            else:
+                alike.append(change)
+        return alike
 
     async def drain(self) -> None:
         """Serves who still waits."""

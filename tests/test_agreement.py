@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pytest
+
 from coldframe.errors import UnknownArticle
-from coldframe.live import LIVE, LiveStore
+from coldframe.live import LIVE, Embedded, LiveArticle, LiveStore, Upsert
 from coldframe.v1.article_service_pb2 import UPSERT_OUTCOME_CREATED as CREATED
 from coldframe.v1.article_service_pb2 import UPSERT_OUTCOME_REPLACED as REPLACED
 from server.place import PAGE_BYTES, Latest, Place
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
     from coldframe import Client
     from tests.conftest import Background
+
+
+def scores(client: Client) -> dict[str, float]:
+    """Of all articles, as one question finds them."""
+    return {hit.article.id: hit.score for hit in client.search("a b", limit=1_000, exact=True, max_per_story=0).hits}
 
 
 def has(client: Client, article_id: str) -> bool:
@@ -64,3 +72,21 @@ def test_what_comes_as_a_server_shows_it_is_held_against_what_another_one_has_wr
     with opened(background, own_newsroom) as (client, _):
         assert client.get_article("corrected").article.title == "first"
         assert has(client, "removed")
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_copies_that_were_embedded_apart_have_one_vector_also_when_the_first_of_them_is_gone(
+    background: Background, own_newsroom: Path, calls: int
+) -> None:
+    """A worker that begins later never saw the first, and must not answer otherwise than those that did."""
+    with opened(background, own_newsroom) as (client, engine):
+        own = np.array(client.embed(["c b a"]).embeddings[0].vector.values, np.float32)
+        fingerprint = client.index().index.fingerprint
+        apart = [Embedded(own + np.float32(n) * 1e-3, fingerprint, "fp32", 9, 9) for n in range(2)]
+        copies = [Upsert(LiveArticle(name, "", "a b c", None, {}), e) for name, e in zip("xy", apart, strict=True)]
+        for changes in (copies,) if calls == 1 else ([copies[0]], [copies[1]]):
+            background.run(engine.writer.apply(changes))
+        client.delete(["x"])
+        before = scores(client)
+    with opened(background, own_newsroom) as (client, _):
+        assert scores(client) == before
