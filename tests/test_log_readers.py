@@ -22,6 +22,7 @@ from coldframe import Client
 from server.observe import logs
 from server.observe.lines import Lines
 from server.observe.logs import Told
+from tests.disks import files_of_at_most
 from tests.newsroom import piece
 
 if TYPE_CHECKING:
@@ -83,6 +84,14 @@ def said(reads: int, last: str) -> list[str]:
     return told.decode().splitlines()
 
 
+def left_out(gap: str) -> int:
+    """How many lines the log says that it lacks."""
+    told = r"(\d+) lines of the log are left out here: nobody read what stood in line, or its disk was full"
+    found = re.fullmatch(told, gap)
+    assert found is not None, gap
+    return int(found[1])
+
+
 def test_lines_that_nobody_read_come_later_in_order_and_what_found_no_room_is_counted() -> None:
     with (
         pipe() as (reads, writes),
@@ -101,14 +110,36 @@ def test_lines_that_nobody_read_come_later_in_order_and_what_found_no_room_is_co
         logger.info("again")
         *kept, gap, _ = reading.result()
     assert kept == [f"{number} {'é' * 150}" for number in range(len(kept))]
-    left_out = re.fullmatch(r"(\d+) lines of the log are left out here, for nobody read what stood in line", gap)
-    assert left_out is not None
-    assert 0 < len(kept) == 100 - int(left_out[1]) < 100
+    assert 0 < len(kept) == 100 - left_out(gap) < 100
     logging.getLogger().addHandler(handler)
     try:
-        assert logs.lost() == int(left_out[1])
+        assert logs.lost() == left_out(gap)
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def test_of_a_log_on_a_full_disk_all_lines_are_there_or_counted_and_none_runs_into_another(tmp_path: Path) -> None:
+    """Standard error goes to a file. What the disk took of one line stands there in part."""
+    logger = logging.Logger("some")
+    with (tmp_path / "log").open("a") as stream:
+        logger.addHandler(handler := Told(Lines(stream)))
+        with files_of_at_most(700):
+            for number in range(20):
+                logger.info("%d %s", number, "x" * 50)
+        logger.info("again")
+    *kept, torn, gap, last = (tmp_path / "log").read_text().splitlines()
+    assert kept == [f"{number} {'x' * 50}" for number in range(13)]
+    assert f"13 {'x' * 50}".startswith(torn)
+    assert (left_out(gap), handler.lost, last) == (7, 7, "again")
+
+
+def test_lines_whose_reader_has_gone_are_counted() -> None:
+    with pipe() as (reads, writes), open(writes, "w", closefd=False) as stream:  # it has no path
+        logger = logging.Logger("some")
+        logger.addHandler(handler := Told(Lines(stream)))
+        os.dup2(os.open(os.devnull, os.O_RDONLY), reads)
+        logger.info("unheard")
+    assert handler.lost == 1
 
 
 def test_what_is_longer_than_a_pipe_and_what_cannot_be_said_at_all_keep_nobody_waiting() -> None:

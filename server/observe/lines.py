@@ -29,20 +29,25 @@ class Lines:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._to: int | None = None
-        self._is_file = False
+        self._is_file, self._torn = False, False
         with contextlib.suppress(OSError, ValueError):  # it was closed, or is none of the system's
             if stream is not None:
                 self._to = stream.fileno()
                 self._is_file = stat.S_ISREG(os.fstat(self._to).st_mode)
 
     def put(self, line: str) -> bool:
-        """Takes a line, which has no end yet; False for one that finds no room."""
+        """Takes a line, which has no end yet; False for one that finds no room, here or on the disk, or no reader."""
         data = f"{line}\n".encode(errors="backslashreplace")
         with self._changed:
             if self._to is None:
                 return True
-            if not self._line and self._takes_at_once(data):
-                data = _rest(self._to, data)
+            if self._is_file:
+                return self._written(self._to, data)
+            if not self._line and _takes_at_once(self._to, data):
+                rest = _rest(self._to, data)
+                if rest is None:
+                    return False
+                data = rest
             # Once they are too many only when half of them are gone: not each single line would have its gap.
             self._full = self._waiting > (self._room // 2 if self._full else self._room)
             if data and not self._full:
@@ -57,8 +62,15 @@ class Lines:
         with self._changed:
             self._changed.wait_for(lambda: not self._line, wait_s)
 
-    def _takes_at_once(self, data: bytes) -> bool:
-        return self._is_file or (len(data) <= _AT_ONCE and self._to is not None and _is_writable(self._to, 0))
+    def _written(self, to: int, data: bytes) -> bool:
+        """Whether a file took it. Where a full disk took a part of a line, the next one has a line of its own."""
+        rest: bytes | None = b"\n" + data if self._torn else data
+        while rest:
+            self._torn = self._torn or len(rest) < len(data)
+            rest = _rest(to, rest)
+        if rest is not None:
+            self._torn = False
+        return rest is not None
 
     def _begin(self, to: int) -> None:
         if self._thread is None:
@@ -71,13 +83,18 @@ class Lines:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._line)
-                data = rest = self._line[0]
+                data = self._line[0]
+            rest: bytes | None = data
             while rest and _is_writable(to, None):
                 rest = _rest(to, rest)
             with self._changed:
                 self._line.popleft()
                 self._waiting -= len(data)
                 self._changed.notify_all()
+
+
+def _takes_at_once(to: int, data: bytes) -> bool:
+    return len(data) <= _AT_ONCE and _is_writable(to, 0)
 
 
 def _is_writable(to: int, wait_ms: float | None) -> bool:
@@ -87,11 +104,11 @@ def _is_writable(to: int, wait_ms: float | None) -> bool:
     return bool(poll.poll(wait_ms))
 
 
-def _rest(to: int, data: bytes) -> bytes:
-    """Writes, and gives what was not taken. Nothing where nobody can take it any more: its reader has gone."""
+def _rest(to: int, data: bytes) -> bytes | None:
+    """Writes, and gives what was not taken; None where nobody takes it: its reader has gone, or the disk is full."""
     try:
         return data[os.write(to, data) :]
     except BlockingIOError:  # O_NONBLOCK holds for all processes that have the same stream
         return data
     except OSError:
-        return b""
+        return None

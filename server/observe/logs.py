@@ -63,7 +63,7 @@ class Told(logging.Handler):
 
 
 def _gap(lines: int) -> logging.LogRecord:
-    told = "%d lines of the log are left out here, for nobody read what stood in line"
+    told = "%d lines of the log are left out here: nobody read what stood in line, or its disk was full"
     return logging.LogRecord("coldframe.server", logging.WARNING, "", 0, told, (lines,), None)
 
 
@@ -106,5 +106,5 @@ def begin(form: str) -> None:
 
 
 def lost() -> int:
-    """How many lines of the log are left out so far, for nobody read what stood in line."""
+    """How many lines of the log are left out so far: nobody took them."""
     return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, Told))

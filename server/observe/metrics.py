@@ -116,7 +116,7 @@ class ServerCollector(Collector):
             yield _gauge("coldframe_certificate_expires_timestamp_seconds", "When the certificate in use ends.", ends)
 
     def _process(self) -> Iterator[Metric]:
-        lost = CounterMetricFamily("coldframe_log_lines_lost", "Lines of the log that are left out: nobody reads it.")
+        lost = CounterMetricFamily("coldframe_log_lines_lost", "Lines of the log that are left out: nobody takes them.")
         lost.add_metric([], logs.lost())
         yield lost
         yield _gauge("coldframe_threads", "Threads of the process, torch's and gRPC's among them.", _threads())
