@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from coldframe.durable import sync_path
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument
-from coldframe.shortage import MORE_FILES, NO_FILES, known_errno
+from coldframe.shortage import MORE_FILES, NO_FILES, SEE_TO_DISK, known_errno
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -362,7 +362,7 @@ def wants_index(error: sqlite3.Error) -> bool:
 @contextmanager
 def damage_told() -> Iterator[None]:
     """Raises CorruptGeneration for what SQLite says of a damaged file, and FailedPrecondition for one that cannot be
-    locked; other errors pass.
+    locked, or that its disk does not give; other errors pass.
     """
     try:
         yield
@@ -375,6 +375,10 @@ def damage_told() -> Iterator[None]:
             raise FailedPrecondition(
                 f"{LIVE} cannot be locked: another program holds it, or its file system keeps no locks; keep the store "
                 f"on a local disk, never on NFS"
+            ) from error
+        if code == sqlite3.SQLITE_IOERR:
+            raise FailedPrecondition(
+                f"{LIVE} cannot be read ({os.strerror(known_errno(error) or errno.EIO)}); {SEE_TO_DISK}"
             ) from error
         if code not in _DAMAGED:
             raise
@@ -396,9 +400,10 @@ def want_told() -> Iterator[None]:
         known = known_errno(error)
         if known is None:
             raise
+        remedy = "See to the disk" if known == errno.EIO else "Make room, or give the right to write,"
         raise FailedPrecondition(
-            f"the store cannot keep these articles ({os.strerror(known)}); none of this call was taken. Make room, or "
-            f"give the right to write, where the server runs, and send them again"
+            f"the store cannot keep these articles ({os.strerror(known)}); none of this call was taken. {remedy} where "
+            f"the server runs, and send them again"
         ) from error
 
 
@@ -412,9 +417,10 @@ def _unwritable_told(path: Path) -> Iterator[None]:
             raise
         if known == errno.ENOSPC:
             raise FailedPrecondition(f"there is no room for {LIVE} in the store {path.parent}; make room") from error
-        if known in NO_FILES:
+        if known in NO_FILES or known == errno.EIO:
             raise FailedPrecondition(
-                f"{LIVE} cannot be opened in the store {path.parent} ({os.strerror(known)}); {MORE_FILES}"
+                f"{LIVE} cannot be opened in the store {path.parent} ({os.strerror(known)}); "
+                f"{MORE_FILES if known in NO_FILES else SEE_TO_DISK}"
             ) from error
         raise InvalidArgument(
             f"{LIVE} cannot be written in the store {path.parent} ({os.strerror(known)}); choose a folder that you may "

@@ -1,4 +1,4 @@
-"""Why a file could not be opened or written: no room, no right, or too many are open already."""
+"""Why a file could not be opened, read or written: no room, no right, too many are open already, or its disk fails."""
 
 from __future__ import annotations
 
@@ -16,15 +16,25 @@ MAY_NOT_READ = (
     "does, and see to the umask of who writes it"
 )
 """What is said of a file, after its name."""
+SEE_TO_DISK = "see to its disk: that, or what is mounted there, fails"
 _NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
-_SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_SQLITE_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}  # of a quota, of a limit on the size of files
+_SQLITE_DISK_FAILS = {
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+}
 _SQLITE_FILES = 3  # it opens: the database, its log and the log's index
 
 
 def known_errno(error: Exception) -> int | None:
     """The errno that stands for an error of the file system's, SQLite's, NumPy's or FAISS's; None for another one."""
     if isinstance(error, sqlite3.Error):
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        whole = getattr(error, "sqlite_errorcode", 0)
+        if whole in _SQLITE_DISK_FAILS:
+            return errno.EIO
+        code = whole & 0xFF
         if code == sqlite3.SQLITE_CANTOPEN:
             return _why_not_opened()
         return errno.ENOSPC if code in _SQLITE_NO_ROOM else errno.EROFS if code == sqlite3.SQLITE_READONLY else None

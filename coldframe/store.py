@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from coldframe import checksums
 from coldframe.durable import replace_text, sync_path, sync_tree
 from coldframe.errors import ColdframeError, CorruptGeneration, FailedPrecondition, InvalidArgument, NoGeneration
-from coldframe.shortage import MORE_FILES, NO_FILES, NO_ROOM, known_errno
+from coldframe.shortage import MORE_FILES, NO_FILES, NO_ROOM, SEE_TO_DISK, known_errno
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -433,6 +433,10 @@ class Store:
         if error.errno in NO_FILES:
             return FailedPrecondition(
                 f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); {MORE_FILES}"
+            )
+        if error.errno == errno.EIO:
+            return FailedPrecondition(
+                f"the store {self.path} cannot be read or written ({os.strerror(errno.EIO)}); {SEE_TO_DISK}"
             )
         if error.errno == errno.EXDEV:
             return FailedPrecondition(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -186,6 +187,14 @@ def test_live_articles_that_have_no_room_to_be_read_anywhere_are_refused(
     with pytest.raises(FailedPrecondition, match="Make room"):
         LiveStore(disk / LIVE, read_only=True)
     assert [*(disk / "temporary").iterdir()] == []
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_FSYNC])
+def test_a_disk_that_fails_is_not_told_as_a_full_one(tmp_path: Path, code: int) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    with pytest.raises(FailedPrecondition, match=r"\(Input/output error\); see to its disk"), Store(tmp_path).saving():
+        raise error
 
 
 # --- a limit on the size of files ------------------------------------------------------------------------------------

@@ -167,6 +167,14 @@ def test_a_part_of_the_changes_is_held_against_the_whole_too(tmp_path: Path) -> 
         list(store.since(50))
 
 
+def test_a_file_that_its_disk_does_not_give_is_said_to_be_that(tmp_path: Path) -> None:
+    """Neither damaged nor without room. What is behind the link fails as a broken disk does, on each read (EIO)."""
+    (tmp_path / LIVE).symlink_to("/proc/self/mem")
+    for read_only in (True, False):
+        with pytest.raises(FailedPrecondition, match=r"live\.db .*\(Input/output error\); see to its disk"):
+            LiveStore(tmp_path / LIVE, read_only=read_only)
+
+
 def test_an_empty_file_without_a_log_is_a_store_that_was_never_begun(tmp_path: Path) -> None:
     (tmp_path / LIVE).touch()
     with LiveStore(tmp_path / LIVE) as store:
