@@ -180,8 +180,8 @@ class _Failures:
 
     def forget(self) -> None:
         """The next try is at once, and the pause after it the first."""
-        self._name, self._said = "", ""
-        self._pause_s, self._due_at = 0.0, 0.0
+        self._name: str | None = None
+        self._said, self._pause_s, self._due_at = "", 0.0, 0.0
 
     @property
     def any(self) -> bool:
@@ -193,7 +193,7 @@ class _Failures:
         return name != self._name or time.monotonic() >= self._due_at
 
     def note(self, name: str, error: Exception) -> None:
-        """Sets the next try, and logs what is new."""
+        """Sets the next try, and logs what is new. The name is "" where the store does not tell one."""
         again = name == self._name
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if again else FIRST_PAUSE_S
         said, self._said = self._said, str(error)

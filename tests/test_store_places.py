@@ -69,7 +69,7 @@ def test_no_article_is_taken_where_the_store_was(
         assert client.get_article("a").article.id == "a"
 
 
-def test_a_store_that_is_gone_is_said_in_the_log_once_each_time(
+def test_a_store_that_is_gone_is_said_by_a_metric_and_in_the_log_once_each_time(
     background: Background, own_newsroom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(background, own_newsroom) as (_, engine):
@@ -77,9 +77,11 @@ def test_a_store_that_is_gone_is_said_in_the_log_once_each_time(
             own_newsroom.rename(tmp_path / "aside")
             for _ in range(3):
                 background.run(engine.exchange._look())
+                assert engine.exchange.refused
             assert caplog.text.count(GONE) == times
             (tmp_path / "aside").rename(own_newsroom)
             background.run(engine.exchange._look())
+            assert not engine.exchange.refused
         assert engine.ready
 
 
