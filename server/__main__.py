@@ -13,6 +13,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import contextlib
+import faulthandler
 import logging
 import os
 from typing import TYPE_CHECKING, Annotated
@@ -67,6 +68,7 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], ob
     # Before numpy is. It would share out products of a thousand rows among all cores, and wait for those that are busy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logs.begin(config.log_format)
+    _have_last_words()
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which tells of its own loading
     # It goes on where whoever read what is printed has gone, or reads no more.
     announce = announce or Lines(sys.stdout).put
@@ -81,6 +83,15 @@ def run(config: Config, place: Place | None = None, announce: Callable[[str], ob
         return
     cores.heed()
     _serve(config, address, guard, place, announce)
+
+
+def _have_last_words() -> None:
+    """Lets standard error say of what a process dies that the system ends for what it read, and where. Each file of a
+    generation is mapped: where one was written over, or its disk fails, the next look at it is such an end (SIGBUS).
+    """
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # it is none of the system's
+            faulthandler.enable(all_threads=False)
 
 
 def _serve(

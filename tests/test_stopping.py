@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from coldframe import Client
-from coldframe.errors import NoGeneration
+from coldframe.errors import NoGeneration, Unavailable
 from coldframe.store import Store
 from coldframe.v1.embedding_service_pb2 import EmbedRequest
 from coldframe.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
@@ -28,6 +28,7 @@ from server.engine import Engine
 from server.serving import Served
 from server.view import Base, View
 from tests.test_server_process import NOT_SERVING, SERVING, Process, dial
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,3 +173,17 @@ def test_a_server_whose_lines_nobody_reads_any_more_goes_on(tmp_path: Path) -> N
                     client.index()
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(30) == 0, server.errors()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_ends_for_a_file_that_was_cut_short_below_it_says_so(
+    own_newsroom: Path, tmp_path: Path, workers: int
+) -> None:
+    """Files of a generation are mapped: the system ends who looks at what is not there any more."""
+    flags = ("--precision", "fp32", "--listen", "127.0.0.1:0", "--workers", workers)
+    with Process(tmp_path, "--store", own_newsroom, *flags) as server, Client(server.address(), attempts=1) as client:
+        assert client.search("a").hits
+        os.truncate(Store(own_newsroom).find() / "vectors.npy", 100)
+        with pytest.raises(Unavailable):
+            client.search("b")
+        wait_until(lambda: "Fatal Python error: Bus error" in server.errors())
