@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from coldframe.errors import InvalidArgument
+from server.security.certificates import CertificateFiles, read_certificate
 from server.security.guard import Guard
 from server.security.keys import changed, read_keys, removed
+from tests import certificates
 from tests.guarded import add_key
 from tests.power import Power
 from tests.rights import nobody
@@ -37,6 +40,20 @@ def test_a_power_cut_brings_no_key_back_that_was_taken_away(tmp_path: Path, monk
     with changed(path) as keys:
         removed(keys, "left-the-house")
     assert power.lost == []
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_nobody_waits_for_who_writes_it(tmp_path: Path) -> None:
+    """A server that waited there would hear of no key that is taken away, ever again."""
+    own, keys = certificates.files(tmp_path / "tls"), tmp_path / "keys.json"
+    add_key(keys)
+    guard = Guard(keys=keys)
+    for path in (keys, own.key):
+        path.unlink()
+        os.mkfifo(path)
+    guard.refresh()
+    assert guard.refused() == {"API keys": True}
+    with pytest.raises(InvalidArgument, match="it is no regular file, which can be read again"):
+        read_certificate(CertificateFiles(own.chain, own.key))
 
 
 def test_an_empty_file_is_begun_and_keeps_its_rights(tmp_path: Path) -> None:

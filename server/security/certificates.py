@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, PublicKeyAlgorithmOID
 
 from coldframe.errors import InvalidArgument
-from server.security.files import Watched
+from server.security.files import Watched, content
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -236,7 +236,7 @@ def _spki(key: object) -> bytes:
 
 def _bytes(path: Path, field: str) -> bytes:
     try:
-        return path.read_bytes()
+        return content(path)
     except OSError as error:
         raise _refused(path, "cannot be read:", str(error.strerror), field) from error
 

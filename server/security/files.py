@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import stat
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from coldframe.errors import ColdframeError
@@ -54,6 +56,16 @@ class Watched(Generic[T]):
 
     def _look(self) -> Signature:
         return [_signature(path) for path in self._paths]
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError, also for a pipe: who looks each second would wait until somebody writes, and
+    of what is taken away meanwhile nobody would hear.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is no regular file, which can be read again whenever it changes")
+    return path.read_bytes()
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:

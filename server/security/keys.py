@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldframe.durable import sync_path
 from coldframe.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
+from server.security.files import content
 from server.security.limits import MOST_RATE
 
 if TYPE_CHECKING:
@@ -118,14 +119,14 @@ def read_keys(path: Path) -> dict[str, Key]:
     """Keys by id. Raises InvalidArgument for a file that cannot be read or is none of keys."""
     make = f"make one with: python -m server keys add --api-keys {path} --name NAME --role read"
     try:
-        content = path.read_bytes()
-        document = json.loads(content)
+        read = content(path)
+        document = json.loads(read)
     except OSError as error:
         more = f"; {make}" if isinstance(error, FileNotFoundError) else ""
         raise _no_keys(path, f"{error.strerror}{more}") from error
     except (ValueError, RecursionError) as error:
         raise _no_keys(
-            path, "it is not JSON; put the one of before back" if content else f"it is empty; {make}"
+            path, "it is not JSON; put the one of before back" if read else f"it is empty; {make}"
         ) from error
     if not isinstance(document, dict) or document.get("version") != _VERSION:
         raise _no_keys(path, f'it has no "version": {_VERSION}')
