@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from coldframe import kernels
 from coldframe.linear import Int8Linear, Linear, PackedLinear, multiplies_bytes, prepare, runs
 
 int8_only = pytest.mark.skipif(not multiplies_bytes(), reason="this processor sums products of bytes in 16 bits")
@@ -79,39 +78,6 @@ def test_int8_bears_a_token_of_zeros() -> None:
     with torch.inference_mode():
         found = Int8Linear(linear)(torch.zeros(2, 64, dtype=torch.bfloat16))
     torch.testing.assert_close(found.float(), linear.bias.expand(2, -1), rtol=0.004, atol=1e-3)
-
-
-def test_rows_are_rounded_to_the_nearest_of_their_own_255_steps(x: torch.Tensor) -> None:
-    rows = x.to(torch.bfloat16)
-    rounded, steps = kernels.round_rows(rows)
-    torch.testing.assert_close(steps, rows.abs().amax(1).float() / 127)
-    assert rounded.min() >= 1
-    # bf16 has 8 digits: a value halfway between two steps may go either way.
-    away = (rounded.float() - kernels.ZERO_POINT) * steps[:, None] - rows.float()
-    assert float((away.abs() / steps[:, None]).max()) <= 0.5001
-
-
-@pytest.mark.parametrize("what", ["plain", "gelu", "residual"])
-def test_products_are_scaled_as_torch_would(what: str) -> None:
-    generator = torch.Generator().manual_seed(4)
-    product = (torch.randn(33, 70, generator=generator) * 50).to(torch.bfloat16)
-    steps, bias = torch.rand(33, generator=generator) / 8, torch.randn(70, generator=generator)
-    residual = torch.randn(33, 70, generator=generator).to(torch.bfloat16) if what == "residual" else None
-    wanted = product.float() * steps[:, None] + bias
-    if what == "gelu":
-        wanted = torch.nn.functional.gelu(wanted)
-    elif residual is not None:
-        wanted += residual
-    found = kernels.scale_rows(product, steps, bias, gelu=what == "gelu", residual=residual)
-    # Written in bf16, which keeps a 256th; GELU is a polynomial within 1e-4.
-    torch.testing.assert_close(found.float(), wanted, rtol=1 / 256, atol=2e-4)
-
-
-def test_gelu_stays_flat_far_from_zero() -> None:
-    product = torch.tensor([[-1000.0, -50.0, -6.0, 6.0, 50.0, 1000.0]]).to(torch.bfloat16)
-    wanted = torch.nn.functional.gelu(product.float())
-    found = kernels.scale_rows(product, torch.ones(1), torch.zeros(6), gelu=True, residual=None)
-    torch.testing.assert_close(found.float(), wanted, rtol=1 / 256, atol=0.03)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])

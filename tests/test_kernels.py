@@ -1,7 +1,11 @@
-"""Softmaxes over what each query sees, beside the slow obvious one."""
+"""What is done in one pass over each row, beside the slow obvious way: softmaxes, rounding and scaling.
+
+The kernels take seconds to compile. So their tests stand in one file, which one process runs, and no import waits.
+"""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,3 +87,44 @@ def test_one_score_far_above_all_others_takes_all() -> None:
     scores[..., 5] = 1e4
     weights = CompiledSoftmax()(scores, 2, 8, None)
     torch.testing.assert_close(weights[0, 0].float(), torch.eye(8)[5].expand(2, -1), rtol=0, atol=1e-30)
+
+
+def test_rows_are_rounded_to_the_nearest_of_their_own_255_steps() -> None:
+    from coldframe import kernels
+
+    generator = torch.Generator().manual_seed(0)
+    rows = (torch.randn(37, 64, generator=generator) * torch.logspace(-2, 1, 37)[:, None]).to(torch.bfloat16)
+    rows[::5, 3] *= 20
+    rounded, steps = kernels.round_rows(rows)
+    torch.testing.assert_close(steps, rows.abs().amax(1).float() / 127)
+    assert rounded.min() >= 1
+    # bf16 has 8 digits: a value halfway between two steps may go either way.
+    away = (rounded.float() - kernels.ZERO_POINT) * steps[:, None] - rows.float()
+    assert float((away.abs() / steps[:, None]).max()) <= 0.5001
+
+
+@pytest.mark.parametrize("what", ["plain", "gelu", "residual"])
+def test_products_are_scaled_as_torch_would(what: str) -> None:
+    from coldframe import kernels
+
+    generator = torch.Generator().manual_seed(4)
+    product = (torch.randn(33, 70, generator=generator) * 50).to(torch.bfloat16)
+    steps, bias = torch.rand(33, generator=generator) / 8, torch.randn(70, generator=generator)
+    residual = torch.randn(33, 70, generator=generator).to(torch.bfloat16) if what == "residual" else None
+    wanted = product.float() * steps[:, None] + bias
+    if what == "gelu":
+        wanted = torch.nn.functional.gelu(wanted)
+    elif residual is not None:
+        wanted += residual
+    found = kernels.scale_rows(product, steps, bias, gelu=what == "gelu", residual=residual)
+    # Written in bf16, which keeps a 256th; GELU is a polynomial within 1e-4.
+    torch.testing.assert_close(found.float(), wanted, rtol=1 / 256, atol=2e-4)
+
+
+def test_gelu_stays_flat_far_from_zero() -> None:
+    from coldframe import kernels
+
+    product = torch.tensor([[-1000.0, -50.0, -6.0, 6.0, 50.0, 1000.0]]).to(torch.bfloat16)
+    wanted = torch.nn.functional.gelu(product.float())
+    found = kernels.scale_rows(product, torch.ones(1), torch.zeros(6), gelu=True, residual=None)
+    torch.testing.assert_close(found.float(), wanted, rtol=1 / 256, atol=0.03)
