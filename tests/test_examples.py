@@ -21,13 +21,17 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from coldframe import Client
+from coldframe.store import Store
 from examples.backend.__main__ import serving
 from examples.backend.backend import Backend
 from examples.backend.readers import SEEDS, Reader
+from server.engine import Engine
 from tests.scripted import Failure, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.conftest import Background
 
     Pool = descriptor_pool.DescriptorPool
 
@@ -37,7 +41,6 @@ needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (NODE / "node_modules").is_dir(),
     reason="no node here, or npm install was not run in examples/node",
 )
-SERVES_ALL = any("def Recommend" in path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
 
 
 @pytest.fixture(params=["scripted", "real"])
@@ -47,17 +50,11 @@ def target(request: pytest.FixtureRequest) -> Iterator[str]:
         with Server() as server:
             yield server.target
         return
-    if not SERVES_ALL:
-        pytest.skip("the server under server/ has no Recommend")
-    store: Path = request.getfixturevalue("own_store")
-    command = [sys.executable, "-m", "server", "--store", str(store), "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip().rpartition(" ")[2]
-        finally:
-            process.terminate()
-            process.stdout.read()
+    background: Background = request.getfixturevalue("background")
+    engine = Engine(Store(request.getfixturevalue("own_store")), precision="fp32")
+    engine.load()
+    with background.serving(engine) as address:
+        yield address
 
 
 # ------------------------------------------------------------------------------------------------ the backend
