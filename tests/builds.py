@@ -1,14 +1,18 @@
 """Builds that take a fraction of a second, and what their results are held against.
 
 A random Longformer of `tests.models` reads words of single letters: articles of such words cost next to nothing.
+Reports go without their figures, on which Matplotlib spends more than a small build on all else; `test_report`, the
+store of `conftest` and builds in processes of their own have them.
 """
 
 from __future__ import annotations
 
 import io
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
+from markupsafe import Markup
 from rich.console import Console
 
 from indexer.build import BuildConfig, run
@@ -55,7 +59,8 @@ def build_aloud(store: Path, *corpus: Path, out: io.StringIO | None = None, **op
     files = CorpusConfig([str(path) for path in corpus])
     usual: dict[str, Any] = {"corpus": files, "precision": "fp32", "limits": ANYTHING}
     config = BuildConfig(store=store, **usual | options)
-    manifest = run(config, Reporter(Console(file=said, width=400)))
+    with patch("indexer.report.figures._draw", lambda *_: Markup()):
+        manifest = run(config, Reporter(Console(file=said, width=400)))
     return manifest, said.getvalue()
 
 
