@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ROWS, DIM = 2_500, 48
+ROWS, DIM = 1_200, 48
 ALL = ["fp16", "flat", "sq8", "pq12", "pq6", "pq3"]
 BY_SIZE = ["flat", "fp16", "sq8", "pq12", "pq6", "pq3"]
 
@@ -37,7 +37,7 @@ def vectors() -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def clustering(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    centroids, assignment, _ = assign(vectors, train(vectors, 50, 0))
+    centroids, assignment, _ = assign(vectors, train(vectors, 40, 0))
     return centroids, assignment
 
 
