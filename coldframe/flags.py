@@ -220,7 +220,7 @@ class RankingFlags:
         conditions = [_attribute_in(item) for item in self.where or ()]
         if self.cluster:
             conditions.append(filters.cluster(*self.cluster))
-        if self.since or self.before:
+        if self.since is not None or self.before is not None:
             since, before = _moment(self.since, "--since"), _moment(self.before, "--before")
             conditions.append(filters.published(since=since, before=before))
         if len(conditions) > 1:
@@ -277,6 +277,13 @@ def read_weight(item: str, default: float | None = None) -> tuple[str, float]:
     if default is None:
         raise InvalidArgument(f"--prior is '{item}'; give ID=NUMBER, such as 1001=0.1.", field="--prior")
     return item, default
+
+
+def read_folder(word: str) -> Path:
+    """Return a store's folder. A shell makes "" of a variable that is not set, and Path of that the folder at hand."""
+    if not word:
+        raise InvalidArgument("--store is empty; give the folder of generations, or '.' for this one.", field="store")
+    return Path(word)
 
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -14,6 +14,7 @@ from typing import Annotated
 from typer import Option
 
 from coldframe.errors import InvalidArgument
+from coldframe.flags import read_folder
 from coldframe.precision import Device, Precision
 from indexer.corpus_flags import PANEL
 
@@ -54,7 +55,9 @@ _corpus, _model, _index = (partial(Option, rich_help_panel=panel) for panel in (
 class BuildFlags:
     """What a person chooses of a build, beside the corpus and what is still good enough (`indexer.gates.Limits`)."""
 
-    store: Annotated[Path, _corpus(help="The folder of generations; made if it is not there.")]
+    store: Annotated[
+        Path, _corpus(help="The folder of generations; made if it is not there.", parser=read_folder, metavar="DIR")
+    ]
     corpus_as_of: Annotated[
         datetime | None,
         _corpus(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coldframe.flags import spread
+from coldframe.flags import read_folder, spread
 from indexer.corpus_flags import CorpusFlags
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _SHARES_KEPT = (1.0, 0.99, 0.95, 0.9, 0.75, 0.5)
 def calibrate_command(
     *,
     corpus: CorpusFlags,
-    store: Annotated[Path, typer.Option(help="The folder of generations.")],
+    store: Annotated[Path, typer.Option(help="The folder of generations.", parser=read_folder, metavar="DIR")],
     generation: Annotated[str | None, typer.Option(help="Without it the current one.")] = None,
     story_window_days: Annotated[float, typer.Option(help="Days between the articles of a story, at most.")] = 3.0,
     sample: Annotated[int, typer.Option(help="Texts to look at.", min=1)] = 2_000,

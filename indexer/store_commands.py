@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.flags import read_folder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from coldframe.generation import Manifest
     from coldframe.store import Store
 
-ExistingStore = Annotated[Path, typer.Option(help="The folder of generations.")]
+ExistingStore = Annotated[Path, typer.Option(help="The folder of generations.", parser=read_folder, metavar="DIR")]
 _HEADINGS = ("articles", "clusters", "model", "recipe", "recall", "size")
 _NARROW = 10  # columns, for the longest word that is said of a generation
 _Name = Annotated[str, typer.Argument(help="Its name, as `list` shows it.")]

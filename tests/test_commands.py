@@ -159,6 +159,8 @@ def test_an_age_has_one_of_five_units(server: Server, ask: Ask, word: str, age: 
     ("flags", "message"),
     [
         (["--half-life", "3"], "--half-life is '3'; give a number and s, m, h, d or w, such as 12h or 3d."),
+        (["--since", ""], "--since is ''; give a date such as 2026-03-01"),
+        (["--before", ""], "--before is ''; give a date such as 2026-03-01"),
         (["--since", "monday"], "--since is 'monday'; give a date such as 2026-03-01"),
         (["--since", "0001-01-01T00:00+14:00"], "since is 0001-01-01 00:00:00+14:00, in UTC before the year 1"),
         (["--where", "section"], "--where is 'section'; give KEY=VALUE"),

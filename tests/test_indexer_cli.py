@@ -142,6 +142,8 @@ def test_a_failed_build_is_one_sentence_on_stderr(tmp_path: Path) -> None:
     ("flags", "code", "said"),
     [
         (("--corpus", "none.csv"), 2, "none.csv"),
+        (("--corpus", ""), 2, "--corpus is empty; give a file, a folder"),
+        (("--store", ""), 2, "--store is empty; give the folder of generations"),
         (("--clusters", "99"), 2, "--clusters is 99, and the corpus has 30 distinct texts; ask for at most"),
         (("--corpus", "https://news.example/a.csv"), 2, "cannot be read"),
         (("--seed", "-1"), 2, "--seed is -1"),

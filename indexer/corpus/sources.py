@@ -73,6 +73,8 @@ def find_sources(
         )
     if not corpus:
         raise _invalid("there is nothing to read: give --corpus a file, a folder, a quoted glob or a URL, or --query")
+    if "" in corpus:  # a variable that is not set; it would be the folder at hand, with whatever is in it
+        raise _invalid("--corpus is empty; give a file, a folder, a quoted glob or a URL, or '.' for this folder")
     found: dict[str, Source] = {}
     others = {os.path.realpath(path) for path in apart_from}
     for value in corpus:
@@ -129,8 +131,8 @@ def _some(names: Sequence[str]) -> str:
 def _tell_skipped(folder: str, taken: int, skipped: Sequence[str], say: Say) -> None:
     """Say what of a folder is not read, and refuse one of which nothing is."""
     if not taken:
-        holds = f"only {_some(skipped)}" if skipped else "nothing"
-        raise _invalid(f"--corpus {folder}: the folder holds no corpus file, {holds}. {allowed_formats()}")
+        only = f", only {_some(skipped)}" if skipped else ""
+        raise _invalid(f"--corpus {folder}: the folder holds no corpus file{only}. {allowed_formats()}")
     if skipped:
         said = f"{taken:,} file(s) are read, {len(skipped):,} skipped that are no corpus files"
         say(f"{folder}: {said}: {_some(skipped)}")

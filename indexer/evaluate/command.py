@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coldframe.flags import spread
+from coldframe.flags import read_folder, spread
 from indexer.corpus_flags import CorpusFlags
 
 if TYPE_CHECKING:
@@ -43,7 +43,12 @@ def evaluate_command(
     sample: Annotated[int | None, typer.Option(help="Measure so many articles, drawn from the labelled ones.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     store: Annotated[
-        Path | None, typer.Option(help="Whose embeddings of the texts are taken, if one recipe alone is asked for.")
+        Path | None,
+        typer.Option(
+            help="Whose embeddings of the texts are taken, if one recipe alone is asked for.",
+            parser=read_folder,
+            metavar="DIR",
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
