@@ -114,6 +114,8 @@ def configured(app: typer.Typer, prefix: str) -> Command:
         words = [prefix, *(_normal(name).upper() for name in path)]
         prefixes = ["_".join(words[:count]) for count in range(len(words), 0, -1)]
         _accept_environment(command, prefixes)
+        # Typer ends lines where the source does, in the middle of sentences.
+        command.help = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
         command.epilog = "\n\n".join(filter(None, [command.epilog, _epilog(command, prefixes)]))
     return root
 

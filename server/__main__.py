@@ -175,7 +175,9 @@ def check(
 @app.command()
 @spread
 def health(
-    *, config: Config, timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 4.0
+    *,
+    config: Config,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600.0, help="Seconds to wait for an answer.")] = 4.0,
 ) -> None:
     """Ask the server that runs at --listen whether it has something to answer from; ends with 1 if it has not.
 

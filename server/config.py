@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from coldframe.errors import InvalidArgument
+from coldframe.flags import read_folder
 from coldframe.precision import Device, Precision  # noqa: TC001 - Typer reads them
 from server.admission import MAX_SEARCHES
 from server.place import MOST_WORKERS
@@ -29,7 +30,27 @@ if TYPE_CHECKING:
     from server.security.guard import Guard
 
 _LONGEST_S = float(LARGEST // 1_000)
+_MOST: dict[str, float] = {
+    "max_message_mib": 1_024,
+    "requests_per_second": MOST_RATE,
+    **dict.fromkeys(("burst", "max_unseen", "max_streams_per_connection", "max_connections"), LARGEST),
+    **dict.fromkeys(("handshake_timeout", "connection_idle", "connection_age"), _LONGEST_S),
+}
+"""What gRPC bears. No ranges of the flags: --help would show them, and on 80 columns cut the flags' names for that."""
 _SECRET = "secret"  # noqa: S105 - the mark of one, and none
+
+
+_SERVING, _SECURITY, _OPERATORS = "What is served, and where", "Who may ask", "What operators see"
+_LIMITS = "Limits, of each process"
+
+
+def _flag(panel: str, *names: str, **more: Any) -> Any:
+    """In a panel of its own, or --help would give every flag the room of the longest, and cut that on 80 columns."""
+    return typer.Option(*names, rich_help_panel=panel, **more)
+
+
+def _limit(least: float, text: str) -> Any:
+    return _flag(_LIMITS, metavar="N", min=least, help=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,117 +58,118 @@ class Config:
     """What a server serves, where, and to whom."""
 
     store: Annotated[
-        Path | None, typer.Option(help="The folder of generations that `python -m indexer build` made.")
+        Path | None,
+        _flag(
+            _SERVING,
+            help="The folder of generations that `python -m indexer build` made.",
+            parser=read_folder,
+            metavar="DIR",
+        ),
     ] = None
-    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "localhost:50051"
-    model: Annotated[str | None, typer.Option(help="Where the model is, if no longer where the build found it.")] = None
+    listen: Annotated[str, _flag(_SERVING, help="HOST:PORT; port 0 takes a free one.")] = "localhost:50051"
+    model: Annotated[str | None, _flag(_SERVING, help="Where the model is, if no longer where the build found it.")] = (
+        None
+    )
     precision: Annotated[
-        Precision, typer.Option(help="In what to compute; auto takes the fastest that is exact enough.")
+        Precision, _flag(_SERVING, help="In what to compute; auto takes the fastest that is exact enough.")
     ] = "auto"
-    device: Annotated[Device, typer.Option(help="On what; auto takes a GPU where there is one.")] = "auto"
+    device: Annotated[Device, _flag(_SERVING, help="On what; auto takes a GPU where there is one.")] = "auto"
     grace: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that calls under way have to finish when the server stops.")
+        float, _flag(_SERVING, min=0.0, help="Seconds that calls under way have to finish when the server stops.")
     ] = 10.0
 
     workers: Annotated[
         int,
-        typer.Option(min=1, max=MOST_WORKERS, help="Processes that share the port; each has an encoder of its own."),
+        _flag(_SERVING, min=1, max=MOST_WORKERS, help="Processes that share the port; each has an encoder of its own."),
     ] = 1
 
     # --- security (docs/security.md) ---
     tls_cert: Annotated[
         Path | None,
-        typer.Option(help="The server's certificate in PEM, and those behind it. Read anew when it changes."),
+        _flag(_SECURITY, help="The server's certificate in PEM, and those behind it. Read anew when it changes."),
     ] = None
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None
+    tls_key: Annotated[Path | None, _flag(_SECURITY, help="Its private key in PEM.")] = None
     tls_key_password: Annotated[
-        str | None, typer.Option(metavar="SECRET", help="Of an encrypted key; best by environment."), _SECRET
+        str | None, _flag(_SECURITY, metavar="SECRET", help="Of an encrypted key; best by environment."), _SECRET
     ] = None
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Callers must show a certificate that one of these (PEM) signed.")
+        Path | None, _flag(_SECURITY, help="Callers must show a certificate that one of these (PEM) signed.")
     ] = None
     api_keys: Annotated[
-        Path | None, typer.Option(help="The file that `python -m server keys add` makes. Read anew when it changes.")
+        Path | None,
+        _flag(_SECURITY, help="The file that `python -m server keys add` makes. Read anew when it changes."),
     ] = None
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without TLS or keys all the same.")
+        bool, _flag(_SECURITY, "--insecure", help="Listen beyond this machine without TLS or keys all the same.")
     ] = False
     reflection: Annotated[
-        bool, typer.Option("--reflection/--no-reflection", help="Tell callers with a key what can be called.")
+        bool, _flag(_SECURITY, "--reflection/--no-reflection", help="Tell callers with a key what can be called.")
     ] = True
     audit_log: Annotated[
-        Path | None, typer.Option(help="A file for the lines about writes and administration; the log unless given.")
+        Path | None,
+        _flag(_SECURITY, help="A file for the lines about writes and administration; the log unless given."),
     ] = None
 
     # --- what operators see (docs/operations.md) ---
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Answer /metrics, /livez and /readyz there, by HTTP without a key."),
+        _flag(
+            _OPERATORS, metavar="HOST:PORT", help="Answer /metrics, /livez and /readyz there, by HTTP without a key."
+        ),
     ] = None
-    log_format: Annotated[str, typer.Option(help="text for people, json for machines.")] = "text"
+    log_format: Annotated[str, _flag(_OPERATORS, help="text for people, json for machines.")] = "text"
     slow_ms: Annotated[
-        float | None, typer.Option(min=0.0, help="Log calls that take longer than this, with their parts.")
+        float | None, _flag(_OPERATORS, min=0.0, help="Log calls that take longer than this, with their parts.")
     ] = None
     traces: Annotated[
-        bool, typer.Option("--traces", help="Send OpenTelemetry spans (OTEL_* say where); needs the extra telemetry.")
+        bool,
+        _flag(_OPERATORS, "--traces", help="Send OpenTelemetry spans (OTEL_* say where); needs the extra telemetry."),
     ] = False
 
     # --- limits, of each process ---
-    max_searches: Annotated[
-        int, typer.Option(min=1, help="Searches that wait or run; whoever comes then is told to come back.")
-    ] = MAX_SEARCHES
-    max_message_mib: Annotated[int, typer.Option(min=1, max=1024, help="The largest message, both ways.")] = 64
+    max_searches: Annotated[int, _limit(1, "Searches that wait or run; whoever comes then is told to come back.")] = (
+        MAX_SEARCHES
+    )
+    max_message_mib: Annotated[int, _limit(1, "The largest message, both ways; 1,024 at most.")] = 64
     requests_per_second: Annotated[
-        float,
-        typer.Option(min=0.0, max=MOST_RATE, help="Of one key, unless the key says otherwise; 0 for any number."),
+        float, _limit(0.0, "Of one key, unless the key says otherwise; 0 for any number.")
     ] = Limits.requests_per_second
-    burst: Annotated[
-        int, typer.Option(min=0, max=LARGEST, help="Requests a key may save up; 0 for two seconds' worth.")
-    ] = Limits.burst
-    max_calls: Annotated[int, typer.Option(min=1, help="Calls open at once, streams among them.")] = Limits.calls
-    max_calls_per_key: Annotated[int, typer.Option(min=1, help="The same of one key.")] = Limits.calls_per_key
+    burst: Annotated[int, _limit(0, "Requests a key may save up; 0 for two seconds' worth.")] = Limits.burst
+    max_calls: Annotated[int, _limit(1, "Calls open at once, streams among them.")] = Limits.calls
+    max_calls_per_key: Annotated[int, _limit(1, "The same of one key.")] = Limits.calls_per_key
     max_unseen: Annotated[
         int,
-        typer.Option(
-            min=0,
-            max=LARGEST,
-            help="Calls that wait to be looked at; more are cancelled without a word (docs/operations.md). 0: 64, or "
-            "16,384 where callers need keys.",
+        _limit(
+            0,
+            "Calls that wait to be looked at; more are cancelled without a word. 0: 64, or 16,384 where callers "
+            "need keys.",
         ),
     ] = Limits.unseen
-    max_streams: Annotated[int, typer.Option(min=1, help="Streams open at once.")] = Limits.streams
+    max_streams: Annotated[int, _limit(1, "Streams open at once.")] = Limits.streams
     max_streams_per_connection: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Calls that one connection may have open; more of them wait there.")
+        int, _limit(1, "Calls that one connection may have open; more of them wait there.")
     ] = Limits.streams_per_connection
-    max_connections: Annotated[int, typer.Option(min=1, max=LARGEST, help="Connections open at once.")] = (
-        Limits.connections
+    max_connections: Annotated[int, _limit(1, "Connections open at once.")] = Limits.connections
+    receive_timeout: Annotated[float, _limit(0.1, "Seconds until a call's message must be there.")] = Limits.receive_s
+    stream_idle: Annotated[float, _limit(0.1, "Seconds for which a stream may bring no message.")] = Limits.idle_s
+    handshake_timeout: Annotated[float, _limit(0.1, "Seconds that a connection may take to begin.")] = (
+        Limits.handshake_s
     )
-    receive_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a call's message must be there.")] = (
-        Limits.receive_s
+    connection_idle: Annotated[float, _limit(1.0, "Seconds that a connection may be without a call.")] = (
+        Limits.connection_idle_s
     )
-    stream_idle: Annotated[float, typer.Option(min=0.1, help="Seconds for which a stream may bring no message.")] = (
-        Limits.idle_s
-    )
-    handshake_timeout: Annotated[
-        float, typer.Option(min=0.1, max=_LONGEST_S, help="Seconds that a connection may take to begin.")
-    ] = Limits.handshake_s
-    connection_idle: Annotated[
-        float, typer.Option(min=1.0, max=_LONGEST_S, help="Seconds that a connection may be without a call.")
-    ] = Limits.connection_idle_s
     connection_age: Annotated[
-        float,
-        typer.Option(
-            min=0.0, max=_LONGEST_S, help="Seconds after which a connection is asked to begin anew; 0 for never."
-        ),
+        float, _limit(0.0, "Seconds after which a connection is asked to begin anew; 0 for never.")
     ] = Limits.connection_age_s
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for a number that is none, or is without end."""
+        """Raises InvalidArgument for a number that is none, is without end, or more than gRPC bears."""
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value, flag = getattr(self, field.name), field.name.replace("_", "-")
             if isinstance(value, float) and not math.isfinite(value):
-                flag = field.name.replace("_", "-")
                 raise InvalidArgument(f"--{flag} is {value}; give a number that is finite", field=field.name)
+            if (most := _MOST.get(field.name)) is not None and value > most:
+                raise InvalidArgument(f"--{flag} is {value:,}; give at most {most:,.0f}", field=field.name)
 
     def folder(self) -> Path:
         """The store. Raises InvalidArgument where none is given."""

@@ -106,6 +106,7 @@ def test_with_both_it_listens_and_with_insecure_it_needs_none(tls: Files, tmp_pa
         (["--tls-cert", "none.pem", "--tls-key", "none.key"], "none.pem cannot be read: No such file"),
         (["--api-keys", "none.json"], "python -m server keys add --api-keys none.json"),
         (["--audit-log", "/no/such/folder/audit.log"], "cannot be written"),
+        (["--store", ""], "--store is empty"),
         ([], "--store is missing"),
     ],
 )
@@ -121,7 +122,7 @@ NO_NUMBERS = [
     ("connection-age", 2_592_000), ("connection-idle", 2_592_000), ("handshake-timeout", "inf"),
     ("requests-per-second", "inf"), ("requests-per-second", "nan"), ("requests-per-second", 1e308), ("grace", "inf"),
     ("stream-idle", "inf"), ("slow-ms", "nan"), ("max-connections", 2**31), ("max-unseen", 2**31),
-    ("max-streams-per-connection", 2**31), ("burst", 2**31),
+    ("max-streams-per-connection", 2**31), ("burst", 2**31), ("max-message-mib", 1_025),
 ]  # fmt: skip
 
 
@@ -379,6 +380,7 @@ def test_a_server_is_asked_whether_it_can_answer(
         assert say("health", "--listen", target) == (0, [], "")
         anywhere = target.replace("127.0.0.1", "[::]")  # which is 127.0.0.1 and its like on a machine without IPv6
         assert say("health", "--listen", anywhere) == (0, [], "")
+    assert say("health", "--listen", target, "--timeout", "inf")[0] == 2, "a deadline that gRPC would take for past"
     code, _, errors = say("health", "--listen", target, "--timeout", 0.5)
     assert code == 1
     assert errors.startswith(f"error: no server is healthy at {target}: ")
