@@ -102,6 +102,8 @@ def _against_the_previous(facts: Facts, limits: Limits) -> Iterator[Check]:
     if facts.previous_articles:
         loss = 1 - facts.articles / facts.previous_articles
         change = f"{abs(loss):.1%} {'fewer' if loss > 0 else 'more'} than the {facts.previous_articles:,}"
+        if not loss:
+            change = "as many as those"
         said = f"{facts.articles:,} articles, {change} of the previous generation"
         yield _at_most("articles", loss, limits.max_article_loss, said, "--max-article-loss")
     if facts.survived is not None:
@@ -120,12 +122,12 @@ def _of_the_index(facts: Facts, limits: Limits) -> Iterator[Check]:
         yield _at_least("recall", facts.recall, least, said, "--recall-slack")
     cells = len(facts.sizes) + facts.empty
     if cells:
-        said = f"{facts.empty:,} of {cells:,} cells drew no article"
+        said = f"{facts.empty:,} of {cells:,} clusters drew no article"
         yield _at_most("empty", facts.empty / cells, limits.max_empty_share, said, "--max-empty-share")
     if len(facts.sizes):
         largest, total = max(facts.sizes), sum(facts.sizes)
         most = min(1.0, max(limits.max_cell_share, _EVEN_SHARES / cells))
-        said = f"the largest cell holds {largest:,} of {total:,} articles"
+        said = f"the largest cluster holds {largest:,} of {total:,} articles"
         yield _at_most("cell", largest / max(total, 1), most, said, "--max-cell-share")
 
 

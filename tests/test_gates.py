@@ -49,8 +49,8 @@ def test_a_good_build_passes_every_gate() -> None:
     [
         ("articles", {"articles": 800}, "--max-article-loss", "800 articles, 20.8% fewer than the 1,010"),
         ("recall", {"recall": 0.9}, "--recall-slack", "90.0% of the 10 nearest, the target is 99.0%"),
-        ("empty", {"empty": 5}, "--max-empty-share", "5 of 22 cells drew no article"),
-        ("cell", {"sizes": [400] + [37] * 16}, "--max-cell-share", "the largest cell holds 400 of 992 articles"),
+        ("empty", {"empty": 5}, "--max-empty-share", "5 of 22 clusters drew no article"),
+        ("cell", {"sizes": [400] + [37] * 16}, "--max-cell-share", "the largest cluster holds 400 of 992 articles"),
         ("survived", {"survived": 0.5}, "--min-survived", "50.0% of the articles of both generations"),
         ("drift", {"drift": 0.3}, "--max-drift", "the drift against the previous generation is 0.300"),
     ],
@@ -83,6 +83,8 @@ def test_a_corpus_that_grew_has_lost_nothing() -> None:
     (check, *_) = checks(replace(GOOD, articles=5_000), LIMITS)
     assert check.passed
     assert "395.0% more than the 1,010" in check.message
+    (check, *_) = checks(replace(GOOD, articles=1_010), LIMITS)
+    assert "1,010 articles, as many as those of the previous generation" in check.message
 
 
 @pytest.mark.parametrize("sizes", [[9], [8, 1], [5, 3, 1], [40, 5, 5, 5]])

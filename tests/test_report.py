@@ -23,7 +23,7 @@ from coldframe.generation import ARTICLES, CLUSTERS, REPORT, VECTORS, CorpusInfo
 from coldframe.recipe import unit
 from coldframe.store import Store
 from indexer.report import ReportFacts, write_report
-from indexer.report.figures import corpus_map, lengths
+from indexer.report.figures import cluster_sizes, corpus_map, lengths, recall_curve
 from indexer.report.projection import project, sample_rows
 from indexer.report.wording import count, duration, mebibytes, percent
 from indexer.store_commands import report_command
@@ -38,7 +38,7 @@ CLUSTERS_MADE = 12
 MEASURED: dict[str, Any] = {
     "recall_at_10": 0.995,
     "target_recall": 0.99,
-    "recall_by_probes": [[1, 0.7, 0.05], [2, 0.85, 0.08], [4, 0.96, 0.11], [8, 0.995, 0.2]],
+    "recall_by_probes": [[1, 0.7, 0.05], [2, 0.85, 0.08], [4, 0.96, 0.11], [8, 0.995, 0.2], [9, 1, 0.2], [10, 1, 0.3]],
     "seconds": {"plan": 1.0, "read": 0.02, "embed": 240.0, "train": 1.5, "measure": 0.3},
     "peak_memory_mib": {"plan": 300, "read": 310, "embed": 1500, "train": 1510, "measure": 1510},
     "storages": [{"storage": "flat", "bytes": 2**22, "recall": 0.995, "probes": 8, "latency_ms": 0.2, "reason": ""}],
@@ -160,7 +160,7 @@ def words(page: str) -> str:
         "110 of 120 texts (91.7%) came from the cache of embeddings, 10 were computed.",
         "The 120 articles tell 118 stories",
         "3\u00d7 Headline number 4",
-        "12 clusters of 10 to 10 articles. Outliers: 1 article (0.8%)",
+        "12 clusters of 10 articles. Outliers: 1 article (0.8%)",
         "topic0, wide 30 articles in 3 clusters",
         "The beginning of article 3.",
         f"{DISPATCH[:140]}…",
@@ -204,6 +204,17 @@ def test_limits_of_length_stand_in_their_figure_however_long_all_articles_are(to
     assert all(50 < float(x) < 680 for x, _ in placed[:2]), "to the left of its limit, in the wide figure"
 
 
+def written(figure: str) -> list[str]:
+    return re.findall(r">([^<>]+) ?</text>", figure)
+
+
+def test_what_is_written_in_a_figure_is_not_rounded_and_counts_are_whole() -> None:
+    assert {"0.995", "0.99", "0.985"} <= {*map(str.strip, written(recall_curve([(1, 1.0, 0.6)], 1, 0.99)))}
+    sizes = {*map(str.strip, written(cluster_sizes(np.array([2, 1]), np.zeros(2, int), ["c1", "c2"])))}
+    assert "median 1.5" in sizes
+    assert not sizes & {"0.5", "1.5"}, "half an article"
+
+
 def test_a_breach_is_said_first_and_whether_it_was_forced(folder: Path, tmp_path: Path) -> None:
     breach = {"gate": "recall", "measured": 0.9, "limit": 0.98, "message": "a search finds <too> little"}
     for forced, said in [(False, "its build kept it back"), (True, "it was published all the same, by --force")]:
@@ -228,7 +239,9 @@ def test_without_optional_facts_their_sections_are_left_out(tmp_path: Path) -> N
 def test_a_few_articles_have_no_map_but_a_report(tmp_path: Path, articles: int) -> None:
     out = write_files(tmp_path, articles, first=True, topics=1)
     write_report(out, facts(articles, seconds={"embed": 0.0}))
-    assert "A map needs at least 10 articles" in words((out / REPORT).read_text(encoding="utf-8"))
+    said = words((out / REPORT).read_text(encoding="utf-8"))
+    assert f"A map needs at least 10 stories; this corpus has {articles}." in said
+    assert not re.search(r"\b1 (articles|clusters|texts|distinct texts)\b|None", said)
 
 
 def test_equal_vectors_have_a_map_too(tmp_path: Path) -> None:
@@ -372,10 +385,12 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         (duration(99), "99 s"),
         (duration(300), "5.0 min"),
         (duration(36_000), "10.0 h"),
+        (mebibytes(0.004), "under 0.1 MiB"),
         (mebibytes(0.42), "0.4 MiB"),
         (mebibytes(512), "512 MiB"),
         (mebibytes(2048), "2.0 GiB"),
         (count(1, "article"), "1 article"),
+        (count(1.5, "article"), "1.5 articles"),
         (count(2_000, "story", "stories"), "2,000 stories"),
     ],
 )
@@ -409,7 +424,9 @@ while (walker.nextNode()) {
   if (!node.data.trim() || !parent.checkVisibility() || parent.closest("script, style")) continue;
   const range = document.createRange();
   range.selectNodeContents(node);
-  for (const box of range.getClientRects()) lines.push([node.data.trim(), box, parent]);
+  const boxes = range.getClientRects();
+  for (const box of boxes) lines.push([node.data.trim(), box, parent]);
+  if (parent.matches("td code") && boxes.length > 1) faults.push(["broken", node.data.trim()]);
 }
 const cut = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
   && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4;

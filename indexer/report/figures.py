@@ -102,7 +102,7 @@ def cluster_sizes(sizes: NDArray[np.int64], outliers: NDArray[np.int64], colours
         axes.set_xlabel("clusters, the largest first")
         median = float(np.median(sizes))
         axes.axhline(median, color=COLOURS["muted"], linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.text(len(sizes) - 0.4, median, f"median {median:,.0f}", ha="right", va="bottom", weight="bold")
+        axes.text(len(sizes) - 0.4, median, f"median {median:,.10g}", ha="right", va="bottom", weight="bold")
 
     return draw_both("sizes", "Number of articles in each cluster, the largest first", 240, draw)
 
@@ -177,13 +177,23 @@ def recall_curve(curve: Curve, chosen: int, target: float | None) -> Markup:
         _curve(times, curve, chosen, 2, label=label, title=title)
         times.set_ylim(0, 1.35 * max(point[2] for point in curve))
         lists = [point[0] for point in curve]
-        shown = lists if wide or len(lists) < 8 else lists[(len(lists) - 1) % 2 :: 2]
         times.set_xscale("log", base=2)
-        _ticks(times, shown)
+        _ticks(times, _apart(lists, WIDE if wide else NARROW))
         times.set_xlim(min(lists) / 1.25, max(lists) * 1.25)
         times.set_xlabel("lists that a search visits")
 
     return draw_both("recall", "Recall at 10 against the number of lists visited", 400, draw)
+
+
+def _apart(lists: Sequence[float], width: int) -> list[float]:
+    """Those of which the numbers have room on a logarithmic axis that is so wide, the last among them."""
+    room = (8 * len(f"{lists[-1]:,.0f}") + 6) / (width - 60)
+    least = room * np.log2(1.25**2 * lists[-1] / lists[0])
+    shown = [lists[-1]]
+    for each in reversed(lists):
+        if np.log2(shown[-1] / each) >= least:
+            shown.append(each)
+    return shown
 
 
 def _at(curve: Curve, lists: int, column: int) -> float:
@@ -194,20 +204,21 @@ def _at(curve: Curve, lists: int, column: int) -> float:
 def _recalls(axes: Axes, curve: Curve, chosen: int, target: float | None) -> None:
     _curve(axes, curve, chosen, 1, label=f"{percent(_at(curve, chosen, 1))} in {chosen:,}", title="recall at 10")
     room = 1.02 - min([target or 1.0, *(point[1] for point in curve)])
-    axes.set_ylim(max(0.0, 1.02 - 1.25 * room), 1 + 0.12 * room)
+    axes.set_ylim(max(0.0, 1.02 - 1.25 * room), 1 + 0.2 * room)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}" if value <= 1 else "")
     if target is not None:
         axes.axhline(target, color=COLOURS["muted"], linestyle=(0, (4, 3)), linewidth=1.2)
 
 
 def _curve(axes: Axes, curve: Curve, chosen: int, column: int, *, label: str, title: str) -> None:
-    """One column of the curve, and a label at the chosen point, on the side where the curve is not."""
+    """One column of the curve, and a label at the chosen point, on the side where the curve is not: recall rises."""
     _dress(axes, title)
     x, y = [point[0] for point in curve], [point[column] for point in curve]
     axes.plot(x, y, color=COLOURS["c1"], marker="o", markersize=4, linewidth=2)
     place = x.index(chosen) if chosen in x else len(x) - 1
     axes.plot([x[place]], [y[place]], marker="o", markersize=11, color=COLOURS["c2"])
-    below, right = column == 1, place > (len(x) - 1) / 2
+    right = place > (len(x) - 1) / 2
+    below = column == 1 and not right
     axes.annotate(
         label,
         (x[place], y[place]),
@@ -255,8 +266,10 @@ def _bars(axes: Axes, values: Mapping[str, float], say: Callable[[float], str]) 
 
 
 def _axes_of_articles(figure: Figure) -> Axes:
+    """Axes of what is counted: there is no half of an article to mark."""
     axes = figure.subplots()
     _dress(axes, "articles")
+    axes.locator_params(axis="y", integer=True)
     return axes
 
 

@@ -38,7 +38,7 @@ def corpus_map(contents: Contents) -> Section:
     seed = contents.facts.parameters.seed
     rows = sample_rows(contents.story_of, seed)
     if len(rows) < FEWEST:
-        return {"why": f"A map needs at least {FEWEST} articles of different stories; here are {len(rows)}."}
+        return {"why": f"A map needs at least {FEWEST} stories; this corpus has {len(rows)}."}
     places = project(take(contents.vectors, rows), seed)
     clusters = contents.assignment[rows]
     groups = contents.group_of[clusters]
@@ -92,15 +92,18 @@ def clusters(contents: Contents) -> Section:
         "tips": [f"{count(c.size, 'article')}, {count(c.outliers, 'outlier')}" for c in by_size],
         "tip_clusters": [numbers[cluster.id] for cluster in by_size],
         "count": len(by_size),
-        "smallest": int(sizes.min()),
-        "largest": int(sizes.max()),
-        "median": f"{float(np.median(sizes)):,.0f}",
+        "median": count(float(np.median(sizes)), "article"),
+        "range": _from_to(int(sizes.min()), int(sizes.max())),
         "outliers": int(outliers.sum()),
         "outlier_share": percent(float(outliers.sum() / sizes.sum())),
         "topics": _topics(contents),
         "shown": min(len(by_size), MOST_CARDS),
         "table": [_row(contents, cluster) for cluster in by_size[:MOST_ROWS]],
     }
+
+
+def _from_to(least: int, most: int) -> str:
+    return count(most, "article") if least == most else f"{least:,} to {count(most, 'article')}"
 
 
 def _topics(contents: Contents) -> list[Section]:
@@ -255,7 +258,11 @@ def work(contents: Contents) -> Section:
         "total": sum(seconds.values()),
         "mostly_embedding": seconds.get("embed", 0.0) > 0.5 * sum(seconds.values()),
         "cache": {**cache, "share": percent(cache["reused"] / texts), "texts": texts} if texts else None,
-        "parameters": [(key.replace("_", " "), value) for key, value in asdict(facts.parameters).items()],
+        "parameters": [
+            (key.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else value)
+            for key, value in asdict(facts.parameters).items()
+            if value is not None
+        ],
         "corpus": facts.corpus,
         "live": report.get("live"),
         "model": facts.model,

@@ -102,7 +102,8 @@ def _trim(svg: str, description: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = body.replace("xlink:href", "href")
     body = re.sub(r"#[0-9a-f]{6}\b", lambda match: _VARIABLES.get(match[0], match[0]), body)
-    body = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", body)
+    # Of coordinates, and not of what is written: a tick of 0.995 is none of 0.99.
+    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _rounded, tag[0]), body)
     body = re.sub(
         r"<style.*?</style>| font-family: [^;\"]+;?| transform=\"rotate\(-0 [^\"]+\"", "", body, flags=re.DOTALL
     )
@@ -110,6 +111,10 @@ def _trim(svg: str, description: str) -> str:
     body = re.sub(r' id="([^"]+)"', lambda match: _kept_id(match[1], used), body)
     body = re.sub(r"\s*\n\s*", "\n", body)
     return f'<svg viewBox="{view_box[1]}" role="img" aria-label="{Markup.escape(description)}">{body.strip()}'
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}"
 
 
 def _kept_id(name: str, used: set[str]) -> str:

@@ -29,11 +29,13 @@ def duration(seconds: float) -> str:
 
 def mebibytes(mib: float) -> str:
     """0.42 -> "0.4 MiB", 512 -> "512 MiB", 2048 -> "2.0 GiB"."""
+    if mib < 0.05:
+        return "under 0.1 MiB"
     if mib < 1000:
         return f"{mib:,.0f} MiB" if mib >= 10 else f"{mib:.1f} MiB"
     return f"{mib / 1024:,.1f} GiB"
 
 
 def count(number: float, noun: str, plural: str | None = None) -> str:
-    """2, "article" -> "2 articles"."""
-    return f"{number:,.0f} {noun if number == 1 else plural or noun + 's'}"
+    """2, "article" -> "2 articles", 1.5 -> "1.5 articles"."""
+    return f"{round(number, 1):,.10g} {noun if number == 1 else plural or noun + 's'}"
