@@ -204,8 +204,9 @@ def _at(curve: Curve, lists: int, column: int) -> float:
 def _recalls(axes: Axes, curve: Curve, chosen: int, target: float | None) -> None:
     _curve(axes, curve, chosen, 1, label=f"{percent(_at(curve, chosen, 1))} in {chosen:,}", title="recall at 10")
     room = 1.02 - min([target or 1.0, *(point[1] for point in curve)])
-    axes.set_ylim(max(0.0, 1.02 - 1.25 * room), 1 + 0.2 * room)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}" if value <= 1 else "")
+    lowest = max(0.0, 1.02 - 1.25 * room)
+    axes.set_ylim(lowest, 1 + 0.2 * room)
+    axes.set_yticks([tick for tick in axes.get_yticks() if lowest <= tick <= 1])
     if target is not None:
         axes.axhline(target, color=COLOURS["muted"], linestyle=(0, (4, 3)), linewidth=1.2)
 
