@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ExistingStore = Annotated[Path, typer.Option(help="The folder of generations.", parser=read_folder, metavar="DIR")]
 _HEADINGS = ("articles", "clusters", "model", "recipe", "recall", "size")
+_NUMBERS = {"articles", "clusters", "recall", "size"}
 _NARROW = 10  # columns, for the longest word that is said of a generation
 _Name = Annotated[str, typer.Argument(help="Its name, as `list` shows it.")]
 
@@ -64,7 +65,8 @@ def _print_table(rows: list[list[str]]) -> None:
     # A name that is cut short is of no use to `activate`, nor is a gate's: in a narrow window the others give way.
     generation = Column("generation", no_wrap=True)
     said = Column("", overflow="fold", width=None if console.width >= MAX_WIDTH else _NARROW)
-    table = Table("", generation, *_HEADINGS, said, box=None, padding=(0, 1, 0, 0))
+    others = (Column(name, justify="right" if name in _NUMBERS else "left") for name in _HEADINGS)
+    table = Table("", generation, *others, said, box=None, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row)
     console.print(table if rows else "The store is empty; build a generation: python -m indexer build --help")
