@@ -99,11 +99,7 @@ def read(build: Build, say: Say) -> Record:
         distinct, digest, articles, undated = spool.distinct(), spool.digest(), len(spool), spool.undated()
     if not articles:
         raise InvalidArgument("every article of the corpus was removed online; give one with others", field="corpus")
-    if config.clusters is not None and config.clusters > distinct:
-        raise InvalidArgument(
-            f"--clusters is {config.clusters}, and the corpus has {distinct} distinct texts; ask for at most so many",
-            field="clusters",
-        )
+    config.require_enough_texts(distinct)
     say(f"{articles:,} articles, {distinct:,} distinct texts")
     if folded.told:
         say(folded.told)

@@ -61,6 +61,10 @@ def build_command(
     config = BuildConfig(**vars(chosen), corpus=corpus.config(), limits=limits, force=force)
     if keep is not None:
         check_keep(keep)
+    if watch is not None and not 0 < watch <= _YEAR_S:
+        raise InvalidArgument(
+            f"--watch is {watch}; give the seconds to wait, more than 0 and at most {_YEAR_S:,}", field="watch"
+        )
     if dry_run:
         from indexer.estimate import estimate
         from indexer.progress import Reporter
@@ -99,10 +103,6 @@ def _build(config: BuildConfig, keep: int | None, console: Console) -> None:
 
 def again_and_again(once: Callable[[], None], seconds: float, console: Console) -> None:
     """Does it, waits so many seconds, and does it again, until SIGTERM or SIGINT. What fails is said."""
-    if not 0 < seconds <= _YEAR_S:
-        raise InvalidArgument(
-            f"--watch is {seconds}; give the seconds to wait, more than 0 and at most {_YEAR_S:,}", field="watch"
-        )
     try:
         while True:
             try:

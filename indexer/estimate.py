@@ -226,6 +226,8 @@ def estimate(config: BuildConfig, reporter: Reporter) -> Estimate:
         share = sample.share or 1.0
         articles = max(1, round(sample.articles / share))
         distinct = max(1, round(len(sample.digests) / share))
+        if sample.share == 1.0:
+            config.require_enough_texts(distinct)
         missing = round(distinct * (1 - _cached(job, sample.digests) / max(len(sample.digests), 1)))
     with reporter.phase("probe"):
         forget_peak_memory()

@@ -47,6 +47,14 @@ class BuildConfig(BuildFlags):
         """What the index may cost and must find."""
         return Budgets(self.memory_budget, self.latency_budget, self.target_recall)
 
+    def require_enough_texts(self, distinct: int) -> None:
+        """Raises InvalidArgument for more clusters than there are distinct texts."""
+        if self.clusters is not None and self.clusters > distinct:
+            raise InvalidArgument(
+                f"--clusters is {self.clusters}, and the corpus has {distinct} distinct texts; ask for at most so many",
+                field="clusters",
+            )
+
     def check(self) -> None:
         """Raises InvalidArgument for the first value that makes no sense, with the flag's name."""
         counts = {"clusters": (self.clusters, 1), "topics": (self.topics, 0), "memory-budget": (self.memory_budget, 1)}
@@ -69,6 +77,11 @@ class BuildConfig(BuildFlags):
         for flag, share in shares.items():
             if share is not None and not 0 < share <= 1:
                 raise InvalidArgument(f"--{flag} is {share}; it must be over 0 and at most 1", field=flag)
+        if not 0 <= self.max_reject_share <= 1:
+            raise InvalidArgument(
+                f"--max-reject-share is {self.max_reject_share}; it is a share, between 0 and 1",
+                field="max-reject-share",
+            )
         amounts = {"story-window-days": self.story_window_days, "latency-budget": self.latency_budget}
         for flag, amount in amounts.items():
             if amount is not None and not 0 < amount < math.inf:

@@ -270,10 +270,6 @@ def fill(
     Raises InvalidArgument if something else lies there, and if there are no rows, none that can be used, or a larger
     share of rejects than is allowed.
     """
-    if not 0 <= max_reject_share <= 1:
-        raise InvalidArgument(
-            f"--max-reject-share is {max_reject_share}; it is a share, between 0 and 1.", field="max-reject-share"
-        )
     before = len(spool)
     reasons: Counter[str] = Counter()
     with _rejects_file(rejects_path) as file:

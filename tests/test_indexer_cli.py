@@ -159,6 +159,8 @@ def test_a_failed_build_is_one_sentence_on_stderr(tmp_path: Path) -> None:
         (("--store", "a" * 300), 2, "cannot be written (File name too long)"),
         (("--keep", "0"), 2, "--keep is 0; at least 1 generation is kept"),
         (("--watch", "inf"), 2, "--watch is inf"),
+        (("--max-reject-share", "-0.1"), 2, "--max-reject-share is -0.1; it is a share, between 0 and 1"),
+        (("--max-reject-share", "nan"), 2, "--max-reject-share is nan"),
         (("--watch", "1e12"), 2, "at most 31,622,400"),
         (("--memory-budget", "9" * 400), 2, "give a size such as 2GiB"),
     ],
@@ -173,6 +175,13 @@ def test_a_build_that_cannot_start_exits_with_the_code_of_its_error(
     assert said in answer.err
     assert answer.err.count("\n") == 1
     assert Store(tmp_path / "new").names() == []
+
+
+@pytest.mark.parametrize("flags", [("--clusters", "31"), ("--max-reject-share", "5"), ("--watch", "0")])
+def test_a_dry_run_refuses_what_the_build_would(desk: Desk, ask: Ask, tmp_path: Path, flags: tuple[str, str]) -> None:
+    usual = ("--corpus", desk.folder / "articles.csv", "--store", tmp_path / "new", "--model", desk.folder / "model")
+    answer = ask("build", "--dry-run", *usual, *flags)
+    assert (answer.code, f"error: {flags[0]} is {flags[1]}" in answer.err) == (2, True)
 
 
 @pytest.mark.parametrize(

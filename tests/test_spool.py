@@ -196,12 +196,6 @@ def test_more_rejects_than_allowed_stop_the_job(tmp_path: Path, bad: int, share:
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == bad
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_the_share_of_rejects_is_a_share(tmp_path: Path, share: float) -> None:
-    with pytest.raises(InvalidArgument, match="between 0 and 1"):
-        spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n"), share=share)
-
-
 def test_a_spool_that_a_crash_left_is_begun_anew(tmp_path: Path) -> None:
     put(tmp_path / "spool.db", b"SQLite format 3\0 and then nothing of use")
     stats, _, _ = spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n"))
