@@ -22,7 +22,7 @@ from coldframe.store import Store
 from indexer.__main__ import app
 from indexer.train import train
 from tests.builds import build, letters
-from tests.corpus_files import write
+from tests.corpus_files import rows_of, write
 from tests.disks import files_of_at_most, mount, used_kib
 from tests.models import longformer_directory
 
@@ -198,6 +198,16 @@ def test_a_disk_that_fails_is_not_told_as_a_full_one(tmp_path: Path, code: int) 
 
 
 # --- a limit on the size of files ------------------------------------------------------------------------------------
+
+
+def test_a_packed_parquet_file_that_finds_no_room_to_be_unpacked_says_where_it_wants_some(tmp_path: Path) -> None:
+    packed = write(tmp_path / "news.parquet.gz", letters(40))
+    with (
+        files_of_at_most(KIB),
+        pytest.raises(FailedPrecondition, match=f"no room in {tempfile.gettempdir()} for .*news.parquet.gz.* TMPDIR"),
+    ):
+        rows_of(packed)
+    assert len(rows_of(packed)) == 40
 
 
 def test_a_build_under_a_limit_on_the_size_of_files_that_is_raised_step_by_step(desk: Desk, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from coldframe.errors import FailedPrecondition
+from coldframe.shortage import NO_ROOM
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -205,9 +208,17 @@ def open_seekable(file: File) -> Iterator[IO[bytes]]:
     if not is_packed(file.path):
         with suppress(io.UnsupportedOperation):
             opened = file.open_seekable()
-    with opened or tempfile.TemporaryFile() as whole:
-        if opened is None:
-            with open_bytes(file) as data:
-                shutil.copyfileobj(data, whole, _BLOCK_BYTES)
-            whole.seek(0)
-        yield whole
+    try:
+        with opened or tempfile.TemporaryFile() as whole:
+            if opened is None:
+                with open_bytes(file) as data:
+                    shutil.copyfileobj(data, whole, _BLOCK_BYTES)
+                whole.seek(0)
+            yield whole
+    except OSError as error:  # of closing it, too, which tries to write what is left
+        if error.errno not in NO_ROOM:
+            raise
+        raise FailedPrecondition(
+            f"there is no room in {tempfile.gettempdir()} for {file.location}, which is put there whole to be read "
+            f"({error.strerror}); make room, or set TMPDIR to a folder that has some"
+        ) from error
