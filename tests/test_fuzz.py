@@ -13,7 +13,7 @@ from coldframe.v1.types_pb2 import Seed
 if TYPE_CHECKING:
     from pathlib import Path
 
-EACH = 150
+EACH = 60
 
 
 def test_a_server_bears_what_nobody_should_send(own_store: Path, tmp_path: Path) -> None:
