@@ -32,7 +32,9 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# A file of tests stays with one process: what its tests share is made once.
+# A file of tests stays with one process: what its tests share is made once. Tests start the programs again and again,
+# so their modules are compiled once, also where the environment says that nothing compiled is to be kept.
+tests: export PYTHONDONTWRITEBYTECODE =
 tests: install
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
