@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from hypothesis import settings
 from rich.console import Console
 
 from coldframe import Encoder
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 
 # Tables are as wide as in a pipe, whatever the shell of who tests, or pytest-xdist, says of its window.
 os.environ.pop("COLUMNS", None)
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("coldframe", deadline=None)
+settings.load_profile("coldframe")
 
 T = TypeVar("T")
 SAMPLE = Path(__file__).parent.parent / "examples" / "news" / "articles.csv"

@@ -98,7 +98,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), length=st.integers(1, 400))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flipped_bytes_never_give_a_wrong_vector_nor_stop_a_build(
     tmp_path: Path, whole: bytes, place: float, flip: int, length: int
 ) -> None:

@@ -36,7 +36,7 @@ corpora = st.lists(
 
 
 @pytest.mark.parametrize("suffix", [suffix + packing for suffix in SUFFIXES for packing in ("", ".gz", ".zst")])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(corpus=corpora)
 def test_any_articles_read_back_the_same_from_any_format(tmp_path: Path, suffix: str, corpus: list[Any]) -> None:
     rows = [

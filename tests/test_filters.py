@@ -233,7 +233,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
 
 # Of what is drawn as a tree next to nothing is a condition by itself, and most of those in one decide nothing.
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.lists(ROWS, min_size=10, max_size=20),
     alone=st.lists(LEAVES, min_size=10, max_size=10),
@@ -266,7 +266,7 @@ def test_a_range_holds_both_of_its_ends_and_a_time_its_first_alone() -> None:
         assert filters.compile(message, CLUSTERS).mask(columns, 3).tolist() == wanted, message
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(earlier=st.lists(ROWS, max_size=8), later=st.lists(ROWS, max_size=8), message=FILTERS)
 def test_live_columns_that_were_asked_before_grow(earlier: list[Row], later: list[Row], message: Filter) -> None:
     columns, condition = live(earlier), filters.compile(message, CLUSTERS)

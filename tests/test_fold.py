@@ -411,7 +411,7 @@ def bare(article_id: str, text: str) -> Upsert:
     old=st.lists(st.one_of(_IDS.map(Delete), st.builds(bare, _IDS, _TEXTS)), max_size=6),
     new=st.lists(st.one_of(_IDS.map(Delete), st.builds(bare, _IDS, _TEXTS)), max_size=6),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_fold_is_what_a_dict_says(
     tmp_path: Path, corpus: dict[str, str], old: list[Change], new: list[Change]
 ) -> None:

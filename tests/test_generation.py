@@ -68,7 +68,7 @@ def altered(file: Path, content: bytes | None) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", FILES)
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_one_altered_byte_is_refused_with_the_files_name(sealed: Path, name: str, place: float, flip: int) -> None:
     content = bytearray((sealed / name).read_bytes())
     content[int(place * len(content))] ^= flip
@@ -311,7 +311,7 @@ _rows = st.builds(
 
 
 @given(rows=st.lists(_rows, min_size=1, max_size=12, unique_by=lambda row: row.id))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_come_back_as_they_were_written(tmp_path: Path, rows: list[ArticleRow]) -> None:
     rows = sorted(rows, key=lambda row: row.id)
     table = written(tmp_path / ARTICLES, rows)

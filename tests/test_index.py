@@ -71,7 +71,7 @@ def test_a_vector_alone_and_in_a_crowd_gets_the_same_bits() -> None:
 
 
 @given(seed=st.integers(0, 10_000), rows=st.sampled_from([1, 7, 25]), distinct=st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equal_centroids_come_by_number(seed: int, rows: int, distinct: int) -> None:
     copies = np.random.default_rng(seed).integers(0, distinct, 40)
     centroids, vectors = random_units(distinct, seed, 8)[copies], random_units(rows, seed + 1, 8)
@@ -152,7 +152,7 @@ def test_equal_rows_that_fp32_takes_for_others_come_in_their_order() -> None:
     limit=st.integers(1, 310),
     hide=st.integers(0, 20),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_ties_at_the_cut_and_hidden_rows_change_nothing(
     seed: int, count: int, distinct: int, limit: int, hide: int
 ) -> None:
@@ -247,7 +247,7 @@ def test_an_index_of_other_rows_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("storage", ["flat", "fp16", "sq8"])
 @given(seed=st.integers(0, 10_000), probes=st.integers(1, 7), margin=st.floats(0, 0.6), limit=st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_search_with_a_margin_visits_the_lists_that_are_nearly_as_near(
     storage: str, seed: int, probes: int, margin: float, limit: int
 ) -> None:

@@ -38,7 +38,7 @@ def test_seeds_are_alike_that_are_as_two_articles_of_one_cluster_usually_are(new
     assert typical_similarity(View.of(Base(generation))) == pytest.approx(np.mean(cosines_within), abs=0.05)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), n=st.integers(2, 24), similarity=st.floats(-0.5, 0.95), most=st.integers(1, 24))
 def test_groups_are_those_of_average_linkage(seed: int, n: int, similarity: float, most: int) -> None:
     random = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def test_groups_are_those_of_average_linkage(seed: int, n: int, similarity: floa
     assert [i.weight for i in found] == sorted((i.weight for i in found), reverse=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), n=st.integers(2, 24), similarity=st.floats(-0.5, 0.95), span=st.integers(0, 40))
 def test_light_interests_go_by_their_weights_as_heavy_ones_do(seed: int, n: int, similarity: float, span: int) -> None:
     random = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def test_light_interests_go_by_their_weights_as_heavy_ones_do(seed: int, n: int,
     assert [i.weight for i in found] == sorted((i.weight for i in found), reverse=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 12), twice=st.integers(0, 11))
 def test_a_seed_that_comes_twice_is_one_interest_of_twice_the_weight(seed: int, n: int, twice: int) -> None:
     random = np.random.default_rng(seed)
@@ -128,7 +128,7 @@ def test_of_seeds_that_are_all_as_like_each_other_the_lowest_stands_for_them(n: 
     assert [group(unit_rows(random, 2), np.ones(2), similarity=-1, most=1)[0].medoid for _ in range(20)] == [0] * 20
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=5), st.integers(0, 40))
 def test_places_are_shared_by_the_highest_average(numbers: list[tuple[int, int]], limit: int) -> None:
     weights, available = [w for w, _ in numbers], [a for _, a in numbers]
@@ -159,7 +159,7 @@ def test_turns_end_when_all_have_left() -> None:
     assert turns.next() is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), c=st.integers(0, 20), m=st.integers(0, 4))
 def test_the_negative_seed_that_is_most_like_counts(seed: int, c: int, m: int) -> None:
     random = np.random.default_rng(seed)

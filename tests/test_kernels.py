@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coldframe.softmax import Band, CompiledSoftmax, Softmax, triangles
@@ -46,7 +46,6 @@ def scores_of(queries: int, keys: int, size: float, dtype: torch.dtype) -> torch
     return (torch.randn(2, 3, queries + 5, keys + 3, generator=generator) * size).to(dtype)
 
 
-@settings(deadline=None)
 @given(block=blocks(), size=st.sampled_from([0.01, 3, 40]))
 def test_each_query_weighs_what_it_sees_and_nothing_else(block: tuple[int, int, Band], size: float) -> None:
     queries, keys, band = block

@@ -86,7 +86,6 @@ def test_the_topics_before_are_handed_on(before: Previous) -> None:
     assert name([C, A], AXES[[2, 0]], told)[0].topics == [topic], "or all topics were new"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12))
 def test_the_order_of_the_previous_clusters_changes_nothing(seed: int, old: int, new: int) -> None:
     rng = np.random.default_rng(seed)
@@ -105,7 +104,7 @@ def test_the_order_of_the_previous_clusters_changes_nothing(seed: int, old: int,
     assert name(today, centroids, before)[0] == name(today, centroids, other)[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.2, 0.6, 0.9]))
 def test_the_best_of_all_assignments_is_taken(seed: int, old: int, new: int, least: float) -> None:
     rng = np.random.default_rng(seed)
@@ -292,7 +291,7 @@ def test_clusters_of_another_encoder_are_named_anew_and_say_where_they_come_from
     assert (naming.next_number, naming.survived) == (7, None)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9))
 def test_every_cluster_and_every_article_is_accounted_for(seed: int, old: int, new: int) -> None:
     rng = np.random.default_rng(seed)

@@ -226,7 +226,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestMachine.settings = settings(max_examples=25, stateful_step_count=30)
 
 
 # --- several at once -------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), length=st.integers(1, 400))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flipped_bytes_are_refused_or_change_nothing_and_the_file_is_left_as_it_is(
     tmp_path: Path, whole: Path, place: float, flip: int, length: int
 ) -> None:
@@ -46,7 +46,7 @@ def test_flipped_bytes_are_refused_or_change_nothing_and_the_file_is_left_as_it_
 
 
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), length=st.integers(1, 400))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_on_a_damaged_file_nothing_is_acknowledged_that_is_lost(
     tmp_path: Path, whole: Path, place: float, flip: int, length: int
 ) -> None:

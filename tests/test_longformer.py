@@ -127,7 +127,7 @@ def test_a_gpu_computes_what_the_reference_computes(minilm_case: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 120), min_size=1, max_size=8),
     window=st.sampled_from([2, 4, 16, 64]),

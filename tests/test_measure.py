@@ -164,7 +164,7 @@ def test_tomorrow_the_same_articles_are_held_out() -> None:
 
 
 @given(rows=st.integers(1, 300), count=st.integers(0, 300), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_sample_is_of_so_many_rows_whatever_their_order(rows: int, count: int, seed: int) -> None:
     vectors, count = random_units(rows, seed=seed), min(rows, count)
     drawn = draw(vectors, count, seed)

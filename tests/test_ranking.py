@@ -86,7 +86,7 @@ def explained(ranked: Ranked) -> NDArray[np.float32]:
     return total
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lists=st.lists(lists_of_candidates() | lists_of_candidates(tiers=3), min_size=1, max_size=3),
     weights=st.lists(st.integers(1, 6), min_size=3, max_size=3),
@@ -119,7 +119,7 @@ def test_each_place_goes_to_the_best_that_is_allowed(
         assert start.score.tolist() == ranked.score[:shorter].tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(found=lists_of_candidates(), options=OPTIONS, limit=st.integers(1, 12))
 def test_a_search_is_a_recommendation_with_one_interest(found: Candidates, options: Options, limit: int) -> None:
     one, same = rank(found, options, limit), merge([found], [3.0], options, limit)
@@ -128,7 +128,7 @@ def test_a_search_is_a_recommendation_with_one_interest(found: Candidates, optio
     assert (np.diff(one.score) <= 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     found=lists_of_candidates(),
     per_story=st.integers(0, 2),
@@ -228,7 +228,7 @@ def test_diversity_prefers_what_is_unlike_what_stands_before() -> None:
     np.testing.assert_allclose(ranked.diversity, [-0.45, -0.3, -0.25, -0.75, -0.9], atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 40))
 def test_after_the_seed_itself_comes_what_is_most_like_it_where_half_a_diversity_makes_all_equal(
     seed: int, count: int
@@ -303,7 +303,7 @@ def test_every_other_candidate_is_equally_likely_and_every_place_too() -> None:
     assert all(abs(count - 400) < 80 for count in places.values())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lists=st.lists(lists_of_candidates() | lists_of_candidates(tiers=3), min_size=1, max_size=3),
     options=OPTIONS,

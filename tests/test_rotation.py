@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coldframe.rotation import Rotation
 from tests.test_index import random_units
 
 
-@settings(deadline=None)
 @given(dim=st.integers(1, 1_100), seed=st.integers(0, 99))
 def test_lengths_and_inner_products_stay_as_they_are(dim: int, seed: int) -> None:
     vectors = random_units(6, seed, dim)

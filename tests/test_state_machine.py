@@ -40,7 +40,6 @@ def test_a_server_answers_as_the_model_does_whatever_happens_to_its_articles(wor
     how = settings(
         max_examples=RUNS,
         stateful_step_count=STEPS,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],  # the shortest way is looked for by hand: swaps take their time

@@ -156,7 +156,7 @@ def test_hidden_rows_never_come_and_the_limit_is_filled(index: ClusterIndex, vec
 
 @pytest.mark.parametrize("storage", KINDS)
 @given(seed=st.integers(0, 10_000), distinct=st.integers(1, 40), limit=st.integers(1, 60), probes=st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_of_equal_vectors_the_lowest_rows_come(storage: str, seed: int, distinct: int, limit: int, probes: int) -> None:
     copies = np.random.default_rng(seed).integers(0, distinct, 300)
     vectors = random_units(distinct, seed, 8)[copies]

@@ -142,7 +142,7 @@ def test_a_current_that_names_no_generation_is_corrupt(own: Store, content: byte
 
 
 @given(steps=st.lists(st.integers(-2, 2), max_size=12))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rolling_back_goes_through_what_was_served_in_turn(own: Store, steps: list[int]) -> None:
     """Steps are activations of one of three generations, and, below zero, rollbacks."""
     for name in ("CURRENT", "HISTORY"):

@@ -222,7 +222,7 @@ def test_texts_are_asked_for_only_where_there_is_a_candidate() -> None:
 # --- the same, whatever the order ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 5), st.randoms(use_true_random=False))
 def test_the_order_of_rows_decides_nothing_where_dates_differ(seed: int, random: object) -> None:
     articles = families(20, seed)
@@ -236,7 +236,7 @@ def test_the_order_of_rows_decides_nothing_where_dates_differ(seed: int, random:
 DAYS = st.one_of(st.none(), st.integers(0, 6))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), DAYS), min_size=1, max_size=14))
 def test_every_story_is_a_star_about_its_first_article(rows: list[tuple[int, int, int | None]]) -> None:
     """By the slow and obvious reading of the docstring: all pairs, in the order of dates."""

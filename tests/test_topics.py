@@ -163,7 +163,7 @@ def test_topics_all_of_whose_clusters_are_gone_are_gone() -> None:
     assert [after.id_of(number) for number in range(4)] == ["t0100", "t0100", "t0002", "t0002"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 14), st.integers(0, 6))
 def test_every_cluster_has_one_topic_and_the_order_of_previous_topics_decides_nothing(
     seed: int, clusters: int, previous: int
