@@ -259,7 +259,7 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(desk: Path, tmp_path: Path
 def test_a_dry_run_tells_as_much_memory_as_a_build_takes(tmp_path: Path) -> None:
     rng = random.Random(0)
     words = ["flood", "water", "dam", "storm", "rain", "town", "mayor", "council", "budget", "vote", "harbour"]
-    rows = [{"id": str(n), "content": f"{n} " + " ".join(rng.choices(words, k=5 + n % 55))} for n in range(2_000)]
+    rows = [{"id": str(n), "content": f"{n} " + " ".join(rng.choices(words, k=5 + n % 55))} for n in range(800)]
     store, corpus = tmp_path / "store", write(tmp_path / "many.csv", rows)
     command = [sys.executable, "-m", "indexer", "build", "--corpus", str(corpus), "--store", str(store), "--force"]
     told = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
