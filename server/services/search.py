@@ -99,7 +99,8 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802, D102
         clock, served = Timing(), self._engine.served()
-        (seeds, weights), view = zip(*tastes.seeds(request), strict=True), served.view
+        seeds, weights = zip(*tastes.seeds(request), strict=True)
+        view = served.view
         page, limit = paging.Asked(served, request), requests.count(request, "limit", 10)
         asked = ask(request.ranking, served, limit, page.place(request.page_token))
         parts, shape = Parts.of(request.ranking.read_mask), tastes.shape(request)
