@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
@@ -44,7 +43,7 @@ from indexer.build import BuildConfig, run
 from indexer.corpus import Article, CorpusConfig
 from indexer.gates import Limits
 from indexer.progress import Reporter
-from indexer.report import figures
+from tests.builds import undrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,8 +92,7 @@ def attempt(work: Work) -> None:
     _log_what_is_computed(work)
     embed._CHARS_PER_CHUNK = _CHARS_PER_CHUNK
     # The report's figures take longer than all else and write nothing: most kills would come while they are drawn.
-    figures._draw = lambda *_: Markup()
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+    with undrawn(), open(os.devnull, "w", encoding="utf-8") as nowhere:
         run(_config(work), Reporter(Console(file=nowhere)))
 
 

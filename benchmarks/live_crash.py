@@ -92,16 +92,14 @@ def serve(store: Path, log: Path) -> None:
 def rebuild(store: Path, corpus: Path, model: str) -> None:
     """A build over a corpus, live articles folded in, published whatever it is like."""
     import torch
-    from markupsafe import Markup
 
     from indexer.build import BuildConfig, run
     from indexer.corpus import CorpusConfig
     from indexer.progress import Reporter
-    from indexer.report import figures
+    from tests.builds import undrawn
 
     torch.set_num_threads(1)
-    figures._draw = lambda *_: Markup()  # half of a small build, and nobody looks at them
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+    with undrawn(), open(os.devnull, "w", encoding="utf-8") as nowhere:
         about = CorpusConfig([str(corpus)])
         config = BuildConfig(corpus=about, store=store, model=model, precision="fp32", limits=ANYTHING)
         run(config, Reporter(Console(file=nowhere)))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from server.admission import SearchLine
 
-_OURS = "/coldframe."
+OURS = "/coldframe."
+"""How the names of Coldframe's own methods begin; others are those of health and reflection."""
 _ALWAYS_LET_IN = frozenset(
     {
         "/coldframe.v1.IndexService/GetIndex",
@@ -50,7 +51,7 @@ class Door:
 
         Raises Unavailable once the server stops, and Overloaded where the search line is full.
         """
-        if not method.startswith(_OURS):
+        if not method.startswith(OURS):
             return
         if self._closed:
             raise stopping()

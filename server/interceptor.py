@@ -13,6 +13,7 @@ import grpc.aio
 
 from coldframe.errors import ColdframeError, InternalError
 from server.admission import CALL, Company
+from server.door import OURS
 from server.observe.witness import REQUEST_ID
 from server.wire.errors import status_of
 from server.wire.replies import item_error
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     _Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("coldframe.server")
-_OURS = "/coldframe."
 BATCHES = frozenset({"/coldframe.v1.SearchService/BatchSearch"})
 
 
@@ -53,7 +53,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         name = handler_call_details.method
         if name not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None or not name.startswith(_OURS):
+            if handler is None or not name.startswith(OURS):
                 return handler
             self._wrapped[name] = self._wrap(handler, name)
         return self._wrapped[name]

@@ -22,6 +22,7 @@ from indexer.progress import Reporter
 from tests.models import LETTERS
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -53,13 +54,18 @@ def build(store: Path, *corpus: Path, **options: Any) -> Manifest:
     return build_aloud(store, *corpus, **options)[0]
 
 
+def undrawn() -> AbstractContextManager[object]:
+    """Reports go without their figures meanwhile."""
+    return patch("indexer.report.figures._draw", lambda *_: Markup())
+
+
 def build_aloud(store: Path, *corpus: Path, out: io.StringIO | None = None, **options: Any) -> tuple[Manifest, str]:
     """The same, and what it said; `out` has that too where the build fails."""
     said = out or io.StringIO()
     files = CorpusConfig([str(path) for path in corpus])
     usual: dict[str, Any] = {"corpus": files, "precision": "fp32", "limits": ANYTHING}
     config = BuildConfig(store=store, **usual | options)
-    with patch("indexer.report.figures._draw", lambda *_: Markup()):
+    with undrawn():
         manifest = run(config, Reporter(Console(file=said, width=400)))
     return manifest, said.getvalue()
 
