@@ -18,21 +18,20 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from coldframe.flex import FlexMasks, flex_attention_on, moved
 from coldframe.linear import Linear
 from coldframe.packing import Group, evened, lay_out, pack, part_size
 from coldframe.recipe import Pooler, Recipe, places
 from coldframe.softmax import Band, CompiledSoftmax, Softmax, mask_of, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch.nn.attention.flex_attention import BlockMask
+    from collections.abc import Callable, Sequence
 
     from coldframe.packing import Bounds
 
@@ -79,7 +78,7 @@ class Embeddings(nn.Module):
         return normed
 
 
-# --- how queries meet keys: on a CPU ----------------------------------------------------------------------------------
+# --- how queries meet keys on a CPU; on a GPU: coldframe/flex.py ------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -138,53 +137,6 @@ TILES = Way(by_tiles, dense=800, block=256, even=16, projected=512)
 def way_of(dtype: torch.dtype) -> Way:
     """The faster of the two on this processor."""
     return TILES if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16") else PRODUCTS
-
-
-# --- the same on a GPU ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FlexMasks:
-    """What a GPU needs to take all documents through one kernel: who sees whom, as masks, made once for all layers."""
-
-    windows: Mapping[int, BlockMask]
-    """By reach: a token sees its window within the document, and the document's two global tokens."""
-    own: Tensor
-    """Whether a token lies in the document of a global one, (2 documents, tokens)."""
-
-    @classmethod
-    def of(cls, bounds: Bounds, reaches: set[int], device: torch.device) -> FlexMasks:
-        starts, ends = torch.tensor(bounds).unbind(1)  # (documents,) each
-        spans = torch.stack([starts, ends - 1]).repeat_interleave(ends - starts, dim=1)
-        first, last = moved(spans, device)  # (tokens,) each: the rows of the two global tokens that a token sees
-        own = moved(starts.repeat_interleave(2), device)[:, None] == first
-        return cls({reach: _window(first, last, reach) for reach in reaches}, own)
-
-
-def _window(first: Tensor, last: Tensor, reach: int) -> BlockMask:
-    """Blocks in which nobody sees anybody are skipped: Dong et al. 2024, FlexAttention (arXiv:2412.05496)."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        near = (first[query] == first[key]) & ((query - key).abs() <= reach)
-        return near | (key == first[query]) | (key == last[query])
-
-    tokens = len(first)
-    return create_block_mask(sees, None, None, tokens, tokens, device=first.device.type)
-
-
-@functools.cache
-def flex_attention_on(device: str) -> Callable[..., Tensor]:
-    """A kernel compiled at its first call; on the CPU, where only tests ask for it, the slow version of the same."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    run: Any = torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
-    return cast("Callable[..., Tensor]", run)
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; to a GPU from pinned memory, so that nobody waits for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -258,7 +210,8 @@ class GlobalAttention(nn.Module):
     products with one vector per head and global token. (`key.bias` therefore has no effect, and is not kept.)
 
     But of a few short documents: there the weights take longer to read than to multiply by, and two products with all
-    tokens are fewer calls.
+    tokens are fewer calls. And of many on a GPU, where all probes meet all tokens: once there are more of them than
+    numbers in a state, to project is less work.
     """
 
     def __init__(self, config: LongformerConfig) -> None:
@@ -274,6 +227,8 @@ class GlobalAttention(nn.Module):
         q = self.query(x[rows]).view(-1, self.heads, self.head_dim)  # (2 docs, heads, head_dim)
         if groups and len(x) <= way_of(x.dtype).projected and all(group.short for group in groups):
             return self._projected(x, groups, q)
+        if flex is not None and self.heads * len(q) > self.hidden:
+            return self._projected_at_once(x, flex.own, q)
         split = (self.heads, self.head_dim, self.hidden)
         probes = torch.bmm(q.transpose(0, 1), self.key.weight.view(split))  # (heads, 2 docs, hidden)
         seen = self._by_group(x, groups, probes) if flex is None else self._at_once(x, flex.own, probes)
@@ -290,6 +245,12 @@ class GlobalAttention(nn.Module):
             out = fused_kernel(asked, k, v, group.hidden)  # (documents, heads, 2, head_dim)
             found.append(out.transpose(1, 2).reshape(-1, self.hidden))
         return found[0] if len(found) == 1 else torch.cat(found)  # (2 docs, hidden)
+
+    def _projected_at_once(self, x: Tensor, own: Tensor, q: Tensor) -> Tensor:
+        """The same for all documents at once, whose tokens `own` tells."""
+        kv = self.kv(x).view(1, -1, 2, self.heads, self.head_dim)  # (1, tokens, 2, heads, head_dim)
+        k, v = kv.permute(2, 0, 3, 1, 4)  # each (1, heads, tokens, head_dim)
+        return fused_kernel(q.transpose(0, 1)[None], k, v, own)[0].transpose(0, 1).flatten(1)  # (2 docs, hidden)
 
     def _by_group(self, x: Tensor, groups: Sequence[Group], probes: Tensor) -> Tensor:
         """The mean of each document's states, weighted by what each probe makes of them, (heads, 2 docs, hidden)."""

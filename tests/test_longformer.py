@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from coldframe import longformer, models
 from coldframe.encoder import Encoder
+from coldframe.flex import BLOCK, FlexMasks
 from coldframe.linear import runs
 from coldframe.longformer import (
     PRODUCTS,
     ROWS,
     TILES,
-    FlexMasks,
     Layer,
     Longformer,
     LongformerConfig,
@@ -32,6 +32,8 @@ from tests.oracle import LENGTHS, Reference, cosine, dense_attention, relative_e
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 SEED = RECIPES["seed"]
 bf16_only = pytest.mark.skipif(not runs("bf16"), reason="this processor cannot run bf16")
@@ -170,6 +172,34 @@ def test_any_pack_of_documents_equals_the_dense_oracle(
     torch.testing.assert_close(found[tokens], wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(at_once, wanted, rtol=1e-4, atol=1e-5)
     assert found.isfinite().all(), "rows of no token, too: they are multiplied by nothing later"
+
+
+@given(
+    lengths=st.lists(st.integers(1, 8) | st.integers(100, 700), min_size=1, max_size=6),
+    reach=st.sampled_from([1, 64, 128, 200, 256]),
+)
+def test_a_gpu_looks_at_the_blocks_in_which_somebody_sees_somebody(lengths: list[int], reach: int) -> None:
+    mask = FlexMasks.of(pack(lengths), {reach}, torch.device("cpu")).windows[reach]
+    tokens, blocks = sum(lengths), -(-sum(lengths) // BLOCK)
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    end = np.isin(np.arange(tokens), [row for start, end in pack(lengths) for row in (start, end - 1)])
+    near = abs(np.arange(tokens)[:, None] - np.arange(tokens)) <= reach
+    sees = np.zeros((blocks * BLOCK, blocks * BLOCK), bool)
+    sees[:tokens, :tokens] = (document[:, None] == document) & (near | end)
+    pairs = sees.reshape(blocks, BLOCK, blocks, BLOCK).swapaxes(1, 2).reshape(blocks, blocks, -1)
+    wholly = _listed(mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert np.array_equal(_listed(mask.kv_num_blocks, mask.kv_indices) | wholly, pairs.any(2))
+    assert not (wholly & ~pairs.all(2)).any()
+
+
+def _listed(counts: torch.Tensor | None, numbers: torch.Tensor | None) -> NDArray[np.bool_]:
+    """The blocks of keys that a mask lists for each block of queries, (blocks, blocks)."""
+    assert counts is not None
+    assert numbers is not None
+    blocks = np.zeros(numbers.shape[2:], bool)
+    for row, (count, each) in enumerate(zip(counts[0, 0].tolist(), numbers[0, 0].tolist(), strict=True)):
+        blocks[row, each[:count]] = True
+    return blocks
 
 
 def _lay_out_twice(layer: Layer) -> None:
