@@ -30,7 +30,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 types: install
-	$(BIN)/mypy --num-workers 2
+	$(BIN)/mypy
 
 # A file of tests stays with one process: what its tests share is made once. Tests start the programs again and again,
 # so their modules are compiled once, also where the environment says that nothing compiled is to be kept.
