@@ -26,19 +26,17 @@ TEMPERATURE = 0.05
 
 
 def nearest(
-    view: View, vectors: NDArray[np.float32], limit: int, temperature: float = TEMPERATURE
+    view: View, vector: NDArray[np.float32], limit: int, temperature: float = TEMPERATURE
 ) -> tuple[Numbers, NDArray[np.float32], NDArray[np.float64]]:
-    """The nearest clusters of each vector, (n, limit), their cosine similarities, and their shares.
+    """The clusters nearest to a vector, (dim,): their numbers, cosine similarities and shares, (limit,) each.
 
     Shares are the softmax of the similarities to all clusters over the temperature.
     """
     index = view.base.generation.index
-    numbers, similarities = index.nearest_clusters(vectors, min(limit, index.clusters))
-    every = vectors.astype(np.float64) @ index.centroids.T.astype(np.float64)  # (n, clusters)
-    highest = every.max(axis=1, keepdims=True)
-    total = np.exp((every - highest) / temperature).sum(axis=1, keepdims=True)
-    shares = np.exp((np.take_along_axis(every, numbers, axis=1) - highest) / temperature) / total
-    return numbers, similarities, shares
+    numbers, similarities = index.nearest_clusters(vector[None], limit)
+    every = index.centroids.astype(np.float64) @ vector.astype(np.float64)  # (clusters,)
+    shares = np.exp((every - every.max()) / temperature)
+    return numbers[0], similarities[0], shares[numbers[0]] / shares.sum()
 
 
 def neighbours(view: View, number: int, limit: int) -> tuple[Numbers, NDArray[np.float32]]:

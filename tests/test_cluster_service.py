@@ -140,6 +140,7 @@ def test_ages_are_counted_bucket_by_bucket(client: Client, view: View) -> None:
         (DAY, 7, None, 2),
         (timedelta(hours=6), 3, None, 0),
         (3 * DAY, 5, LATE - 4 * DAY, 1),
+        (DAY, 1, LATE - DAY, 0),  # two of unequal counts grow alike
         (timedelta(days=3650), 1, LATE, 0),
         (timedelta(minutes=1), 100, LATE - 500 * DAY, 0),
     ],
@@ -162,10 +163,27 @@ def test_trends_are_those_of_a_slow_count(
 def test_a_date_in_the_future_moves_no_window(background: Background, own_newsroom: Path) -> None:
     with opened(background, own_newsroom) as (client, _):
         before = client.trending(min_count=0)
+        today = sum(client.cluster(cluster.id).ages[0].count for cluster in client.clusters())
         client.upsert([piece("early", published_at=datetime.now(UTC) + timedelta(days=40_000))])
         after = client.trending(min_count=0)
+        youngest = sum(client.cluster(cluster.id).ages[0].count for cluster in client.clusters())
+        assert youngest == today + 1
     assert after.as_of == before.as_of
     assert [trend.count for trend in after.clusters] == [trend.count for trend in before.clusters]
+
+
+def test_clusters_without_articles_are_last_and_in_every_order(background: Background, own_newsroom: Path) -> None:
+    with opened(background, own_newsroom) as (client, _):
+        names, orders = [cluster.id for cluster in client.clusters()], list[Any](["size", "freshness", "growth"])
+        for emptied, order in enumerate(orders[:2], 1):
+            first = next(iter(client.clusters(order=order))).id
+            client.delete([article.id for article in client.cluster_articles(first)])
+            assert first in [cluster.id for cluster in client.clusters(order=order)][-emptied:]
+        client.delete([f"{n:03}" for n in range(COUNT)])
+        for order in orders:
+            assert [cluster.id for cluster in client.clusters(order=order)] == names
+        trending = client.trending(min_count=0)
+        assert (len(trending.clusters), trending.HasField("as_of")) == (0, False)
 
 
 @pytest.mark.parametrize("window", [timedelta(seconds=59), timedelta(days=3661)])
@@ -201,10 +219,10 @@ def test_shares_are_a_softmax_over_all_clusters_and_far_seeds_are_outliers(clien
     seen = set()
     near = [generation.index.centroids[n] for n in range(3)]
     for vector in (*near, *rng.standard_normal((10, generation.index.dim)).astype(np.float32)):
-        for heat in (0.05, 0.001, 10.0):
+        for heat in (None, 0.001, 10.0):
             reply = client.nearest_clusters(vector=vector.tolist(), limit=1000, temperature=heat)
             cosines = np.array([match.similarity for match in reply.matches], np.float64)
-            shares = np.exp((cosines - cosines.max()) / heat)
+            shares = np.exp((cosines - cosines.max()) / (heat or 0.05))
             assert [m.share for m in reply.matches] == pytest.approx((shares / shares.sum()).tolist(), abs=1e-4)
             assert sum(match.share for match in reply.matches) == pytest.approx(1, abs=1e-5)
             assert [m.distance for m in reply.matches] == pytest.approx((1 - cosines).tolist(), abs=1e-6)

@@ -164,8 +164,7 @@ def _result(view: View, row: int, limits: tuple[int, int]) -> pb.UpsertResult:
     (cluster_limit, neighbour_limit), vector = limits, view.vector(row)
     result = pb.UpsertResult(article=summary(view, row), usage=replies.usage(view.article(row)))
     if cluster_limit:
-        numbers, similarities, shares = clusters.nearest(view, vector[None], cluster_limit)
-        result.clusters.extend(replies.cluster_matches(view, numbers[0], similarities[0], shares[0]))
+        result.clusters.extend(replies.cluster_matches(view, *clusters.nearest(view, vector, cluster_limit)))
     if neighbour_limit:
         found = neighbours(view, vector, frozenset({row}), neighbour_limit)
         nearest = SearchResponse()

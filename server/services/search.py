@@ -177,7 +177,6 @@ def _nearest(
     view: View, vector: NDArray[np.float32], limit: int, temperature: float
 ) -> tuple[list[pb.ClusterMatch], bool]:
     """The clusters nearest to a vector, (dim,), and whether it is an outlier of the nearest."""
-    numbers, similarities, shares = clusters.nearest(view, vector[None], limit, temperature)
-    nearest = view.base.generation.clusters[int(numbers[0, 0])]
-    matches = replies.cluster_matches(view, numbers[0], similarities[0], shares[0])
-    return matches, bool(similarities[0, 0] < nearest.outlier_below)
+    numbers, similarities, shares = clusters.nearest(view, vector, limit, temperature)
+    nearest = view.base.generation.clusters[int(numbers[0])]
+    return replies.cluster_matches(view, numbers, similarities, shares), bool(similarities[0] < nearest.outlier_below)
