@@ -15,7 +15,7 @@ from urllib.parse import quote
 import grpc
 import pytest
 
-from coldframe import article, connection, filters, seed
+from coldframe import article, connection, expansion, filters, seed
 from coldframe.client import Client
 from coldframe.errors import (
     ColdframeError,
@@ -107,11 +107,20 @@ def test_metadata_goes_with_every_call(server: Server) -> None:
 
 @pytest.mark.parametrize("ask", [Client.search, Client.nearest_clusters])
 @pytest.mark.parametrize(
-    "seeds",
-    [{}, {"text": "a", "article_id": "b"}, {"article": Article(), "vector": [1.0]}, {"text": "", "vector": []}],
+    ("seeds", "given"),
+    [
+        ({}, "no seed"),
+        ({"text": "a", "article_id": "b"}, "text and article_id"),
+        ({"article": Article(), "vector": [1.0]}, "article and vector"),
+        ({"text": "", "vector": []}, "text and vector"),
+    ],
 )
-def test_exactly_one_seed(server: Server, client: Client, ask: Callable[..., object], seeds: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgument, match="exactly one of text, article, article_id, vector") as caught:
+def test_exactly_one_seed(
+    server: Server, client: Client, ask: Callable[..., object], seeds: dict[str, Any], given: str
+) -> None:
+    with pytest.raises(
+        InvalidArgument, match=f"^{given} given; give exactly one of text, article, article_id"
+    ) as caught:
         ask(client, **seeds)
     assert caught.value.field == "seed"
     assert not server.requests
@@ -132,6 +141,9 @@ def test_exactly_one_seed(server: Server, client: Client, ask: Callable[..., obj
         (lambda client: client.cluster("\udcff"), "cluster_id"),
         (lambda client: list(client.clusters(page_size=2**31)), "page_size"),
         (lambda client: client.recommend([seed("a", weight=10**400)]), "weight"),
+        (lambda _: expansion(articles=2**40), "expansion"),
+        (lambda client: client.delete(["\ud800"]), "ids"),
+        (lambda client: client.stream_upsert([], group=0), "group"),
         (lambda client: client.search("a", timeout=0), "timeout"),
         (lambda client: client.search("a", timeout=float("nan")), "timeout"),
     ],

@@ -196,10 +196,12 @@ def test_options_that_cannot_be_sent(options: dict[str, Any], field: str, messag
 def test_exact_is_an_effort(server: Server, client: Client) -> None:
     client.search("a", exact=True)
     client.search("a", effort="exact")
-    first, second = server.requests
+    client.search("a", exact=False)
+    first, second, third = server.requests
     assert isinstance(first, SearchRequest)
     assert isinstance(second, SearchRequest)
     assert (first.effort, second.ranking.effort, second.effort) == (EFFORT_EXACT, EFFORT_EXACT, 0)
+    assert third == search_request("a")
 
 
 def test_vectors_in_three_forms(client: Client) -> None:
@@ -311,7 +313,9 @@ def test_seeds_that_are_none(client: Client, given: Any) -> None:
 
 def test_clusters_and_their_articles(server: Server, client: Client) -> None:
     assert [one.id for one in client.clusters(order="freshness")] == ["c0", "c1", "c2"]
+    server.requests.clear()
     assert [one.id for one in client.cluster_articles("c0", page_size=1)] == ["a1", "a2"]
+    assert len(server.requests) == 2
     assert [one.id for one in client.cluster_articles("c0", order="newest")] == ["a2", "a1"]
     assert [one.id for one in client.cluster("c0", neighbor_limit=1).neighbors] == ["c1"]
     assert len(client.cluster("c0").neighbors) == 2
@@ -385,6 +389,9 @@ def test_articles_stream_in_groups(server: Server, client: Client) -> None:
     assert [reply.correlation_id for reply in replies] == ["0-3", "4-4", "5-8", "9-10"]
     assert [len(reply.response.results) for reply in replies] == [4, 1, 4, 2]
     assert len(server.services.index.sent) == 10
+    whole = list(client.stream_upsert(articles, group=256, cluster_limit=1, neighbor_limit=2))
+    assert [reply.correlation_id for reply in whole] == ["0-4", "5-10"]
+    assert {(len(one.clusters), len(one.neighbors)) for reply in whole for one in reply.response.results} == {(1, 2)}
     with pytest.raises(InvalidArgument, match="group is 257; give 1 to 256"):
         client.stream_upsert(articles, group=257)
 
