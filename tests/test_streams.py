@@ -65,6 +65,7 @@ def test_answers_come_in_the_order_of_the_requests_and_bad_ones_fail_alone(serve
     assert (replies[40].error.code, replies[40].error.field) == ("INVALID_ARGUMENT", "text")
     seen = [reply.embedding.usage.tokens_seen for n, reply in enumerate(replies) if n != 40]
     assert seen == [len(text.split()) + 2 for n, text in enumerate(texts) if n != 40]
+    assert [reply.served_by.generation for reply in replies].count(client.index().index.generation) == 99
     requests = [search_request(f"{letter} a", limit=3) for letter in "abcdefghij"]
     requests[4] = search_request(article_id="nobody")
     for n, answer in enumerate(client.stream_search(requests)):
@@ -121,7 +122,9 @@ def test_packed_vectors_are_the_repeated_ones(served: tuple[Client, Engine]) -> 
     client, _ = served
     texts = ["a b c", "x y", "q " * 300]
     packed = [np.frombuffer(e.vector.packed, "<f4") for e in client.embed(texts, packed=True).embeddings]
-    values = [np.array(e.vector.values, np.float32) for e in client.embed(texts).embeddings]
+    embeddings = client.embed(texts).embeddings
+    assert [e.usage.tokens_seen for e in embeddings] == [len(text.split()) + 2 for text in texts]
+    values = [np.array(e.vector.values, np.float32) for e in embeddings]
     streamed = [np.frombuffer(r.embedding.vector.packed, "<f4") for r in client.stream_embed(texts)]
     for one, other, third in zip(packed, values, streamed, strict=True):
         assert one.tobytes() == other.tobytes()
@@ -131,7 +134,7 @@ def test_packed_vectors_are_the_repeated_ones(served: tuple[Client, Engine]) -> 
 
 @pytest.mark.parametrize("gone", ["cancelled", "taken up again"])
 def test_so_many_requests_are_under_way_and_no_more(
-    served: tuple[Client, Engine], channel: grpc.Channel, gone: str
+    served: tuple[Client, Engine], channel: grpc.Channel, background: Background, gone: str
 ) -> None:
     _, engine = served
     queue, asked = engine.served().queue, Asked()
@@ -148,6 +151,7 @@ def test_so_many_requests_are_under_way_and_no_more(
         wait_until(lambda: queue.quick.texts == queue.quick.tokens == 0)
         held.open()
         wait_until(lambda: queue._worker is not None and queue._worker.done())
+        wait_until(lambda: "in_order" not in str(asyncio.all_tasks(background.loop)))
         return
     held.open()
     replies = [next(call).correlation_id for _ in range(100)]
