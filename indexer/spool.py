@@ -262,7 +262,7 @@ def fill(
     *,
     max_reject_share: float,
 ) -> ReadStats:
-    """Put the articles into the spool and what cannot be used into `rejects_path`, one JSON object per line.
+    """Put the articles into an empty spool and what cannot be used into `rejects_path`, one JSON object per line.
 
     The spool is not put in order: more may be added, or removed.
 
@@ -270,7 +270,6 @@ def fill(
     Raises InvalidArgument if something else lies there, and if there are no rows, none that can be used, or a larger
     share of rejects than is allowed.
     """
-    before = len(spool)
     reasons: Counter[str] = Counter()
     with _rejects_file(rejects_path) as file:
         for row in rows:
@@ -278,7 +277,7 @@ def fill(
             if reject:
                 reasons[reject.kind] += 1
                 file.write(_json_line(reject))
-    kept, rejected = len(spool) - before, reasons.total()
+    kept, rejected = len(spool), reasons.total()
     stats = ReadStats(kept + rejected, kept, rejected, rejects_path if rejected else None, dict(reasons.most_common()))
     _judge(stats, max_reject_share)
     return stats

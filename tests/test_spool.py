@@ -105,7 +105,8 @@ def test_the_first_of_two_articles_with_one_id_stays_across_files(tmp_path: Path
 
 
 def test_the_digest_is_the_corpus_whatever_its_files(tmp_path: Path) -> None:
-    rows = [{"id": str(n), "content": f"text {n}", "desk": "Sport", "date": "2016-08-22"} for n in range(9)]
+    kept = {"desk": "Sport", "page": "7", "date": "2016-08-22"}
+    rows = [{"id": str(n), "content": f"text {n}", **kept} for n in range(9)]
     turned = [dict(reversed(row.items())) for row in reversed(rows)]
     digests = {
         spooled(tmp_path, write(tmp_path / "a.csv", rows))[2],
@@ -118,17 +119,17 @@ def test_the_digest_is_the_corpus_whatever_its_files(tmp_path: Path) -> None:
 
 
 def test_the_counts_add_up_and_the_rejects_are_written(tmp_path: Path) -> None:
-    path = put(tmp_path / "a.csv", b"id,content,date\n1,a,\n,b,\n3,\xff,\n4,c,2016-08-22\n,d,\n5\n")
+    path = put(tmp_path / "a.csv", b"id,content,date\n1,a,\n3,\xff,\n,b,\n4,c,2016-08-22\n,d,\n5\n")
     with Spool(tmp_path / "spool.db") as spool:
         stats = fill(spool, read([path], Columns()), tmp_path / "out" / "bad.jsonl", max_reject_share=0.9)
         assert spool.undated() == 1
     assert (stats.read, stats.kept, stats.rejected) == (6, 2, 4)
-    assert stats.reasons == {"empty id": 2, "not UTF-8": 1, "wrong number of fields": 1}
+    assert [*stats.reasons.items()] == [("empty id", 2), ("not UTF-8", 1), ("wrong number of fields", 1)]
     assert stats.rejects_path == tmp_path / "out" / "bad.jsonl"
     lines = [json.loads(line) for line in stats.rejects_path.read_text().splitlines()]
     assert [(line["source"], line["line"], line["id"]) for line in lines] == [
-        ("a.csv", 3, ""),
-        ("a.csv", 4, "3"),
+        ("a.csv", 3, "3"),
+        ("a.csv", 4, ""),
         ("a.csv", 6, ""),
         ("a.csv", 7, ""),
     ]
@@ -136,6 +137,7 @@ def test_the_counts_add_up_and_the_rejects_are_written(tmp_path: Path) -> None:
 
 
 def test_without_rejects_no_rejects_file_is_left(tmp_path: Path) -> None:
+    put(tmp_path / "rejects.jsonl", "")  # as mktemp makes one
     spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n,b\n"))
     assert (tmp_path / "rejects.jsonl").is_file()
     stats, _, _ = spooled(tmp_path, put(tmp_path / "a.csv", "id,content\n1,a\n"))
