@@ -268,7 +268,6 @@ def _keep_only(db: sqlite3.Connection, kept: Iterable[tuple[str, str, Iterable[b
             "DELETE FROM vectors WHERE NOT EXISTS "
             "(SELECT 1 FROM kept WHERE kept.space = vectors.space AND kept.digest = vectors.digest)"
         )
-        db.execute("DELETE FROM spaces WHERE space NOT IN (SELECT space FROM vectors)")
     db.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after the first page
 
 
