@@ -148,8 +148,11 @@ def test_a_negative_seed_does_not_shorten_the_answer(view: View) -> None:
 
 def test_no_interest_is_passed_over_that_has_more_to_give(view: View) -> None:
     taste = Taste([Point(question(7)), Point(question(8))], [1.0, 1.0], Shape(5, 1.0, None))
-    found = recommend(view, taste, asked(1_000, diversity=0.2, max_per_cluster=350))
+    priors = {f"live-{n:04}": 0.5 for n in range(0, 80, 2)}
+    found = recommend(view, taste, asked(1_000, diversity=0.2, max_per_cluster=350, priors=priors))
     assert np.bincount(found.ranked.interest).tolist() == [500, 500]
+    own = np.stack([question(7 + interest.medoid) for interest in found.interests])[found.ranked.interest]
+    np.testing.assert_allclose(found.ranked.similarity, (view.vectors(found.rows) * own).sum(axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SHORT)
