@@ -169,9 +169,11 @@ def test_a_line_beyond_all_bounds_is_not_held(tmp_path: Path, monkeypatch: pytes
     assert peak < 5_000_000  # of lines of 10 MB
 
 
-def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.csv")
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl.gz", "a.csv.zst", "a.parquet"])
+def test_a_pipe_is_read_to_its_end(tmp_path: Path, name: str) -> None:
+    data = write(tmp_path / f"whole-{name}", [{"id": "1", "content": "a"}, {"id": "2", "content": "b"}]).read_bytes()
+    os.mkfifo(tmp_path / name)
     with ThreadPoolExecutor(1) as writer:
-        written = writer.submit((tmp_path / "a.csv").write_text, "id,content\n1,a\n2,b\n")
-        assert [row.id for row in rows_of(tmp_path / "a.csv")] == ["1", "2"]
+        written = writer.submit((tmp_path / name).write_bytes, data)
+        assert [row.id for row in rows_of(tmp_path / name)] == ["1", "2"]
         written.result(10)

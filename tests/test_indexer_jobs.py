@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -343,6 +344,18 @@ def test_a_build_that_is_told_to_end_says_that_it_did(
         assert read_until(process, "stopped")[-1] == "stopped; the same command goes on from what is done\n"
         assert process.wait(60) == status
     assert Store(tmp_path / "store").names() == []
+
+
+def test_a_corpus_that_comes_slowly_through_a_pipe_is_built(
+    desk: Path, tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.progress._LOG_EVERY_S", 0.0)
+    os.mkfifo(tmp_path / "news.csv")
+    with ThreadPoolExecutor(1) as exporter:
+        exporter.submit((tmp_path / "news.csv").write_bytes, (desk / "60.csv").read_bytes())
+        answer = ask("build", *flags(desk, tmp_path / "store", str(tmp_path / "news.csv")))
+    assert (answer.code, "reading: 60 rows\n" in answer.out) == (0, True), answer.err
+    assert Store(tmp_path / "store").open().manifest.corpus.articles == 60
 
 
 # --- watch -----------------------------------------------------------------------------------------------------------

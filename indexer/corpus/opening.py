@@ -54,8 +54,9 @@ class _Opened:
     _last: IO[bytes] | None = None
 
     def position(self) -> int | None:
-        """In stored bytes, packed or not."""
-        return None if self._last is None or self._last.closed else self._last.tell()
+        """In stored bytes, packed or not. A pipe does not know."""
+        last = self._last
+        return None if last is None or last.closed or not last.seekable() else last.tell()
 
 
 class _Stored(io.FileIO):
@@ -84,7 +85,9 @@ class LocalFile(_Opened):
         return self._last
 
     def open_seekable(self) -> IO[bytes]:
-        """The same."""
+        """The same. A pipe is not even opened: whoever writes it ends when it is closed."""
+        if Path(self.path).is_fifo():
+            raise io.UnsupportedOperation("a pipe is read from its beginning to its end")
         return self.open()
 
 
