@@ -358,6 +358,26 @@ def test_a_corpus_that_comes_slowly_through_a_pipe_is_built(
     assert Store(tmp_path / "store").open().manifest.corpus.articles == 60
 
 
+@pytest.mark.parametrize("rest", ["order by content", "where content like 'z%'"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_build_ends_when_told_though_its_query_has_no_row_yet(
+    desk: Path, tmp_path: Path, rest: str, number: signal.Signals
+) -> None:
+    query = f"select * from (select i as id, md5(i::text) as content from range(1000000000) t(i)) {rest}"
+    command = [sys.executable, "-m", "indexer", "build", "--query", query]
+    command += [*map(str, flags(desk, tmp_path / "store", "")[2:])]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        read_until(process, "plan")
+        time.sleep(0.5)  # until it is asked
+        process.send_signal(number)
+        assert process.stdout is not None
+        try:
+            assert process.wait(60) == 128 + number
+        finally:
+            process.kill()
+        assert process.stdout.read() == "stopped; the same command goes on from what is done\n"
+
+
 # --- watch -----------------------------------------------------------------------------------------------------------
 
 

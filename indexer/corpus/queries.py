@@ -10,6 +10,7 @@ import os
 import re
 import sqlite3
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
     _Rows = Callable[[Columns], Rows]
+    _Beside = Callable[..., Any]
 
 _DUCKDB: dict[str, str | bool | int | float | list[str]] = {
     "threads": 1,  # rows come in the same order every time, and few are held
@@ -78,14 +80,15 @@ def _bad_database(database: str, reason: object) -> InvalidArgument:
 
 
 def _read_duckdb(query: str, database: Path | None, columns: Columns) -> Rows:
-    with _duckdb(query, database) as relation:
+    with _duckdb(query, database) as (relation, beside):
         check_header("the query's result", relation.columns, columns, field="query")
-        yield from arrow_rows(relation.to_arrow_reader(BATCH_ROWS))
+        reader = beside(relation.to_arrow_reader, BATCH_ROWS)
+        yield from arrow_rows(iter(lambda: beside(next, reader, None), None))
 
 
 @contextmanager
-def _duckdb(query: str, database: Path | None) -> Iterator[Any]:
-    """The relation that a query stands for; its rows are computed as they are taken."""
+def _duckdb(query: str, database: Path | None) -> Iterator[tuple[Any, _Beside]]:
+    """The relation that a query stands for, and what is to call it; its rows are computed as they are taken."""
     import duckdb
     import pyarrow as pa
 
@@ -93,19 +96,35 @@ def _duckdb(query: str, database: Path | None) -> Iterator[Any]:
         config = {**_DUCKDB, "temp_directory": spill}
         unread: dict[str, str] = {}
         try:
-            with duckdb.connect(
-                str(database or ":memory:"), read_only=database is not None, config=config
-            ) as connection:
+            with (
+                duckdb.connect(
+                    str(database or ":memory:"), read_only=database is not None, config=config
+                ) as connection,
+                _in_a_thread(connection) as beside,
+            ):
                 connection.execute("SET TimeZone = 'UTC'")
                 connection.execute("SET enable_progress_bar = false")  # of standard output, which is for answers
                 unread = _register_drivers(connection, query)
-                relation = connection.sql(query)
+                relation = beside(connection.sql, query)
                 if relation is None:
                     raise _bad_query("it gives no rows; it must be one SELECT")
-                yield relation
+                yield relation, beside
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             said = _without_advice(str(error))
             raise _bad_query(next((why for scheme, why in unread.items() if f"{scheme}://" in said), said)) from error
+
+
+@contextmanager
+def _in_a_thread(connection: Any) -> Iterator[_Beside]:
+    """What calls a function in a thread and waits for it. In the main thread DuckDB would lose what the handler of a
+    signal raises, or keep it waiting until there are rows: SIGTERM and Ctrl-C shall end a job at once.
+    """
+    with ThreadPoolExecutor(1, "query") as thread:
+        try:
+            yield lambda function, *args: thread.submit(function, *args).result()
+        except BaseException:
+            connection.interrupt()
+            raise
 
 
 def _register_drivers(connection: Any, query: str) -> dict[str, str]:
