@@ -94,7 +94,7 @@ def verify_command(
     generation: Annotated[str | None, typer.Option(help="Without it, all of them.")] = None,
 ) -> None:
     """Compare every file of the generations with its checksum."""
-    from coldframe.errors import ColdframeError, CorruptGeneration, NoGeneration
+    from coldframe.errors import ColdframeError, CorruptGeneration, InvalidArgument, NoGeneration
     from coldframe.generation import verify
 
     found = _store(store)
@@ -106,7 +106,12 @@ def verify_command(
         try:
             verify(found.directory(name))
             typer.echo(f"{name}: every file is as it was published")
-        except CorruptGeneration as error:
+        except (CorruptGeneration, InvalidArgument) as error:
+            if generation is None and name not in found.names():
+                typer.echo(f"{name}: was removed meanwhile")
+                continue
+            if isinstance(error, InvalidArgument):
+                raise
             typer.echo(f"{name}: {error.message}")
             broken = error
     if broken is not None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coldframe import settings
+from coldframe.generation import verify
 from coldframe.store import Store
 from indexer.__main__ import app
 from indexer.build_flags import parse_size
@@ -31,6 +32,8 @@ from tests.models import LETTERS, longformer_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from coldframe.generation import Manifest
 
     Ask = Callable[..., "Answer"]
 
@@ -182,6 +185,25 @@ def test_list_marks_the_current_one_and_the_one_before(store: Path, ask: Ask) ->
     assert [line.split()[1] for line in lines if line.split()[0] == "*"] == [Store(store).current()]
     (before,) = [line for line in lines if "served before" in line]
     assert str(Store(store).before()) in before
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_verify_takes_no_generation_for_damaged_that_is_pruned_beside_it(
+    store: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, gone: int
+) -> None:
+    names = Store(store).names()
+    Store(store).activate(names[1 - gone])
+    Store(store).activate(names[2])
+
+    def verified(directory: Path) -> Manifest:
+        Store(store).prune(1)
+        return verify(directory)
+
+    monkeypatch.setattr("coldframe.generation.verify", verified)
+    answer = ask("verify", "--store", store)
+    whole = {name: f"{name}: every file is as it was published" for name in names}
+    assert answer.out.splitlines() == [*(whole | {names[gone]: f"{names[gone]}: was removed meanwhile"}).values()]
+    assert (answer.code, answer.err) == (0, "")
 
 
 def test_prune_says_what_it_frees_of_generations_and_of_the_cache(desk: Path, store: Path, ask: Ask) -> None:
