@@ -9,6 +9,8 @@ if __name__ == "__main__":
     # Ends what is open; and as process 1 of a container Python would ignore the signal. At once, for the imports below
     # take half a second, and some seconds where there is little processor time.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as a shell's & has it
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
 
 import shlex
 from pathlib import Path

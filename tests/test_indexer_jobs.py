@@ -380,6 +380,19 @@ def test_a_corpus_that_comes_slowly_through_a_pipe_is_built(
     assert Store(tmp_path / "store").open().manifest.corpus.articles == 60
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_program_that_is_told_to_end_while_it_imports_shows_no_traceback(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "indexer", "list", "--store", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        read_until(process, " typer")
+        process.send_signal(number)
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert (process.wait(60), "Traceback" in said) == (128 + number, False), said
+
+
 @pytest.mark.parametrize("rest", ["order by content", "where content like 'z%'"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_build_ends_when_told_though_its_query_has_no_row_yet(
