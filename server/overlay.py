@@ -111,17 +111,17 @@ class Overlay:
         nearest: every cluster, (clusters,), the nearest first. Of those as many are visited as `probes` says; with a
         filter as many as `ClusterIndex.search_among` would visit.
         """
-        rows = np.flatnonzero(allowed)
-        if len(rows) <= _FEW_ROWS:
-            return rows
-        clusters = self.columns.clusters[rows]
+        if np.count_nonzero(allowed) <= _FEW_ROWS:
+            return np.flatnonzero(allowed)
+        clusters, visited = self.columns.clusters[: len(allowed)], np.zeros(len(nearest), np.bool_)
         if filtered:
-            held = np.bincount(clusters, minlength=len(nearest))
+            held = np.bincount(clusters[allowed], minlength=len(nearest))
             nearest = nearest[held[nearest] > 0]
             enough = max(wanted, WIDER * probes * len(allowed) // len(held))
             probes = max(WIDER * probes, int(np.searchsorted(np.cumsum(held[nearest]), enough)) + 1)
-        near = rows[np.isin(clusters, nearest[:probes])]
-        return near if len(near) >= wanted else rows
+        visited[nearest[:probes]] = True
+        near = np.flatnonzero(visited.take(clusters) & allowed)  # four times as fast as an index
+        return near if len(near) >= wanted else np.flatnonzero(allowed)
 
 
 def _alive(numbers: Iterable[int], alive: NDArray[np.bool_]) -> int | None:

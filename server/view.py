@@ -85,6 +85,9 @@ class Allowed:
     """(live rows,)"""
     plain: frozenset[int] | None
     """Where all of the generation's rows are allowed but these few: what they are. None: see `base`."""
+    filtered: bool = False
+    """Whether a filter hides rows, or a caller more than a few: live ones are then sought in more lists. What was
+    replaced hides none of them."""
 
 
 @dataclass(frozen=True)
@@ -270,8 +273,10 @@ class View:
 
     def centralities(self, rows: Rows) -> Floats:
         """The cosine of each to the centroid of its cluster, (n,)."""
-        of_live = np.array([row.article.similarity for row in self.overlay.rows[: len(self.alive)]], np.float32)
-        return self._pick(rows, self.base.centralities, of_live)
+        found, live = np.empty(len(rows), np.float32), rows >= len(self.base)
+        found[~live] = self.base.centralities[rows[~live]]
+        found[live] = [self.article(row).similarity for row in rows[live].tolist()]
+        return found
 
     def _pick(self, rows: Rows, of_base: NDArray[Any], of_live: NDArray[Any]) -> NDArray[Any]:
         if not len(self.alive) or not (live := rows >= len(self.base)).any():
@@ -337,7 +342,7 @@ class View:
             base = matching.common(base, clusters) if len(self.replaced) else matching
         if len(of_base):
             base = base.without(of_base, clusters)
-        return Allowed(base, live, plain)
+        return Allowed(base, live, plain, filtered=condition is not None or len(out) > _FEW_HIDDEN)
 
     def lets(self, allowed: Allowed, rows: Rows) -> NDArray[np.bool_]:
         """Which of some rows are allowed, (n,)."""
@@ -372,9 +377,9 @@ class View:
         """The nearest allowed live rows and all that could tie with the last of them, in no order."""
         similarities = self.base.generation.index.centroids @ vector  # (clusters,)
         nearest = np.argsort(-similarities, kind="stable")  # (clusters,)
-        if margin is not None and allowed.plain is not None:
+        if margin is not None and not allowed.filtered:
             probes = max(probes, lists_within(similarities[nearest], probes, margin))
-        rows = self.overlay.candidates(nearest, probes, limit, allowed.live, filtered=allowed.plain is None)
+        rows = self.overlay.candidates(nearest, probes, limit, allowed.live, filtered=allowed.filtered)
         if not len(rows):
             return rows, np.empty(0, np.float32)
         guesses = self.overlay.products(rows, vector)

@@ -194,6 +194,19 @@ def test_live_rows_of_all_lists_within_the_margin_are_looked_at(base: Base) -> N
         assert [view.id_of(int(n)) for n in rows] == [name for _, name in slow(view, there, query)[:20]]
 
 
+def test_many_replaced_articles_have_live_rows_sought_in_no_more_lists(base: Base) -> None:
+    """A filter that hides as many of the generation's would; what was replaced says nothing of where live ones lie."""
+    view = View.of(base)
+    for n, vector in enumerate(random_units(2_500, 8)):
+        view = view.with_article(live(base, f"live-{n:04}", vector), n + 1)
+    allowed = replace(view, replaced=Many()).allow()  # type: ignore[arg-type]
+    assert allowed.plain is None, "more than can be fetched and dropped"
+    for query in random_units(5, 9):
+        near, _ = base.generation.index.nearest_clusters(query[None], 1)
+        rows, _ = view.search(query, 20, 1, allowed)
+        assert {view.article(n).cluster for n in rows.tolist() if view.is_live(n)} == {int(near[0, 0])}
+
+
 @pytest.mark.parametrize("kept", [30, 2_400])
 def test_a_filter_finds_the_nearest_of_many_live_rows_whatever_cluster_they_are_in(base: Base, kept: int) -> None:
     view = View.of(base)
