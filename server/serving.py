@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("coldframe.server")
 _EMBED_AT_ONCE = 64
+# To replay so many changes takes a second and more, and a start says nothing else until they are.
+_MANY = 1_000
 # Computed before anybody asks, to know how long a line may be: as many as a batch has, but for an encoder that would
 # keep the first caller waiting for it. It is a tenth slower with so few.
 _CROWD, _FEW, _LONG_S = 32, 8, 0.02
@@ -120,6 +122,8 @@ class Loader:
 
     def replay(self, view: View, encoder: Encoder) -> View:
         """The view after all live changes that it does not know of."""
+        if (count := self.live.pending(view.sequence)) >= _MANY:
+            _log.info("replaying %d live changes, a few milliseconds for each; a build folds them in", count)
         return self._replayed(view, encoder, self.live.since(view.sequence))
 
     def _replayed(self, view: View, encoder: Encoder, entries: Iterable[Entry]) -> View:

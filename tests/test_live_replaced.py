@@ -20,6 +20,7 @@ from coldframe import Client
 from coldframe.errors import CorruptGeneration, FailedPrecondition, UnknownArticle
 from coldframe.live import LIVE, Delete, LiveStore
 from coldframe.live_file import copied
+from server import serving
 from server.observe.metrics import Pulse, ServerCollector, registry
 from server.observe.witness import Witness
 from server.place import PAGE_BYTES, Latest
@@ -264,3 +265,15 @@ def test_a_copy_that_cannot_be_opened_is_not_kept(disk: Path, tmp_path: Path, mo
         (disk / LIVE).write_bytes(whole)
         store.refresh()
         assert len([*store.since(0)]) == 6
+
+
+def test_a_start_says_that_it_replays_many_changes(
+    background: Background, own_newsroom: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers nobody until then, which may take minutes."""
+    monkeypatch.setattr(serving, "_MANY", 3)
+    caplog.set_level(logging.INFO, "coldframe.server")
+    with LiveStore(own_newsroom / LIVE) as live:
+        live.apply([Delete(f"gone-{n}") for n in range(3)])
+    with opened(background, own_newsroom):
+        assert "replaying 3 live changes" in caplog.text
