@@ -21,6 +21,8 @@ function hide() {
   tip.hidden = true;
 }
 
+addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); }); // it covers what lies behind it
+
 for (const group of document.querySelectorAll("[data-tips]:not([data-tips=map])")) {
   const texts = marks[group.dataset.tips];
   const bars = [...group.querySelectorAll("use, path")].filter((bar) => !bar.closest("defs"));
