@@ -49,9 +49,13 @@ def is_local(target: str) -> bool:
 def channel_credentials(options: SecurityOptions) -> grpc.ChannelCredentials | None:
     """TLS as it was asked for; None for plain text. Raises InvalidArgument for files that cannot be read."""
     files = {name: options.get(name) for name in ("tls_ca", "tls_cert", "tls_key")}
-    if not (options.get("tls") or options.get("tls_server_name") or any(files.values())):
+    name = options.get("tls_server_name")
+    if not options.get("tls") and all(value is None for value in (name, *files.values())):
         return None
-    if bool(files["tls_cert"]) != bool(files["tls_key"]):
+    for field, value in {**files, "tls_server_name": name}.items():
+        if value == "":  # of a variable that is not set: whoever names it means TLS, and no plain text
+            raise InvalidArgument(f"{field} is empty; give it a value, or leave it away.", field=field)
+    if (files["tls_cert"] is None) != (files["tls_key"] is None):
         raise InvalidArgument("tls_cert and tls_key belong together; give both, or neither.", field="tls_cert")
     ca, cert, key = (None if path is None else _read(str(path), name) for name, path in files.items())
     return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)

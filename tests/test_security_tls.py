@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import pytest
@@ -117,6 +117,12 @@ def test_plain_text_to_a_tls_port_fails_with_a_hint_and_disturbs_nobody(server: 
             with socket.create_connection((host, int(port)), timeout=10) as raw:
                 raw.sendall(junk)
         assert good.index().index.article_count == 120
+
+
+@pytest.mark.parametrize("field", ["tls_ca", "tls_cert", "tls_key", "tls_server_name"])
+def test_an_empty_value_is_not_plain_text(field: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"{field} is empty; give it a value, or leave it away"):
+        Client("localhost:50051", **cast("Any", {field: ""}))
 
 
 def test_a_client_believes_only_its_authority(server: Guarded, tmp_path: Path) -> None:
