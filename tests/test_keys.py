@@ -54,6 +54,9 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_nobody_waits_for_who_write
     assert guard.refused() == {"API keys": True}
     with pytest.raises(InvalidArgument, match="it is no regular file, which can be read again"):
         read_certificate(CertificateFiles(own.chain, own.key))
+    with pytest.raises(InvalidArgument, match="it is no regular file"):
+        add_key(keys)
+    assert keys.is_fifo()  # and nothing was put in its place
 
 
 def test_an_empty_file_is_begun_and_keeps_its_rights(tmp_path: Path) -> None:

@@ -199,7 +199,8 @@ def changed(path: Path) -> Iterator[dict[str, Key]]:
         raise _unwritable(path, error) from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        keys = read_keys(path) if path.exists() and path.stat().st_size else {}
+        begun = path.exists() and not (path.is_file() and not path.stat().st_size)
+        keys = read_keys(path) if begun else {}
         yield keys
         _write(path, keys)
     except OSError as error:
