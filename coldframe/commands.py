@@ -95,7 +95,7 @@ def search_each(*, limit: Limit = None, ranking: RankingFlags, ask: ServerFlags)
 
 
 def _texts_on_lines(use: str) -> Sequence[str]:
-    texts = read_lines("texts")
+    texts = read_lines("texts", or_arguments=False)
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise InvalidArgument(f"line {number} of standard input is empty; give a text to {use} on each.")

@@ -364,11 +364,14 @@ def read_stdin() -> str:
     return decoded(sys.stdin.buffer.read(), "standard input")
 
 
-def read_lines(what: str) -> Sequence[str]:
-    """Return the lines of standard input. Raises InvalidArgument where nothing is piped in."""
+def read_lines(what: str, *, or_arguments: bool = True) -> Sequence[str]:
+    """Return the lines of standard input. Raises InvalidArgument where nothing is piped in; or_arguments: whether the
+    command would take them as arguments, too.
+    """
     piped = "" if nothing_piped() else read_stdin()
     if not piped:
-        raise InvalidArgument(f"no {what}; give them as arguments, or pipe one a line into this command.")
+        ways = "give them as arguments, or pipe" if or_arguments else "pipe"
+        raise InvalidArgument(f"no {what}; {ways} one a line into this command.")
     # Not splitlines: texts hold form feeds and U+2028, and what comes back must line up with what was piped in.
     *lines, rest = piped.split("\n")
     return [line.removesuffix("\r") for line in ([*lines, rest] if rest else lines)]

@@ -342,7 +342,9 @@ def test_the_script_and_its_environment(server: Server) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["embed"], "no texts; "),
+        (["embed"], "no texts; give them as arguments, or pipe one a line "),
+        (["embed-each"], "no texts; pipe one a line "),
+        (["search-each"], "no texts; pipe one a line "),
         (["delete"], "no ids; "),
         (["upsert"], "no articles; "),
         (["search", "-"], "is closed; "),
