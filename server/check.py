@@ -39,13 +39,16 @@ def told(findings: Iterable[Finding], say: Callable[[str], None]) -> int:
 
 
 def checks(config: Config) -> Iterator[Finding]:
-    """Everything, one after the other; what one of them raises is its finding."""
+    """Everything, one after the other; what one of them raises is its finding, unless one before it has said so."""
+    failed: set[str] = set()
     for about, look in _LOOKS:
         try:
             for mark, said in look(config):
                 yield Finding(mark, about, said)
         except ColdframeError as error:
-            yield Finding("FAIL", about, error.message)
+            if error.message not in failed:
+                yield Finding("FAIL", about, error.message)
+            failed.add(error.message)
         except OSError as error:
             yield Finding("FAIL", about, str(error))
 

@@ -342,6 +342,8 @@ def test_a_store_that_is_not_there_and_an_empty_one(say: Say, tmp_path: Path) ->
     assert (code, marks(lines)["store"]) == (0, "note")
     assert f'store = "{tmp_path}"  # flag' in lines
     assert marks(lines)["API keys"] == marks(lines)["certificate"] == "note"
+    code, lines, _ = say("check", "--store", tmp_path, "--listen", "")
+    assert (code, "\n".join(lines).count("--listen is ''; give HOST:PORT")) == (1, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- keys
