@@ -51,14 +51,14 @@ def calibrate_command(
     from rich.console import Console
 
     from coldframe.errors import InvalidArgument
-    from coldframe.store import Store
     from indexer.calibrate import nearest_pairs, propose
+    from indexer.store_commands import existing_store
 
     if not 0 < story_window_days < math.inf:
         raise InvalidArgument(
             f"--story-window-days is {story_window_days}; it must be over 0", field="story-window-days"
         )
-    found = Store(store).open(generation)
+    found = existing_store(store).open(generation)
     console = Console(highlight=False, markup=False)
     published_at, digests = _dates_and_digests(found.articles)
     near = nearest_pairs(found.index, published_at, digests, window_days=story_window_days, seed=seed, sample=sample)

@@ -24,23 +24,24 @@ _NARROW = 10  # columns, for the longest word that is said of a generation
 _Name = Annotated[str, typer.Argument(help="Its name, as `list` shows it.")]
 
 
-def _store(path: Path) -> Store:
-    """FAISS comes with it: no --help shall wait for that."""
+def existing_store(path: Path) -> Store:
+    """FAISS comes with it: no --help shall wait for that. Raises InvalidArgument where nothing has that name."""
+    from coldframe.errors import InvalidArgument
     from coldframe.store import Store
 
+    if not path.exists():
+        raise InvalidArgument(f"there is no store {path}; give the folder that a build published into", field="store")
     return Store(path)
 
 
 def list_command(store: ExistingStore) -> None:
     """List the generations of a store, the oldest first; the served one has a star."""
-    from coldframe.errors import ColdframeError, InvalidArgument
+    from coldframe.errors import ColdframeError
     from coldframe.generation import Manifest
 
-    found = _store(store)
+    found = existing_store(store)
     rows: list[list[str]] = []
     current, before, kept_back = found.current(), found.before(), found.kept_back()
-    if not store.exists():
-        raise InvalidArgument(f"there is no store {store}; give the folder that a build published into", field="store")
     for name in found.names():
         try:
             manifest = Manifest.read(found.directory(name))
@@ -97,7 +98,7 @@ def verify_command(
     from coldframe.errors import ColdframeError, CorruptGeneration, InvalidArgument, NoGeneration
     from coldframe.generation import verify
 
-    found = _store(store)
+    found = existing_store(store)
     names = [generation] if generation else found.names()
     if not names:
         raise NoGeneration(f"there is nothing to verify: {store} holds no generation")
@@ -127,7 +128,7 @@ def activate_command(
     from coldframe.errors import FailedPrecondition
     from coldframe.generation import verify
 
-    found = _store(store)
+    found = existing_store(store)
     manifest = verify(found.directory(generation))
     if manifest.held and not force:
         raise FailedPrecondition(
@@ -141,7 +142,7 @@ def rollback_command(store: ExistingStore) -> None:
     """Make the generation current that was so before, after verifying it; again, the one before that."""
     from coldframe.generation import verify
 
-    found = _store(store)
+    found = existing_store(store)
     target = found.before()
     if target is not None:
         verify(found.directory(target))
@@ -160,7 +161,7 @@ def prune_command(
     """
     from rich.console import Console
 
-    prune(_store(store), keep, Console(highlight=False, markup=False))
+    prune(existing_store(store), keep, Console(highlight=False, markup=False))
 
 
 def prune(store: Store, keep: int, console: Console) -> None:
@@ -209,7 +210,7 @@ def report_command(
     from coldframe.errors import InvalidArgument, NoGeneration
     from indexer.report import write_report_of
 
-    found = _store(store)
+    found = existing_store(store)
     name = generation or found.current()
     if name is None:
         raise NoGeneration(f"there is nothing to report: {store} holds no generation")

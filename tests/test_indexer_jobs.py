@@ -165,7 +165,13 @@ def test_rollback_goes_back_one_by_one_and_then_says_that_there_is_nothing(store
     assert (answer.code, "nothing to go back to" in answer.err) == (1, True)
 
 
-@pytest.mark.parametrize("command", [("list",), ("rollback",), ("prune", "--keep", "1")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *[("list",), ("verify",), ("activate", "some"), ("rollback",), ("prune", "--keep", "1"), ("calibrate",)],
+        ("report", "--out", "report.html"),
+    ],
+)
 def test_what_builds_nothing_makes_no_store(ask: Ask, tmp_path: Path, command: tuple[str, ...]) -> None:
     answer = ask(*command, "--store", tmp_path / "stroe")
     assert (answer.code, answer.out) == (2, "")

@@ -361,7 +361,8 @@ def test_the_report_of_a_published_generation_is_written_anew(tmp_path: Path) ->
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    empty = run_command("--store", tmp_path / "none", "--out", tmp_path / "x.html")
+    (tmp_path / "empty").mkdir()
+    empty = run_command("--store", tmp_path / "empty", "--out", tmp_path / "x.html")
     assert isinstance(empty.exception, NoGeneration)
     store = Store(tmp_path / "store")
     publish(store)
