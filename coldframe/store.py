@@ -102,7 +102,7 @@ class Store:
     def find(self, name: str | None = None) -> Path:
         """Where a generation lies, the current one by default. Raises as `open` does."""
         self._require_path()
-        chosen = name or self.current()
+        chosen = self.current() if name is None else name
         if chosen is None:
             if not self.names():
                 raise NoGeneration(

@@ -99,7 +99,7 @@ def verify_command(
     from coldframe.generation import verify
 
     found = existing_store(store)
-    names = [generation] if generation else found.names()
+    names = found.names() if generation is None else [generation]
     if not names:
         raise NoGeneration(f"there is nothing to verify: {store} holds no generation")
     broken: ColdframeError | None = None
@@ -211,7 +211,7 @@ def report_command(
     from indexer.report import write_report_of
 
     found = existing_store(store)
-    name = generation or found.current()
+    name = found.current() if generation is None else generation
     if name is None:
         raise NoGeneration(f"there is nothing to report: {store} holds no generation")
     try:

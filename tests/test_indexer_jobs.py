@@ -179,6 +179,14 @@ def test_what_builds_nothing_makes_no_store(ask: Ask, tmp_path: Path, command: t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [("verify",), ("report", "--out", "report.html"), ("calibrate",)])
+def test_an_empty_name_is_not_the_current_generation(store: Path, ask: Ask, command: tuple[str, ...]) -> None:
+    """A shell makes it of a variable that is not set."""
+    answer = ask(*command, "--store", store, "--generation", "")
+    assert (answer.code, answer.out) == (2, "")
+    assert "there is no generation '' in this store; it holds: " in answer.err
+
+
 def test_rollback_refuses_a_damaged_generation(store: Path, ask: Ask) -> None:
     current, before = Store(store).current(), str(Store(store).before())
     (Store(store).directory(before) / "report.html").write_text("another picture")
