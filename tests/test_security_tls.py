@@ -366,6 +366,16 @@ def test_a_certificate_that_no_client_could_be_shown_is_refused(
     read_certificate(CertificateFiles(own.chain, own.key))
 
 
+@pytest.mark.parametrize("kept", [20, 200, -10], ids=["first line", "body", "last line"])
+def test_a_chain_that_a_full_disk_cut_off_is_not_taken_for_a_shorter_one(tmp_path: Path, kept: int) -> None:
+    own = files(tmp_path / "tls")
+    middle = signed("middle", own.authority, authority=True)
+    own.put(leaf := signed("leaf", middle))
+    own.chain.write_bytes(leaf.pem() + middle.pem()[:kept])
+    with pytest.raises(InvalidArgument, match="is cut off"):
+        read_certificate(CertificateFiles(own.chain, own.key))
+
+
 def test_a_certificate_that_will_soon_end_is_warned_of_once_a_day(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

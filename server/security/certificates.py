@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _log = logging.getLogger("coldframe.server")
 _SOON = timedelta(days=14)
 _DAY_S = 86_400
 _CURVES = frozenset({"secp256r1", "secp384r1"})
+_PEM_END = re.compile(rb"-----END [^-\n]+-----")
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,13 @@ def read_certificate(files: CertificateFiles) -> Certificate:
 def _chain(path: Path, field: str = "tls_cert") -> list[x509.Certificate]:
     content = _bytes(path, field)
     try:
-        return x509.load_pem_x509_certificates(content)
+        found = x509.load_pem_x509_certificates(content)
     except ValueError as error:
         raise _refused(path, "holds no certificate", "in PEM (-----BEGIN CERTIFICATE-----)", field) from error
+    # What has no end is passed over in there: callers would be shown a chain that stops where the disk was full.
+    if content.count(b"-----BEGIN ") != len(_PEM_END.findall(content)):
+        raise _refused(path, "is cut off: a certificate", "in it has no end; put it there whole", field)
+    return found
 
 
 def _key(files: CertificateFiles) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
