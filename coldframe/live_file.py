@@ -126,7 +126,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA secure_delete = ON")  # an article that must go goes from the disk, too
-            _prepare(db)
+            _prepare(db, path)
             db.execute("PRAGMA busy_timeout = 0")  # `begin` waits
         except BaseException:
             db.close()
@@ -166,11 +166,12 @@ def _make(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _prepare(db: sqlite3.Connection) -> None:
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
     """Makes the tables of a new file, in one step, and refuses a foreign one."""
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         db.executescript(_SCHEMA)
     _check(db)
+    _require_right(db, path)
     # Half the time of reading all articles, once, and none is ever acknowledged on top of what is broken.
     found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if found != "ok":
@@ -182,6 +183,20 @@ def _prepare(db: sqlite3.Connection) -> None:
             f"live.db cannot keep a write-ahead log on this file system (it keeps a {mode} journal); keep the store on "
             f"a local disk"
         )
+
+
+def _require_right(db: sqlite3.Connection, path: Path) -> None:
+    """SQLite opens to read what it may not write, and would refuse each change, though the right be given."""
+    try:
+        db.execute("DELETE FROM state WHERE false")
+    except sqlite3.OperationalError as error:
+        if code_of(error) != sqlite3.SQLITE_READONLY:
+            raise
+        raise InvalidArgument(
+            f"{LIVE} cannot be written in the store {path.parent}: it may only be read; give the user that this "
+            f"program runs as the right to write it",
+            field="store",
+        ) from error
 
 
 def _require_whole_now(db: sqlite3.Connection) -> None:

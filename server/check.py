@@ -114,8 +114,9 @@ def _live(config: Config) -> Iterator[tuple[str, str]]:
     with LiveStore(folder / LIVE, read_only=True) as live:
         waiting = sum(1 for _ in live.since(manifest.watermark if manifest else 0))
     yield "ok", f"{waiting:,} changes since the generation was built"
-    if not os.access(folder, os.W_OK):
-        yield "note", f"{folder} cannot be written: articles can be neither added nor removed"
+    for path in (folder, folder / LIVE):  # a copy that was put back may be its maker's
+        if path.exists() and not os.access(path, os.W_OK):
+            yield "note", f"{path} cannot be written: articles can be neither added nor removed"
 
 
 def _certificate(config: Config) -> Iterator[tuple[str, str]]:

@@ -215,6 +215,30 @@ def test_a_generation_that_this_user_may_not_read_is_not_called_missing(store: S
     assert str(store.path) not in refused.value.message, "callers hear it"
 
 
+def test_a_live_file_that_root_put_back_takes_articles_once_its_owner_may_write_it_and_not_after_a_restart(
+    background: Background, newsroom: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TemporaryDirectory() as folder:
+        store = Path(shutil.copytree(newsroom, Path(folder) / "store"))
+        with opened(background, store) as (client, _):
+            client.upsert([piece("before")])
+        live = store / LIVE
+        for path, mode in ((Path(folder), 0o755), (store, 0o777), (live, 0o444)):
+            path.chmod(mode)
+        with opened(background, store) as (client, _):
+            with nobody(), pytest.raises(FailedPrecondition, match="can be neither added nor removed"):
+                client.upsert([piece("refused")])
+            assert f"{LIVE} cannot be written in the store {store}: it may only be read; give" in caplog.text
+            with nobody():
+                [*_, note] = [found.said for found in checks(Config(store=store)) if found.about == "live articles"]
+                assert str(live) in note
+            for path in store.glob(f"{LIVE}*"):
+                path.chmod(0o666)
+            with nobody():
+                client.upsert([piece("after")])
+            assert client.get_article("after").article.id == "after"
+
+
 def test_weights_that_this_user_may_not_read_are_not_called_damaged() -> None:
     with TemporaryDirectory() as folder:  # pytest's own can be entered by nobody else
         Path(folder).chmod(0o755)
