@@ -165,7 +165,7 @@ async def serve(
     # A product of a vector wakes no team of threads: what it waits for costs more than what it saves.
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
     gc.set_threshold(_YOUNG, 10, 10)
-    stopping = asyncio.Event()
+    listens, stopping = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def end_by(what: Callable[..., None], *about: object) -> None:
@@ -175,7 +175,7 @@ async def serve(
             loop.add_reader(place.alive, what, *about)
 
     end_by(_give_up, engine)
-    station.open(engine, lambda: engine.ready and not stopping.is_set(), guard)
+    station.open(engine, lambda: engine.ready and listens.is_set() and not stopping.is_set(), guard)
     if place is None:
         require_free(address)  # said at once, and not after a model was loaded
     lacking = ""
@@ -190,6 +190,7 @@ async def serve(
     server = Server(engine, guard, worker=place is not None, witness=station.witness)
     loop.add_signal_handler(signal.SIGHUP, server.look)
     listening = await server.start(address)
+    listens.set()
     announce(f"listening on {listening}")
     following = asyncio.create_task(server.follow())
     if lacking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import io
 import json
@@ -397,6 +398,21 @@ def test_a_server_tells_machines_all_its_life_long(newsroom: Path, tmp_path: Pat
         assert server.popen.wait(30) == 0
         lines = [json.loads(line) for line in server.errors().splitlines()]
     assert {"coldframe.server", "coldframe.slow"} <= {line["logger"] for line in lines}
+
+
+def test_a_server_is_ready_once_it_listens_and_not_before(newsroom: Path, tmp_path: Path) -> None:
+    """Who sends it calls as soon as its probe says so must not be refused."""
+    port, own = free_port(), free_port()
+
+    def ready() -> bool:
+        with contextlib.suppress(OSError):
+            return get(own, "/readyz")[0] == 200
+        return False
+
+    arguments = ("--store", newsroom, "--precision", "fp32", "--metrics", f"127.0.0.1:{own}")
+    with Process(tmp_path, *arguments, "--listen", f"127.0.0.1:{port}"):
+        wait_until(ready)
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
 
 
 def test_a_worker_whom_nobody_asks_tells_of_the_articles_that_there_are(own_newsroom: Path, tmp_path: Path) -> None:
