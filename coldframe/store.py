@@ -440,8 +440,9 @@ class Store:
             )
         if error.errno == errno.EXDEV:
             return FailedPrecondition(
-                f"generations and drafts of the store {self.path} lie on different disks or mounts, and nothing can be "
-                f"moved between them in one step; keep the whole store on one, and link or mount the store itself"
+                f"generations and drafts of the store {self.path} lie on different disks or mounts, or came with an "
+                f"image (overlayfs), and nothing can be moved between them in one step; keep the whole store on one, "
+                f"and link or mount the store itself"
             )
         return InvalidArgument(
             f"the store {self.path} cannot be written ({os.strerror(error.errno or 0)}); choose a folder that you may "

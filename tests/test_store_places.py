@@ -176,6 +176,25 @@ def test_a_store_on_two_disks_is_refused_before_anything_is_built(
     assert build(own_newsroom, corpus, **options).name == store.current()
 
 
+def test_generations_that_came_with_an_image_are_said_to_and_left_whole(store: Store, disk: Path) -> None:
+    upper, work, merged = (disk / name for name in ("upper", "work", "merged"))
+    for folder in (upper, work, merged):
+        folder.mkdir()
+    layers = f"lowerdir={store.path},upperdir={upper},workdir={work},redirect_dir=off"
+    command = ["mount", "-t", "overlay", "-o", layers, "overlay", str(merged)]
+    if subprocess.run(command, check=False, timeout=30).returncode:
+        pytest.skip("there is no overlayfs here")
+    try:
+        over, names = Store(merged), store.names()
+        with over.locked(), pytest.raises(FailedPrecondition, match=r"came with an image .* link or mount the store"):
+            over.prune(1)
+        assert over.names() == names
+        over.activate(names[0])
+        assert over.open().name == names[0]
+    finally:
+        subprocess.run(["umount", "--lazy", str(merged)], check=True, timeout=30)
+
+
 # --- under a strange name --------------------------------------------------------------------------------------------
 
 
