@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +30,10 @@ def existing_store(path: Path) -> Store:
     from coldframe.errors import InvalidArgument
     from coldframe.store import Store
 
-    if not path.exists():
-        raise InvalidArgument(f"there is no store {path}; give the folder that a build published into", field="store")
+    with suppress(OSError):  # such as a name that is too long, of which the store tells
+        if not path.exists():
+            reason = f"there is no store {path}; give the folder that a build published into"
+            raise InvalidArgument(reason, field="store")
     return Store(path)
 
 

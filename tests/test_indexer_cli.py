@@ -321,7 +321,7 @@ def flip_a_byte(path: Path) -> None:
 
 
 def test_verify_of_nothing_is_not_a_success(ask: Ask, tmp_path: Path) -> None:
-    answer = ask("verify", "--store", tmp_path / "nowhere")
+    answer = ask("verify", "--store", tmp_path)
     assert (answer.code, "nothing to verify" in answer.err) == (1, True)
 
 
