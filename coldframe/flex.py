@@ -22,7 +22,7 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class FlexMasks:
-    """What a GPU needs to take all documents through one kernel: who sees whom, as masks, made once for all layers."""
+    """Who sees whom among all documents of a pack."""
 
     windows: Mapping[int, BlockMask]
     """By reach: a token sees its window within the document, and the document's two global tokens."""

@@ -199,6 +199,7 @@ def changed(path: Path) -> Iterator[dict[str, Key]]:
         raise _unwritable(path, error) from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
+        # An empty file, as mktemp makes one, holds no keys yet; a pipe or a device, empty too, is read and so refused.
         begun = path.exists() and not (path.is_file() and not path.stat().st_size)
         keys = read_keys(path) if begun else {}
         yield keys
